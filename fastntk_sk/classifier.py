@@ -1,0 +1,662 @@
+"""The estimator: parameters, input validation and orchestration."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils.multiclass import unique_labels
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from torch import nn
+from tqdm import tqdm
+
+from . import persistence
+from .backbones import takes_vectors
+from .exceptions import FastNTKError, SampleError, StateMismatchError
+from .html import state_table
+from .ledger import Removal
+from .linearized import LinearizedModel, memory_needed
+from .preprocessing import Rows, content
+from .state import Frozen, State
+from .validation import (
+    check_choice,
+    check_ids,
+    check_parameters,
+    check_training_rows,
+    encode_labels,
+)
+
+
+
+class FastNTKClassifier(ClassifierMixin, BaseEstimator):
+    r"""Classifier on a frozen pretrained backbone that forgets rows in closed form.
+
+    A parameter-efficient subset theta of the backbone is linearised at its pretrained values, and
+    a ridge problem is solved for its displacement and a readout W on the features h:
+
+    .. math::
+
+        f(x) = W [h(x), 1] + \sqrt{s} J(x) Q z, \quad J = \partial_\theta (V h), \quad
+        \min_{W, z} \sum_i w_i \|f(x_i) - t(y_i)\|^2 + \alpha (\|W\|^2 + \|z\|^2) .
+
+    The fit needs the rows only through sums, so that :meth:`unlearn` subtracts the forgotten rows
+    and solves again: exact for the linearised model, that is, the parameters of a fit that never
+    saw the rows, up to rounding; in any order, any number of times, without the rest of the data.
+    What exactness does not cover (the backbone's own pretraining data, hyper-parameters that were
+    chosen with the rows, class names, models published earlier) is listed in docs/exactness.md.
+
+    Parameters
+    ----------
+    backbone : str, nn.Module or callable, default="mlp"
+        A recipe (see :func:`list_recipes`) or timm name, "timm:NAME", "hf-hub:ORG/NAME[@REVISION]",
+        "local-dir:PATH"; a module that returns features, or a callable that returns one (it is
+        copied). "mlp" is a fixed random network on plain 2-D X.
+
+    trainable : str or sequence of str, default="norm"
+        The subset: "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt
+        tokens of a ViT, inserted after the class token), "prompt-deep" (new ones in every block),
+        "head" (the readout alone: a linear probe), "full" (small models), or glob patterns of
+        parameter names. Several are united.
+
+    anchor : {"pretrained"}, default="pretrained"
+        Where the network is linearised.
+
+    alpha : float, default=0.5
+        Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs.
+        It is never rescaled by the number of rows, or a deletion would change it.
+
+    tangent_scale : float, default=1.0
+        s, the weight of the trainable subset against the readout; 0 is a linear probe.
+
+    target_scale : float or "auto", default="auto"
+        Scale of the targets; "auto" is 1. Predictions and parameters grow in proportion.
+
+    n_components : int, "auto" or None, default="auto"
+        k, the dimension of a fixed random subspace of the subset. Memory grows as k^2, the solve as
+        k^2 times classes times features. "auto" is p up to 4096; None is p. Values above p mean p.
+
+    n_prompts : int, default=10
+        Number of prompt tokens.
+
+    image_size : int, tuple (height, width) or None, default=None
+        Images are resized to it; None is the size that the weights were trained at. Smaller is
+        faster, roughly in proportion to the area.
+
+    pretrained : bool, default=True
+        Load pretrained weights; False gives random ones, seeded by `random_state`.
+
+    batch_size : int, default=32
+        Rows a pass. Learning and forgetting pad every batch to it, because a row's Jacobian must be
+        bitwise the same both times.
+
+    predict_with : {"auto", "linear", "network"}, default="auto"
+        "linear" evaluates the linearised model with one directional derivative; "network" puts the
+        displaced weights into the network (two forward passes). "auto" is "linear".
+
+    precision : {"auto", "float32", "float64"}, default="auto"
+        Of the backbone's passes. "auto" is float64 for "mlp", else float32. Sums and solves are
+        always float64.
+
+    device : str, default="cpu"
+        Of the backbone's passes; "auto" takes a GPU if there is one.
+
+    random_state : int, RandomState instance or None, default=None
+        Seeds the readout V, the subspace Q, prompts and random weights; global generators are never
+        touched. Pass an int to make a refit comparable.
+
+    verbose : int, default=0
+        1 shows progress bars.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels. A class whose rows were all forgotten stays here and is never predicted.
+
+    n_features_in_ : int
+        Number of features; only for 2-D X.
+
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Only for a 2-D DataFrame whose column names are all strings.
+
+    n_samples_learned_ : int
+        Number of rows that the model rests on now.
+
+    n_samples_forgotten_ : int
+        Number of rows removed so far.
+
+    receipts_ : list of dict
+        One for each deletion: time, rows, in what sense it is exact, residual of the normal
+        equations, versions, device, precision.
+
+    See Also
+    --------
+    unlearn : The same for a classifier inside a Pipeline or a search.
+
+    Notes
+    -----
+    A pickle, and the folder of :meth:`save`, hold the statistics and the ledger, which describe the
+    remaining training data: they are private.
+
+    References
+    ----------
+    .. [1] Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models",
+       arXiv:2312.14923.
+    .. [2] Golatkar et al., "Mixed-Privacy Forgetting in Deep Networks", arXiv:2012.13431.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> clf.unlearn(X[:10]).n_samples_learned_
+    140
+    >>> refit = FastNTKClassifier(random_state=0).fit(X[10:], y[10:])
+    >>> bool(np.allclose(clf.decision_function(X), refit.decision_function(X), rtol=1e-8))
+    True
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | Callable[[], nn.Module] = "mlp",
+        *,
+        trainable: str | Sequence[str] = "norm",
+        anchor: str = "pretrained",
+        alpha: float = 0.5,
+        tangent_scale: float = 1.0,
+        target_scale: float | str = "auto",
+        n_components: int | str | None = "auto",
+        n_prompts: int = 10,
+        image_size: int | tuple[int, int] | None = None,
+        pretrained: bool = True,
+        batch_size: int = 32,
+        predict_with: str = "auto",
+        precision: str = "auto",
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.trainable = trainable
+        self.anchor = anchor
+        self.alpha = alpha
+        self.tangent_scale = tangent_scale
+        self.target_scale = target_scale
+        self.n_components = n_components
+        self.n_prompts = n_prompts
+        self.image_size = image_size
+        self.pretrained = pretrained
+        self.batch_size = batch_size
+        self.predict_with = predict_with
+        self.precision = precision
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None
+    ) -> FastNTKClassifier:
+        """Learn from scratch: one pass over the rows and one solve.
+
+        Parameters
+        ----------
+        X : array-like
+            Images: an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or a list
+            of PIL images or file paths. For "mlp": a numeric array of shape (n, n_features).
+
+        y : array-like of shape (n,)
+            Class labels.
+
+        sample_weight : array-like of shape (n,), default=None
+            Nonnegative; rows of weight zero are dropped before anything else.
+
+        sample_ids : array-like of shape (n,), default=None
+            What deletion requests will name, such as a person's id; it may repeat. Only a keyed
+            digest is kept.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            Fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data is not valid.
+
+        InsufficientMemoryError
+            If the statistics would not fit; it names an `n_components` that would.
+        """
+        state, classes = self._start(X, y, None, sample_weight, sample_ids)
+        return self._commit(state, classes)
+
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any,
+        classes: Any = None,
+        sample_weight: Any = None,
+        sample_ids: Any = None,
+    ) -> FastNTKClassifier:
+        """Learn more rows; the result is that of one fit on all of them.
+
+        Parameters
+        ----------
+        X, y, sample_weight, sample_ids
+            As in :meth:`fit`.
+
+        classes : array-like of shape (n_classes,), default=None
+            All class labels; the first call needs them unless `y` holds each of them.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            Fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If `y` holds a label that is not in `classes_`.
+        """
+        if not hasattr(self, "_state"):
+            state, names = self._start(X, y, classes, sample_weight, sample_ids)
+            return self._commit(state, names)
+        if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
+            raise ValueError(
+                f"Expected classes to be {self.classes_.tolist()} as in the first call, got "
+                f"{np.unique(classes).tolist()}. Call fit to start with other classes."
+            )
+        X, y, weights, ids = check_training_rows(
+            self, X, y, sample_weight, sample_ids, vectors=self._vectors, reset=False
+        )
+        rows = Rows(X, self._state.model.backbone.spec)
+        labels = encode_labels(y, self.classes_)
+        if (labels < 0).any():
+            new = np.unique(y[labels < 0]).tolist()
+            raise ValueError(
+                f"Expected labels among classes_ = {self.classes_.tolist()}, got {new}. Name all "
+                "classes in the first call: partial_fit(X, y, classes=...)."
+            )
+        state = self._state.learn(rows, labels, weights, ids, self._progress)
+        return self._commit(state, self.classes_)
+
+    def unlearn(
+        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
+    ) -> FastNTKClassifier:
+        """Forget rows: the result is that of a fit that never saw them.
+
+        Exact for the linearised model. Needs only the forgotten rows; atomic: when an error is
+        raised, nothing has changed.
+
+        Parameters
+        ----------
+        X_forget : array-like
+            The rows, exactly as they were learned: they are matched by content.
+
+        y_forget : array-like of shape (n,), default=None
+            Their labels; by default the ledger's.
+
+        sample_ids : array-like of shape (n,), default=None
+            Match only rows that were learned under these ids; the receipt then counts the rows that
+            are left under them.
+
+        copies : {"one", "all"}, default="one"
+            For content that was learned several times: each row of the request removes one copy, or
+            all.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            The estimator without the rows.
+
+        Raises
+        ------
+        UnknownSampleError
+            If rows were never learned, are already forgotten, or were learned with another label;
+            `indices` names them.
+
+        AmbiguousSampleError
+            If a row was learned with several labels, weights or ids and the request does not say
+            which.
+
+        ForgetsEverythingError
+            If no row would be left.
+
+        Warns
+        -----
+        NumericalDriftWarning
+            If versions, threads or the machine changed since fit, and Jacobians with them.
+        """
+        return self._forget(X_forget, y_forget, sample_ids, copies)
+
+    def can_unlearn(
+        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
+    ) -> dict[str, Any]:
+        """Try a deletion without doing it.
+
+        Parameters
+        ----------
+        X_forget, y_forget, sample_ids, copies
+            As in :meth:`unlearn`.
+
+        Returns
+        -------
+        report : dict
+            "possible" (bool), "reason" (str, empty if possible), "indices" (rows of the request that
+            are in the way), "n_rows" (learned copies that would go), "n_bytes" (estimated peak
+            memory), "seconds" (estimated from the last pass and solve).
+        """
+        check_is_fitted(self)
+        state, removals = self._state, []
+        report: dict[str, Any] = {"possible": True, "reason": "", "indices": []}
+        try:
+            _, removals = self._match(X_forget, y_forget, sample_ids, copies)
+            state.check_rest(removals)
+        except FastNTKError as error:
+            indices = error.indices if isinstance(error, SampleError) else []
+            report = {"possible": False, "reason": str(error), "indices": indices}
+        model = state.model
+        padded = math.ceil(len(removals) / model.batch_size) * model.batch_size
+        report["n_rows"] = len(removals)
+        report["n_bytes"] = memory_needed(model.d, model.projection.k, len(self.classes_))
+        report["seconds"] = padded * state.seconds_per_row + state.seconds_per_solve
+        return report
+
+    def rebuild(self, X: Any, y: Any = None) -> FastNTKClassifier:
+        """Make the statistics anew, after numerical drift or on another machine.
+
+        Parameters
+        ----------
+        X : array-like
+            Exactly the rows that are still learned, each as often as it was learned, in any order.
+
+        y : array-like of shape (n,), default=None
+            Their labels; by default the ledger's.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            The estimator with fresh statistics; ledger and receipts are kept.
+
+        Raises
+        ------
+        UnknownSampleError
+            If a row is not among the learned ones.
+
+        StateMismatchError
+            If rows are missing.
+        """
+        check_is_fitted(self)
+        rows, removals = self._match(X, y, None, "one")
+        return self._commit(self._state.rebuild(rows, removals, self._progress), self.classes_)
+
+    def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> FastNTKClassifier:
+        """Add what other estimators have learned apart: only sums travel, never rows.
+
+        Parameters
+        ----------
+        others : FastNTKClassifier or iterable of them
+            Fitted with the same parameters, the same integer `random_state` and the same classes;
+            they are not changed.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            The estimator of one fit on all rows. Each part keeps its ledger and key.
+
+        Raises
+        ------
+        StateMismatchError
+            If the set-ups differ; the message says in what.
+
+        Warns
+        -----
+        PrivacyWarning
+            If a part has so few rows that its statistics can be inverted.
+        """
+        check_is_fitted(self)
+        parts = [others] if isinstance(others, FastNTKClassifier) else list(others)
+        for part in parts:
+            check_is_fitted(part)
+            if not np.array_equal(part.classes_, self.classes_):
+                raise StateMismatchError(
+                    f"Expected classes {self.classes_.tolist()}, got {part.classes_.tolist()}. Fit "
+                    "every part with partial_fit(X, y, classes=...)."
+                )
+        return self._commit(self._state.merge([p._state for p in parts]), self.classes_)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the scores of the linearised model, about target_scale * (onehot - 1/C).
+
+        Parameters
+        ----------
+        X : array-like
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,) for two classes, else (n, n_classes)
+            For two classes, the second score less the first. A class without rows has -inf.
+        """
+        scores = self._scores(X)
+        if scores.shape[1] == 2:
+            return scores[:, 1] - scores[:, 0]
+        return scores
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict class labels.
+
+        Parameters
+        ----------
+        X : array-like
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,)
+        """
+        best = self._scores(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        r"""Return scores as numbers that sum to one: not calibrated probabilities.
+
+        A softmax of :math:`\log(99 (C - 1)) f(x) / target\_scale`, so that a row that is fitted
+        exactly gets 0.99. A squared-loss model does not know its own confidence: wrap it in
+        :class:`~sklearn.calibration.CalibratedClassifierCV` for probabilities to rely on.
+
+        Parameters
+        ----------
+        X : array-like
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, n_classes)
+        """
+        scores = self._scores(X)
+        sharpness = math.log(99 * (scores.shape[1] - 1)) / self._state.frozen.target_scale
+        return softmax(sharpness * scores, axis=1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the whole estimator, with its private statistics and ledger, to a folder.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Made if it does not exist; a state that it holds is replaced at one instant.
+
+        Raises
+        ------
+        StateFormatError
+            If the folder holds something else.
+        """
+        check_is_fitted(self)
+        persistence.save(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backbone: str | nn.Module | Callable[[], nn.Module] | None = None,
+        device: str | None = None,
+    ) -> FastNTKClassifier:
+        """Load what :meth:`save` wrote; nothing is unpickled.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        backbone : str, nn.Module or callable, default=None
+            Where the backbone comes from now; needed if it was a module or a callable.
+
+        device : str, default=None
+            By default the saved one.
+
+        Returns
+        -------
+        classifier : FastNTKClassifier
+            Predicts bitwise the same, and goes on unlearning.
+
+        Raises
+        ------
+        StateFormatError
+            If the folder holds no complete state of a known format.
+
+        StateMismatchError
+            If the backbone's weights are not those that were saved.
+        """
+        return persistence.load(cls, path, backbone=backbone, device=device)
+
+    def _start(self, X, y, classes, sample_weight, sample_ids) -> tuple[State, np.ndarray]:
+        """Build the model and learn the first rows; the estimator is not changed."""
+        check_parameters(self)
+        vectors = takes_vectors(self.backbone, X)
+        X, y, weights, ids = check_training_rows(
+            self, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
+        )
+        names = np.unique(y) if classes is None else unique_labels(classes)
+        if len(names) < 2:
+            raise ValueError(
+                f"Expected at least 2 classes, got one class: {names.tolist()}. Pass rows of another "
+                "class too, or name all classes in partial_fit(X, y, classes=...)."
+            )
+        labels = encode_labels(y, names)
+        if (labels < 0).any():
+            raise ValueError(
+                f"Expected labels among classes={names.tolist()}, got "
+                f"{np.unique(y[labels < 0]).tolist()}. Add them to classes."
+            )
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        precision = self.precision
+        if precision == "auto":
+            precision = "float64" if isinstance(self.backbone, str) and vectors else "float32"
+        frozen = Frozen(
+            seed=seed,
+            alpha=float(self.alpha),
+            tangent_scale=float(self.tangent_scale),
+            target_scale=1.0 if self.target_scale == "auto" else float(self.target_scale),
+            network=self.predict_with == "network",
+            device=device,
+        )
+        model = LinearizedModel.build(
+            self.backbone,
+            X,
+            n_classes=len(names),
+            trainable=self.trainable,
+            n_prompts=self.n_prompts,
+            n_components=self.n_components,
+            pretrained=self.pretrained,
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+            n_features=X.shape[1] if vectors else None,
+            dtype=getattr(torch, precision),
+            device=device,
+            seed=seed,
+        )
+        rows = Rows(X, model.backbone.spec)
+        state = State.empty(model, frozen)
+        return state.learn(rows, labels, weights, ids, self._progress), names
+
+    def _commit(self, state: State, classes: np.ndarray) -> FastNTKClassifier:
+        self._state = state
+        self.classes_ = classes
+        self.n_samples_learned_ = int(state.class_rows.sum())
+        self.n_samples_forgotten_ = state.n_forgotten
+        self.receipts_ = state.receipts
+        return self
+
+    @property
+    def _vectors(self) -> bool:
+        return self._state.model.backbone.spec.size is None
+
+    def _rows(self, X: Any) -> Rows:
+        check_is_fitted(self)
+        if self._vectors:
+            X = validate_data(self, X, dtype=np.float64, reset=False)
+        return Rows(X, self._state.model.backbone.spec)
+
+    def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
+        check_choice("copies", copies)
+        rows = self._rows(X)
+        labels = None
+        if y is not None:
+            y = column_or_1d(y)
+            check_consistent_length(rows, y)
+            labels = encode_labels(y, self.classes_).tolist()
+        ids = check_ids(sample_ids, len(rows))
+        contents = (content(row) for row in rows)
+        return rows, self._state.ledger.find(contents, labels, ids, copies)
+
+    def _forget(
+        self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=()
+    ) -> FastNTKClassifier:
+        check_is_fitted(self)
+        rows, removals = self._match(X, y, sample_ids, copies)
+        state = self._state.forget(
+            rows, removals, self._progress, seen_by=seen_by, searched_by=searched_by
+        )
+        if sample_ids is not None:
+            left = state.ledger.owned_rows(set(check_ids(sample_ids, len(rows))))
+            state.receipts[-1]["n_rows_left_under_sample_ids"] = left
+        return self._commit(state, self.classes_)
+
+    def _progress(self, rows: Iterable, what: str, total: int) -> Iterable:
+        return tqdm(rows, what, total, unit="row", disable=not self.verbose)
+
+    def _scores(self, X: Any) -> np.ndarray:
+        rows, state = self._rows(X), self._state
+        scores = state.model.scores(
+            state.parameters,
+            self._progress(rows, "predicting", len(rows)),
+            network=state.frozen.network,
+        )
+        scores[:, state.class_rows == 0] = -np.inf
+        return scores
+
+    def _html_repr(self) -> str:
+        return super()._html_repr() + (state_table(self) if hasattr(self, "_state") else "")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_state")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        vectors = not isinstance(self.backbone, str) or self.backbone == "mlp"
+        tags.input_tags.two_d_array = vectors
+        tags.input_tags.three_d_array = not vectors
+        tags.input_tags.string = not vectors
+        return tags
+

@@ -1,0 +1,93 @@
+"""Errors and warnings of the library: every error is a ValueError or a RuntimeError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class FastNTKError(Exception):
+    """Base class of the errors that this library raises itself."""
+
+
+class SampleError(FastNTKError, ValueError):
+    """Rows of a request cannot be matched with what was learned.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong and what to do next.
+
+    indices : iterable of int, default=()
+        Row numbers in the request that was passed in.
+    """
+
+    def __init__(self, message: str, indices: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.indices = [int(i) for i in indices]
+
+    def __reduce__(self):
+        return type(self), (self.args[0], self.indices)
+
+
+class UnknownSampleError(SampleError):
+    """A row was never learned, is already forgotten, or was learned with another label."""
+
+
+class AmbiguousSampleError(SampleError):
+    """The same content was learned under several labels, weights or ids."""
+
+
+class ForgetsEverythingError(FastNTKError, ValueError):
+    """A deletion would leave no row to rest on."""
+
+
+class BackboneNotFoundError(FastNTKError, ValueError):
+    """No recipe, timm model or repository has this backbone name."""
+
+
+class WeightsUnavailableError(FastNTKError, RuntimeError):
+    """The pretrained weights of a backbone cannot be loaded here."""
+
+
+class SubsetError(FastNTKError, ValueError):
+    """The trainable subset does not exist in the backbone."""
+
+
+class JacobianError(FastNTKError, RuntimeError):
+    """A backbone whose rows influence each other has no per-sample Jacobian."""
+
+
+class InsufficientMemoryError(FastNTKError, RuntimeError):
+    """The statistics would not fit in memory; nothing was allocated."""
+
+
+class InexactDeletionError(FastNTKError, ValueError):
+    """A strict deletion would be approximate; nothing was changed."""
+
+
+class SolveError(FastNTKError, RuntimeError):
+    """The normal equations lost positive definiteness; the statistics must be rebuilt."""
+
+
+class StateMismatchError(FastNTKError, ValueError):
+    """Two states, or a state and a backbone, do not belong together."""
+
+
+class StateFormatError(FastNTKError, ValueError):
+    """A folder is not a saved state, is damaged, or is of a newer format."""
+
+
+class InexactDeletionWarning(UserWarning):
+    """Something outside the linearised model has seen the forgotten rows."""
+
+
+class NumericalDriftWarning(UserWarning):
+    """Jacobians computed here differ from those that were learned."""
+
+
+class PrivacyWarning(UserWarning):
+    """Something that is about to happen says more about persons than it seems to."""
+
+
+class EmptyClassWarning(UserWarning):
+    """A class has no row left; its name is still in ``classes_``."""

@@ -1,0 +1,33 @@
+"""The state of a fitted classifier as an HTML table, under scikit-learn's diagram."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+
+def state_table(classifier: Any) -> str:
+    """Return what the model rests on.
+
+    Parameters
+    ----------
+    classifier : FastNTKClassifier
+        Fitted.
+
+    Returns
+    -------
+    table : str
+    """
+    projection = classifier._state.model.projection
+    receipts = classifier.receipts_
+    cells = {
+        "learned": f"{classifier.n_samples_learned_:,} rows",
+        "forgotten": f"{classifier.n_samples_forgotten_:,} rows",
+        "last deletion": receipts[-1]["exactness"] if receipts else "none yet",
+        "trainable": f"{projection.p:,} parameters in {projection.k:,} components",
+    }
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in cells.items()
+    )
+    return f"<table class='fastntk-state'>{rows}</table>"

@@ -1,0 +1,271 @@
+"""Features and per-sample Jacobians of a frozen network, and directional derivatives.
+
+Reverse mode, one backward pass a readout row: for the features h(x) in R^d and a readout V in
+R^{C x d}, row (i, c) of the Jacobian is d/dtheta [V_c . h(x_i; theta)] in R^p.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .exceptions import JacobianError
+from .subsets import Subset
+from .taps import BatchNormTap, Tap, make_tap
+
+logger = logging.getLogger(__name__)
+
+
+class TangentNetwork(nn.Module):
+    """A frozen network that gives features, per-sample Jacobians and directional derivatives.
+
+    The network is copied (its parameters are shared, never changed) and every module with trainable
+    parameters is replaced by a tap. Batch norms are folded into the convolution below where
+    that leaves the features unchanged.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Maps a batch to features of shape (n, d), row by row. Must be in eval mode.
+
+    subset : Subset
+        Its trainable parameters.
+
+    probe : Tensor of shape (n, ...)
+        A few inputs, on which the Jacobian is checked against the ordinary batch gradient. Where a
+        module is not used the way its tap expects, the whole network becomes one tap: slower, and
+        right for every network whose rows do not influence each other.
+
+    Raises
+    ------
+    JacobianError
+        If no form agrees with the batch gradient: rows influence each other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.jacobians import TangentNetwork
+    >>> from fastntk_sk.subsets import select
+    >>> net = torch.nn.Linear(2, 1).requires_grad_(False).eval()
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> tangent = TangentNetwork(net, select(net, "weight"), probe=x)
+    >>> tangent.jacobian(x, readout=torch.ones(1, 1))[1]
+    tensor([[[1., 2.]],
+    <BLANKLINE>
+            [[3., 4.]]])
+    """
+
+    def __init__(self, net: nn.Module, subset: Subset, probe: Tensor) -> None:
+        super().__init__()
+        self.subset = subset
+        self.net = _shared_copy(net)
+        self._taps: dict[str, Tap] = {}
+        if not subset.names:
+            return
+        for owner in _owners(subset.names):
+            self._install(owner)
+        _fold_batch_norms(self.net, [t for t in self._taps.values()], net, probe)
+        problem = self._disagreement(net, probe)
+        if problem:
+            logger.info("one tap over the whole network, because %s", problem)
+            self.net, self._taps = _shared_copy(net), {}
+            self._install("")
+            problem = self._disagreement(net, probe)
+        if problem:
+            raise JacobianError(
+                f"Per-sample Jacobians of {type(net).__name__} do not add up to its batch gradient "
+                f"({problem}): its rows influence each other, or its output is not deterministic. "
+                "Use a backbone that treats rows independently in eval mode."
+            )
+
+    def _install(self, owner: str) -> None:
+        prefix = f"{owner}." if owner else ""
+        names = [n.removeprefix(prefix) for n in self.subset.names if n.startswith(prefix)]
+        tap = make_tap(self.net.get_submodule(owner) if owner else self.net, names)
+        self._taps[prefix] = tap
+        if owner:
+            self.net.set_submodule(owner, tap)
+        else:
+            self.net = tap
+
+    def _disagreement(self, net: nn.Module, probe: Tensor) -> str | None:
+        parameters = {
+            name: net.get_parameter(name).detach().requires_grad_() for name in self.subset.names
+        }
+        with torch.enable_grad():
+            features = functional_call(net, parameters, (probe,))
+            expected = torch.autograd.grad(features.sum(), list(parameters.values()))
+        flat = torch.cat([g.flatten() for g in expected])
+        try:
+            ones = torch.ones(1, features.shape[1], dtype=probe.dtype, device=probe.device)
+            found = self.jacobian(probe, ones)[1].sum((0, 1))
+        except (RuntimeError, ValueError) as error:
+            return str(error)
+        gap = float((found - flat).norm() / flat.norm().clamp_min(1e-30))
+        # a ReLU kink flips a few entries in float32; a missed or shared module flips most of them
+        return None if gap < 1e-2 else f"relative difference {gap:.1e}"
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate features of shape (n, d)."""
+        return self.net(x)
+
+    def jacobian(
+        self,
+        x: Tensor,
+        readout: Tensor,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute features and the Jacobian of `readout @ features`, row by row.
+
+        One forward and C backward passes over the batch; a frozen weight never gets a gradient.
+        For one batch shape, a row's result does not depend on the other rows.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, ...)
+            A batch as the network takes it.
+
+        readout : Tensor of shape (C, d)
+
+        project : callable, default=None
+            Applied to the (n, p) rows of each readout row, so that (n, C, p) is never stored.
+
+        Returns
+        -------
+        features : Tensor of shape (n, d)
+
+        jacobian : Tensor of shape (n, C, k)
+            k is what `project` returns, else p.
+        """
+        if not self._taps:
+            features = self.features(x)
+            return features, features.new_zeros(len(x), len(readout), 0)
+        leaves: dict[str, Tensor] = {}
+        for prefix, tap in self._taps.items():
+            for name in tap.names:
+                parameter = tap.module.get_parameter(name).detach()
+                leaf = parameter.expand(len(x), *parameter.shape).requires_grad_()
+                leaves[prefix + name] = leaf
+        ordered = [leaves[name] for name in self.subset.names]
+        classes = []
+        try:
+            for prefix, tap in self._taps.items():
+                tap.leaves = {name: leaves[prefix + name] for name in tap.names}
+            with torch.enable_grad():
+                features = self.net(x)
+            for c, row in enumerate(readout):
+                rows = torch.autograd.grad(
+                    features, ordered, row.expand_as(features), retain_graph=c + 1 < len(readout)
+                )
+                flat = torch.cat([r.flatten(1) for r in rows], dim=1)
+                classes.append(flat if project is None else project(flat))
+        finally:
+            for tap in self._taps.values():
+                tap.leaves = None
+        return features.detach(), torch.stack(classes, dim=1)
+
+    @torch.no_grad()
+    def directional(self, x: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features and their derivative along a displacement of theta, in one pass.
+
+        Forward mode. Fused attention has no forward-mode derivative, so attention runs in its plain
+        form meanwhile.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, ...)
+
+        displacement : Tensor of shape (p,)
+
+        Returns
+        -------
+        features : Tensor of shape (n, d)
+
+        derivative : Tensor of shape (n, d)
+            d/dt h(x; theta + t * displacement) at t = 0.
+        """
+        if not self._taps:
+            features = self.features(x)
+            return features, torch.zeros_like(features)
+        parts = self.subset.split(displacement)
+        try:
+            for prefix, tap in self._taps.items():
+                tap.tangents = {name: parts[prefix + name] for name in tap.names}
+            with plain_attention(), fwd.dual_level():
+                features, derivative = fwd.unpack_dual(self.net(x))
+        finally:
+            for tap in self._taps.values():
+                tap.tangents = None
+        return features, torch.zeros_like(features) if derivative is None else derivative
+
+
+def plain_attention():
+    """Return a context in which scaled dot-product attention supports every derivative."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def _shared_copy(net: nn.Module) -> nn.Module:
+    tensors = itertools.chain(net.parameters(), net.buffers())
+    return copy.deepcopy(net, memo={id(t): t for t in tensors})
+
+
+def _owners(names: tuple[str, ...]) -> list[str]:
+    """Return the outermost modules that own the named parameters."""
+    owners = {name.rpartition(".")[0] for name in names}
+    if "" in owners:
+        return [""]
+    return sorted(
+        o for o in owners if not any(o.startswith(f"{other}.") for other in owners if other != o)
+    )
+
+
+@torch.no_grad()
+def _fold_batch_norms(
+    net: nn.Module, taps: list[Tap], original: nn.Module, probe: Tensor
+) -> None:
+    """Move the scale of a batch norm into the convolution whose output it receives, if only it does."""
+    made: dict[int, nn.Module] = {}
+    pairs: list[tuple[nn.Conv2d, BatchNormTap]] = []
+    keep: list[Tensor] = []
+
+    def after_conv(module: nn.Module, _: object, out: Tensor) -> None:
+        made[id(out)] = module
+        keep.append(out)  # so that no id is used twice
+
+    def before_norm(tap: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        conv = made.pop(id(inputs[0]), None)
+        if conv is not None and tap.foldable:
+            pairs.append((conv, tap))  # type: ignore[arg-type]
+
+    tapped = {id(m) for tap in taps for m in tap.modules()}
+    hooks = [
+        m.register_forward_hook(after_conv)
+        for m in net.modules()
+        if isinstance(m, nn.Conv2d) and id(m) not in tapped
+    ]
+    hooks += [t.register_forward_pre_hook(before_norm) for t in taps if isinstance(t, BatchNormTap)]
+    try:
+        before = net(probe[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    undo = []
+    for conv, tap in pairs:
+        undo.append((conv, conv.weight, conv.bias, tap, tap.scale, tap.slope))
+        scale = tap.fold()
+        conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
+        if conv.bias is not None:
+            conv.bias = nn.Parameter(conv.bias * scale, requires_grad=False)
+    # a convolution with a second consumer, or one that is called twice, shows here
+    if not torch.allclose(net(probe[:1]), before, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
+        for conv, weight, bias, tap, scale, slope in undo:
+            conv.weight, conv.bias, tap.scale, tap.slope = weight, bias, scale, slope

@@ -1,0 +1,240 @@
+"""Which rows have been learned: keyed content digests with label, weight and count."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .exceptions import AmbiguousSampleError, UnknownSampleError
+
+_SIZE = 32
+
+
+class Entry(NamedTuple):
+    """How a content was learned: class index, sample weight, digest of the id (or empty)."""
+
+    label: int
+    weight: float
+    owner: bytes
+
+
+class Removal(NamedTuple):
+    """One learned copy that a request removes, and the request row that asks for it."""
+
+    row: int
+    segment: int
+    digest: bytes
+    entry: Entry
+
+
+@dataclass
+class Segment:
+    """The rows that one site has learned, under that site's own key."""
+
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(_SIZE))
+    rows: dict[bytes, Counter[Entry]] = field(default_factory=dict)
+
+    def digest(self, content: bytes) -> bytes:
+        """Return the keyed digest of a content."""
+        return hashlib.blake2b(content, key=self.key, digest_size=_SIZE).digest()
+
+    def owner(self, sample_id: object) -> bytes:
+        """Return the keyed digest of a sample id; None has the empty digest."""
+        if sample_id is None:
+            return b""
+        person = hashlib.blake2b(key=self.key, digest_size=_SIZE, person=b"sample id")
+        person.update(str(sample_id).encode())
+        return person.digest()
+
+
+class Ledger:
+    """Learned rows as a list of segments; merged sites keep theirs apart.
+
+    The key is drawn from the system's randomness, so that nobody without the private state can
+    test whether a picture was in the training set. A forgotten row leaves no digest behind.
+
+    Parameters
+    ----------
+    segments : list of Segment, default=None
+        One fresh segment by default. New rows enter the first.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of learned rows, duplicates counted.
+
+    Examples
+    --------
+    >>> from fastntk_sk.ledger import Ledger
+    >>> ledger = Ledger()
+    >>> digests = [ledger.digest(content) for content in (b"a", b"b")]
+    >>> ledger.add(digests, labels=[0, 1], weights=[1.0, 1.0])
+    >>> removals = ledger.find([b"a"])
+    >>> ledger.remove(removals)
+    >>> ledger.n_rows
+    1
+    """
+
+    def __init__(self, segments: list[Segment] | None = None) -> None:
+        self.segments = [Segment()] if segments is None else segments
+        self.n_rows = sum(sum(c.values()) for s in self.segments for c in s.rows.values())
+
+    def digest(self, content: bytes) -> bytes:
+        """Return the keyed digest under which a new row is entered."""
+        return self.segments[0].digest(content)
+
+    def add(
+        self,
+        digests: Iterable[bytes],
+        labels: Sequence[int],
+        weights: Sequence[float],
+        sample_ids: Sequence[object] | None = None,
+    ) -> None:
+        """Enter rows.
+
+        Parameters
+        ----------
+        digests : iterable of bytes
+            One a row, of `digest`.
+
+        labels : sequence of int
+            Class indices.
+
+        weights : sequence of float
+
+        sample_ids : sequence of object, default=None
+        """
+        segment = self.segments[0]
+        ids = [None] * len(labels) if sample_ids is None else sample_ids
+        for digest, label, weight, sample_id in zip(digests, labels, weights, ids, strict=True):
+            entry = Entry(int(label), float(weight), segment.owner(sample_id))
+            segment.rows.setdefault(digest, Counter())[entry] += 1
+            self.n_rows += 1
+
+    def find(
+        self,
+        contents: Iterable[bytes],
+        labels: Sequence[int] | None = None,
+        sample_ids: Sequence[object] | None = None,
+        copies: str = "one",
+    ) -> list[Removal]:
+        """Match a request with what was learned; nothing changes.
+
+        Parameters
+        ----------
+        contents : iterable of bytes
+
+        labels : sequence of int, default=None
+            Class indices; None takes the label that the ledger knows.
+
+        sample_ids : sequence of object, default=None
+
+        copies : {"one", "all"}, default="one"
+            Remove one learned copy for each request row, or every copy of its content.
+
+        Returns
+        -------
+        removals : list of Removal
+
+        Raises
+        ------
+        UnknownSampleError
+            If rows match nothing; `indices` names them.
+
+        AmbiguousSampleError
+            If rows match copies with several labels, weights or ids.
+        """
+        removals: list[Removal] = []
+        taken: Counter[tuple[int, bytes, Entry]] = Counter()
+        touched: set[bytes] = set()
+        unknown: list[int] = []
+        elsewhere: list[int] = []
+        ambiguous: list[int] = []
+        for row, content in enumerate(contents):
+            label = None if labels is None else int(labels[row])
+            known, found = self._candidates(
+                content, label, None if sample_ids is None else sample_ids[row], sample_ids
+            )
+            left = [(s, d, e, n - taken[s, d, e]) for s, d, e, n in found if n > taken[s, d, e]]
+            if copies == "all":
+                if not left and not any(d in touched for _, d, _, _ in found):
+                    (elsewhere if known else unknown).append(row)
+                touched.update(d for _, d, _, _ in left)
+            elif not left:
+                (elsewhere if known and not found else unknown).append(row)
+            elif len({e for _, _, e, _ in left}) > 1:
+                ambiguous.append(row)
+                continue
+            else:
+                left = [(*left[0][:3], 1)]
+            for segment, digest, entry, count in left:
+                taken[segment, digest, entry] += count
+                removals += [Removal(row, segment, digest, entry)] * count
+        if unknown or elsewhere:
+            raise UnknownSampleError(_unknown_message(unknown, elsewhere), unknown + elsewhere)
+        if ambiguous:
+            raise AmbiguousSampleError(
+                f"Rows {_rows(ambiguous)} were learned several times with different labels, weights "
+                "or ids. Pass y_forget or sample_ids, or copies='all' to forget every copy.",
+                ambiguous,
+            )
+        return removals
+
+    def _candidates(self, content, label, sample_id, sample_ids):
+        known, found = False, []
+        for s, segment in enumerate(self.segments):
+            digest = segment.digest(content)
+            owner = segment.owner(sample_id)
+            for entry, count in segment.rows.get(digest, {}).items():
+                known = True
+                if label not in (None, entry.label) or (sample_ids and owner != entry.owner):
+                    continue
+                found.append((s, digest, entry, count))
+        return known, found
+
+    def remove(self, removals: Iterable[Removal]) -> None:
+        """Strike out learned copies; no digest of a content without copies is kept."""
+        for _, s, digest, entry in removals:
+            self.n_rows -= 1
+            rows = self.segments[s].rows
+            rows[digest][entry] -= 1
+            if not rows[digest][entry]:
+                del rows[digest][entry]
+            if not rows[digest]:
+                del rows[digest]
+
+    def owned_rows(self, sample_ids: Iterable[object]) -> int:
+        """Return how many learned rows carry one of these sample ids."""
+        ids = list(sample_ids)
+        total = 0
+        for segment in self.segments:
+            owners = {segment.owner(i) for i in ids}
+            total += sum(
+                n for c in segment.rows.values() for entry, n in c.items() if entry.owner in owners
+            )
+        return total
+
+
+def _rows(indices: Sequence[int]) -> str:
+    shown = ", ".join(map(str, indices[:10]))
+    return f"[{shown}, ...] ({len(indices)} in all)" if len(indices) > 10 else f"[{shown}]"
+
+
+def _unknown_message(unknown: Sequence[int], elsewhere: Sequence[int]) -> str:
+    parts = []
+    if unknown:
+        parts.append(
+            f"Rows {_rows(unknown)} were not learned, or are already forgotten. Rows are matched by "
+            "their content: pass them exactly as they were passed to fit (a picture that was "
+            "encoded again is another content)."
+        )
+    if elsewhere:
+        parts.append(
+            f"Rows {_rows(elsewhere)} were learned with another label or sample id. Leave y_forget "
+            "out to take the label that was learned."
+        )
+    return " ".join(parts) + " Nothing was changed."

@@ -1,0 +1,229 @@
+"""From what users pass as X to the tensors that enter a backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+_RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_SHAPES = (
+    "Expected images as an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or "
+    "a list of PIL images or of file paths"
+)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone takes.
+
+    Parameters
+    ----------
+    size : tuple of int (height, width), or None
+        Pictures are resized to it as a whole, without cropping. None: the input is a vector.
+
+    channels : {1, 3}, default=3
+
+    mean, std : tuple of float, default=(0.5, 0.5, 0.5)
+        Normalisation of values in [0, 1].
+
+    interpolation : {"bilinear", "bicubic", "nearest", "lanczos"}, default="bicubic"
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+
+    def pixels(self, item: Any) -> np.ndarray:
+        """Decode and resize one image.
+
+        Parameters
+        ----------
+        item : PIL image, path, or array of shape (H, W) or (H, W, 3)
+
+        Returns
+        -------
+        pixels : ndarray of shape (channels, height, width), uint8 or float32
+            What the ledger digests: 8-bit pictures are resized in integers, the same on every
+            machine.
+        """
+        assert self.size is not None
+        if isinstance(item, (str, os.PathLike)):
+            with Image.open(item) as opened:
+                item = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
+        if isinstance(item, Image.Image):
+            item = np.asarray(item.convert("L" if item.mode in ("1", "L") else "RGB"))
+        planes = [item] if item.ndim == 2 else [item[..., c] for c in range(item.shape[-1])]
+        resized = np.stack([self._resize(plane) for plane in planes])
+        if len(resized) == self.channels:
+            return resized
+        if len(resized) == 1:
+            return np.repeat(resized, self.channels, axis=0)
+        raise ValueError(
+            f"Expected images with {self.channels} channel(s), got {len(resized)}. This backbone "
+            "takes grey pictures: convert them first."
+        )
+
+    def _resize(self, plane: np.ndarray) -> np.ndarray:
+        if plane.dtype != np.uint8:
+            plane = plane.astype(np.float32)
+        if plane.shape == self.size:
+            return plane
+        height, width = self.size  # type: ignore[misc]
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        return np.asarray(image.resize((width, height), _RESAMPLE[self.interpolation]))
+
+    def normalise(self, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+        """Stack pixels or vectors into the batch that enters the backbone.
+
+        Parameters
+        ----------
+        rows : sequence of ndarray
+
+        dtype : torch.dtype
+
+        Returns
+        -------
+        batch : Tensor of shape (n, channels, height, width), channels last in memory, or (n, f)
+        """
+        if self.size is None:
+            return torch.from_numpy(np.stack(rows)).to(dtype)
+        scale = [255.0 if row.dtype == np.uint8 else 1.0 for row in rows]
+        batch = torch.from_numpy(np.stack([row.astype(np.float32) for row in rows])).to(dtype)
+        batch /= torch.tensor(scale, dtype=dtype).view(-1, 1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=dtype).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, dtype=dtype).view(1, -1, 1, 1)
+        return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class Rows:
+    """Checked rows of X, decoded one at a time.
+
+    Parameters
+    ----------
+    X : array-like
+        See `FastNTKClassifier`; vectors must already be a 2-D float array.
+
+    spec : InputSpec
+
+    Raises
+    ------
+    ValueError
+        If the shape, channels, dtype or range of images is not one that is accepted.
+    """
+
+    def __init__(self, X: Any, spec: InputSpec) -> None:
+        self.spec = spec
+        self.items = X if spec.size is None else check_images(X)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Return the content of row i: vectors as float64, images as resized pixels."""
+        item = self.items[i]
+        if self.spec.size is None:
+            return np.ascontiguousarray(item, dtype=np.float64)
+        if isinstance(item, np.ndarray):
+            item = _check_pixels(item, f"image {i}")
+        return self.spec.pixels(item)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+
+def content(row: np.ndarray) -> bytes:
+    """Return the bytes that identify what enters the backbone."""
+    return f"{row.dtype.str}{row.shape}".encode() + row.tobytes()
+
+
+def check_images(X: Any) -> Any:
+    """Check a collection of images without decoding it.
+
+    Parameters
+    ----------
+    X : array or sequence
+
+    Returns
+    -------
+    images : ndarray or list
+        Indexable by row.
+
+    Raises
+    ------
+    ValueError
+        If X is empty, or not a collection of images.
+    """
+    if hasattr(X, "iloc"):
+        if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
+            X = X.iloc[:, 0]
+        X = X.to_numpy()
+    if isinstance(X, Tensor):
+        X = X.numpy()
+    if isinstance(X, np.ndarray) and X.dtype != object and X.dtype.kind not in "US":
+        if X.ndim not in (3, 4):
+            raise ValueError(
+                f"{_SHAPES}; got an array of shape {X.shape}. Reshape flattened pictures first, "
+                'for example X.reshape(-1, 28, 28), or use backbone="mlp" for plain vectors.'
+            )
+        _check_empty(len(X))
+        return _check_pixels(X, "X", batch=True)
+    if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
+        raise ValueError(f"{_SHAPES}; got a single {type(X).__name__}. Pass a list of one.")
+    items = list(X)
+    _check_empty(len(items))
+    for i, item in enumerate(items):
+        if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
+            raise ValueError(f"{_SHAPES}; got {type(item).__name__} in row {i}.")
+        if isinstance(item, (str, os.PathLike)) and not os.path.isfile(item):
+            raise FileNotFoundError(f"Row {i}: no file at {str(item)!r}.")
+    return items
+
+
+def _check_empty(n: int) -> None:
+    if n == 0:
+        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
+
+
+def _check_pixels(array: np.ndarray, name: str, batch: bool = False) -> np.ndarray:
+    first = 1 if batch else 0
+    shape = array.shape[first:]
+    if len(shape) == 3 and shape[-1] == 1:
+        return _check_pixels(array[..., 0], name, batch)
+    if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[-1] != 3):
+        hint = ""
+        if len(shape) == 3 and shape[0] in (1, 3):
+            axes = (0, 2, 3, 1) if batch else (1, 2, 0)
+            hint = f" Channels come last: use X.transpose{axes}."
+        elif len(shape) == 3 and shape[-1] == 4:
+            hint = " Drop the alpha channel: X[..., :3]."
+        raise ValueError(f"{_SHAPES}; got {name} of shape {array.shape}.{hint}")
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind != "f":
+        raise ValueError(
+            f"{_SHAPES}; got {name} of dtype {array.dtype}. Convert values in 0..255 by "
+            "X.astype('uint8')."
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"Input {name} contains NaN or infinity. Remove or repair these images.")
+    low, high = float(array.min()), float(array.max())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"{_SHAPES}; got {name} with floats between {low:g} and {high:g}. Scale them to [0, 1] "
+            "(the backbone's own normalisation is applied afterwards)."
+        )
+    return array

@@ -1,0 +1,113 @@
+"""The seeded subspace theta = theta0 + Q z of the trainable subset."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from .randomness import generator
+
+
+class Projection:
+    r"""A sparse sign matrix Q of shape (p, k) with orthonormal columns, never stored.
+
+    The p coordinates are permuted at random and dealt into k groups of equal size g (the last
+    ones may be one short); column j of Q holds random signs / sqrt(g) on group j:
+
+    .. math:: (J Q)_j = g^{-1/2} \sum_{i \in \text{group } j} \pm J_i .
+
+    This is a balanced count sketch: `J Q` costs p additions a row where a dense matrix costs
+    2 p k operations. It depends on `(p, k, seed)` only, so it has seen no data. For k = p, Q is the
+    identity.
+
+    Parameters
+    ----------
+    p : int
+        Number of trainable parameters.
+
+    k : int
+        Number of components, at most `p`.
+
+    seed : int
+        The seed drawn from `random_state`.
+
+    dtype : torch.dtype, default=torch.float64
+        Precision of the projected rows.
+
+    References
+    ----------
+    Charikar, Chen and Farach-Colton, "Finding frequent items in data streams", 2002;
+    Weinberger et al., "Feature hashing for large scale multitask learning", arXiv:0902.2206.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.projection import Projection
+    >>> Q = Projection(p=6, k=3, seed=0)
+    >>> dense = Q.project(torch.eye(6, dtype=torch.float64))
+    >>> bool(torch.allclose(dense.T @ dense, torch.eye(3, dtype=torch.float64)))
+    True
+    """
+
+    def __init__(self, p: int, k: int, seed: int, dtype: torch.dtype = torch.float64) -> None:
+        self.p, self.k = p, k
+        self._order: Tensor | None = None
+        if k == p:
+            return
+        draws = generator(seed, "projection")
+        group = -(-p // k)
+        order = torch.randperm(p, generator=draws)
+        signs = torch.randint(0, 2, (p,), generator=draws) * 2 - 1
+        # groups lie side by side: coordinate j of round i is order[i * k + j]; the last round is padded
+        self._order = torch.cat([order, torch.zeros(group * k - p, dtype=order.dtype)])
+        self._signs = torch.cat([signs, torch.zeros(group * k - p, dtype=signs.dtype)]).to(dtype)
+        sizes = torch.full((k,), group)
+        sizes[p - (group - 1) * k :] -= 1
+        self._signs = self._signs / sizes.to(dtype).sqrt().repeat(group)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Return `rows @ Q`.
+
+        Parameters
+        ----------
+        rows : Tensor of shape (n, p)
+
+        Returns
+        -------
+        projected : Tensor of shape (n, k)
+            Summed term by term in a fixed order, so that a row's result is bitwise the same at
+            every position of every batch.
+        """
+        if self._order is None:
+            return rows
+        shuffled = rows[:, self._order] * self._signs
+        total = shuffled[:, : self.k].clone()
+        for start in range(self.k, shuffled.shape[1], self.k):
+            total += shuffled[:, start : start + self.k]
+        return total
+
+    def expand(self, z: Tensor) -> Tensor:
+        """Return `Q @ z`, the displacement of all p parameters.
+
+        Parameters
+        ----------
+        z : Tensor of shape (k,)
+
+        Returns
+        -------
+        displacement : Tensor of shape (p,)
+        """
+        if self._order is None:
+            return z.clone()
+        spread = self._signs.to(z.dtype) * z.repeat(len(self._order) // self.k)
+        return torch.zeros(self.p, dtype=z.dtype).index_add_(0, self._order, spread)
+
+    def digest(self) -> str:
+        """Return a fingerprint of Q; it is checked when a saved state is loaded."""
+        state = hashlib.blake2b(repr((self.p, self.k)).encode(), digest_size=16)
+        if self._order is not None:
+            state.update(self._order.numpy().tobytes())
+            state.update(self._signs.sign().to(torch.int8).numpy().tobytes())
+        return state.hexdigest()

@@ -1,0 +1,278 @@
+r"""Ridge solves of the linearised model: pure functions of tensors.
+
+All minimise, over the readout W in R^{C x (d+1)} and the tangent coefficients z in R^k,
+
+.. math::
+
+    \sum_i w_i \| W \tilde h_i + \sqrt{s} J_i z - t_i \|^2 + \alpha (\|W\|^2 + \|z\|^2), \quad
+    t_i = scale \, (onehot(y_i) - 1/C) .
+
+alpha multiplies the sum loss: the total ridge is the same before and after a deletion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .exceptions import SolveError
+from .statistics import Statistics, add_gram
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The minimiser.
+
+    Parameters
+    ----------
+    W : float64 Tensor of shape (C, d + 1)
+
+    z : float64 Tensor of shape (k,)
+
+    residual : float
+        Norm of the residual of the normal equations over the norm of their right-hand side.
+    """
+
+    W: Tensor
+    z: Tensor
+    residual: float = 0.0
+
+
+def solve_schur(
+    statistics: Statistics, *, alpha: float, tangent_scale: float, target_scale: float
+) -> Solution:
+    r"""Solve from the statistics by eliminating the readout.
+
+    One Cholesky factor of :math:`A + \alpha I = L L^T` serves all classes; with
+    :math:`X_c = L^{-1} B_c` and :math:`Y = L^{-1} R`,
+
+    .. math::
+
+        S = s G + \alpha I - s \sum_c X_c^T X_c, \quad
+        S z = \sqrt{s} \Big( r - \sum_c X_c^T Y_c \Big), \quad
+        W_c = L^{-T} (Y_c - \sqrt{s} X_c z),
+
+    at a cost of O((d+1)^3 + C (d+1)^2 k + C (d+1) k^2 + k^3), whatever the number of rows.
+
+    Parameters
+    ----------
+    statistics : Statistics
+
+    alpha : float
+        Ridge, positive.
+
+    tangent_scale : float
+        s, nonnegative.
+
+    target_scale : float
+
+    Returns
+    -------
+    solution : Solution
+
+    Raises
+    ------
+    SolveError
+        If the smallest eigenvalue of A + alpha I or of S fell below alpha / 2: rounding has used up
+        the statistics, which must be rebuilt.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.solvers import solve_schur
+    >>> from fastntk_sk.statistics import Statistics
+    >>> learned = Statistics(1, 0, 2)
+    >>> h = torch.tensor([[-1.0, 1.0], [1.0, 1.0]])
+    >>> learned.add(h, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))
+    >>> solve_schur(learned, alpha=0.5, tangent_scale=1.0, target_scale=1.0).W
+    tensor([[-0.4000,  0.0000],
+            [ 0.4000,  0.0000]], dtype=torch.float64)
+    """
+    A, B, H = statistics.A, statistics.B, statistics.H
+    n_classes, root = len(statistics.counts), tangent_scale**0.5
+    all_h = A[:, -1] / statistics.constant
+    R = target_scale * (H - all_h[:, None] / n_classes)
+    all_J = B[:, -1].sum(0) / statistics.constant
+    r = target_scale * (statistics.r - all_J / n_classes)
+    L = _cholesky(A, alpha)
+    Y = torch.linalg.solve_triangular(L, R, upper=False)
+    z = torch.zeros_like(r)
+    if len(z) and tangent_scale:
+        S = statistics.G.tril().mul_(tangent_scale)
+        rhs = r.clone()
+        for c in range(n_classes):
+            X = torch.linalg.solve_triangular(L, B[c], upper=False)
+            add_gram(S, X, X, sign=-tangent_scale)
+            rhs -= X.T @ Y[:, c]
+        z = torch.cholesky_solve((root * rhs)[:, None], _cholesky(S, alpha))[:, 0]
+    Bz = torch.stack([B[c] @ z for c in range(n_classes)], dim=1)
+    W = torch.cholesky_solve(R - root * Bz, L)
+    # residual of the normal equations, from the statistics themselves
+    top = A @ W + alpha * W + root * Bz - R
+    bottom = torch.zeros_like(z)
+    if len(z):
+        G = statistics.G
+        Gz = G.tril() @ z + G.tril(-1).T @ z
+        BW = sum(B[c].T @ W[:, c] for c in range(n_classes))
+        bottom = tangent_scale * Gz + root * BW + alpha * z - root * r
+    size = torch.cat([R.flatten(), root * r]).norm().clamp_min(torch.finfo(R.dtype).tiny)
+    residual = float(torch.cat([top.flatten(), bottom]).norm() / size)
+    return Solution(W.T.contiguous(), z, residual)
+
+
+def _cholesky(lower: Tensor, alpha: float) -> Tensor:
+    """Factor `lower + alpha I`, and make sure that its smallest eigenvalue is at least alpha / 2."""
+    shifted = lower.clone()
+    diagonal = shifted.diagonal()
+    diagonal += alpha / 2
+    _, failed = torch.linalg.cholesky_ex(shifted)
+    if failed:
+        raise SolveError(
+            "The statistics are no longer positive definite: their smallest eigenvalue fell below "
+            f"alpha / 2 = {alpha / 2:g}. Rounding errors or Jacobians that drifted have used them "
+            "up. Call rebuild(X, y) with the rows that are still learned, or raise alpha."
+        )
+    diagonal += alpha / 2
+    return torch.linalg.cholesky(shifted)
+
+
+def design_matrix(h: Tensor, J: Tensor, tangent_scale: float) -> Tensor:
+    r"""Return the rows of the linearised model for every sample and class.
+
+    Parameters
+    ----------
+    h : Tensor of shape (n, d + 1)
+
+    J : Tensor of shape (n, C, k)
+
+    tangent_scale : float
+
+    Returns
+    -------
+    design : Tensor of shape (n * C, C * (d + 1) + k)
+        Row (i, c) is :math:`[e_c \otimes \tilde h_i, \sqrt{s} J_{ic}]`.
+    """
+    n, n_classes = J.shape[:2]
+    eye = torch.eye(n_classes, dtype=h.dtype, device=h.device)
+    readout = torch.einsum("ce,id->iced", eye, h).reshape(n * n_classes, -1)
+    return torch.cat([readout, tangent_scale**0.5 * J.reshape(n * n_classes, -1)], dim=1)
+
+
+def targets(labels: Tensor, n_classes: int, target_scale: float) -> Tensor:
+    """Return scale * (onehot - 1/C), float64 of shape (n, C)."""
+    onehot = torch.nn.functional.one_hot(labels, n_classes).double()
+    return target_scale * (onehot - 1 / n_classes)
+
+
+def solve_dual(
+    h: Tensor,
+    J: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    alpha: float,
+    tangent_scale: float,
+    target_scale: float,
+) -> Solution:
+    r"""Solve from the rows through the (n C) x (n C) kernel.
+
+    With the rows of `design_matrix` times :math:`\sqrt{w}` as :math:`\Phi`, the parameters are
+    :math:`\Phi^T (\Phi \Phi^T + \alpha I)^{-1} \sqrt{w} t`: O((n C)^3), cheaper than `solve_schur`
+    only where n C is smaller than the number of unknowns. A reference and a baseline; the estimator
+    never keeps rows.
+
+    Parameters
+    ----------
+    h : Tensor of shape (n, d + 1)
+
+    J : Tensor of shape (n, C, k)
+
+    labels : int64 Tensor of shape (n,)
+
+    weights : Tensor of shape (n,)
+
+    alpha, tangent_scale, target_scale : float
+
+    Returns
+    -------
+    solution : Solution
+    """
+    design, root, t = _weighted(h, J, labels, weights, tangent_scale, target_scale)
+    kernel = design @ design.T
+    kernel.diagonal().add_(alpha)
+    dual = torch.cholesky_solve((root * t)[:, None], torch.linalg.cholesky(kernel))[:, 0]
+    return _unpack(design.T @ dual, J.shape[1], h.shape[1])
+
+
+def solve_published(
+    h: Tensor,
+    J: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    forget: Tensor,
+    *,
+    alpha: float,
+    tangent_scale: float,
+    target_scale: float,
+) -> Solution:
+    r"""Forget rows by the formula of Fast-NTK as published, from the model learned on all rows.
+
+    With :math:`\Theta = J J^T + \alpha I` over rows of the retain set r and the forget set f,
+    :math:`e = f_0 - y`, and f_0 = 0 here,
+
+    .. math::
+
+        w_R = w_D + P J_f^T M V, \quad
+        P = I - J_r^T \Theta_{rr}^{-1} J_r, \quad
+        M = (\Theta_{ff} - \Theta_{fr} \Theta_{rr}^{-1} \Theta_{rf})^{-1}, \quad
+        V = e_f - \Theta_{fr} \Theta_{rr}^{-1} e_r .
+
+    The readable reference: it needs all rows and O((n C)^3).
+
+    Parameters
+    ----------
+    h, J, labels, weights, alpha, tangent_scale, target_scale
+        As in `solve_dual`.
+
+    forget : bool Tensor of shape (n,)
+
+    Returns
+    -------
+    solution : Solution
+
+    References
+    ----------
+    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
+    """
+    scales = {"alpha": alpha, "tangent_scale": tangent_scale, "target_scale": target_scale}
+    learned = solve_dual(h, J, labels, weights, **scales)
+    design, root, t = _weighted(h, J, labels, weights, tangent_scale, target_scale)
+    error = -(root * t)
+    f = forget.repeat_interleave(J.shape[1])
+    J_r, J_f, e_r, e_f = design[~f], design[f], error[~f], error[f]
+    ridge = lambda n: alpha * torch.eye(n, dtype=design.dtype, device=design.device)  # noqa: E731
+    theta_rr = J_r @ J_r.T + ridge(len(J_r))
+    theta_fr = J_f @ J_r.T
+    gain = torch.linalg.solve(theta_rr, theta_fr.T).T  # Theta_fr Theta_rr^{-1}
+    M = torch.linalg.inv(J_f @ J_f.T + ridge(len(J_f)) - gain @ theta_fr.T)
+    V = e_f - gain @ e_r
+    step = J_f.T @ (M @ V)
+    step -= J_r.T @ torch.linalg.solve(theta_rr, J_r @ step)
+    parameters = torch.cat([learned.W.flatten(), learned.z]) + step
+    return _unpack(parameters, J.shape[1], h.shape[1])
+
+
+def _weighted(
+    h: Tensor, J: Tensor, labels: Tensor, weights: Tensor, tangent_scale: float, target_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_classes = J.shape[1]
+    root = weights.double().sqrt().repeat_interleave(n_classes)
+    design = design_matrix(h.double(), J.double(), tangent_scale) * root[:, None]
+    return design, root, targets(labels, n_classes, target_scale).flatten()
+
+
+def _unpack(parameters: Tensor, n_classes: int, width: int) -> Solution:
+    W, z = parameters.split([n_classes * width, len(parameters) - n_classes * width])
+    return Solution(W.view(n_classes, width), z)

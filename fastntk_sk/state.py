@@ -1,0 +1,318 @@
+"""The fitted state of an estimator and the four things that happen to it."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .exceptions import (
+    EmptyClassWarning,
+    ForgetsEverythingError,
+    NumericalDriftWarning,
+    PrivacyWarning,
+    StateMismatchError,
+)
+from .ledger import Ledger, Removal
+from .linearized import LinearizedModel, Parameters
+from .preprocessing import Rows, content
+from .receipts import environment, make_receipt
+from .solvers import solve_schur
+from .statistics import Statistics
+
+Progress = Callable[[Iterable[np.ndarray], str, int], Iterable[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Parameters of the estimator as they were at fit; `set_params` does not reach them.
+
+    Parameters
+    ----------
+    seed : int
+        Drawn from `random_state`.
+
+    alpha, tangent_scale, target_scale : float
+
+    network : bool
+        Predict with the displaced network instead of the linearised model.
+
+    device : str
+    """
+
+    seed: int
+    alpha: float
+    tangent_scale: float
+    target_scale: float
+    network: bool
+    device: str
+
+
+@dataclass
+class State:
+    """What an estimator knows after fit. `learn`, `forget`, `merge` and `rebuild` give a new one.
+
+    Parameters
+    ----------
+    model : LinearizedModel
+        Fixed before the first row was seen.
+
+    frozen : Frozen
+
+    statistics : Statistics
+
+    ledger : Ledger
+
+    class_rows : int64 ndarray of shape (n_classes,)
+        Number of learned rows of each class.
+
+    parameters : Parameters
+        What predicts.
+
+    environment : dict
+        Where the rows were learned.
+
+    probe : Tensor
+        Tangent features of a synthetic row there.
+
+    n_forgotten : int, default=0
+
+    receipts : list of dict, default=[]
+
+    residual : float, default=0.0
+        Of the last solve.
+
+    seconds_per_row, seconds_per_solve : float, default=0.0
+        Measured; they feed estimates only.
+    """
+
+    model: LinearizedModel
+    frozen: Frozen
+    statistics: Statistics
+    ledger: Ledger
+    class_rows: np.ndarray
+    parameters: Parameters
+    environment: dict[str, Any]
+    probe: Tensor
+    n_forgotten: int = 0
+    receipts: list[dict[str, Any]] = field(default_factory=list)
+    residual: float = 0.0
+    seconds_per_row: float = 0.0
+    seconds_per_solve: float = 0.0
+
+    @classmethod
+    def empty(cls, model: LinearizedModel, frozen: Frozen) -> State:
+        """Return the state before the first row."""
+        n_classes = len(model.readout)
+        nothing = torch.zeros(0)
+        return cls(
+            model,
+            frozen,
+            model.empty_statistics(),
+            Ledger(),
+            np.zeros(n_classes, dtype=np.int64),
+            Parameters(nothing, nothing),
+            environment(frozen.device, model.readout.dtype),
+            model.probe(frozen.seed),
+        )
+
+    def learn(
+        self,
+        rows: Rows,
+        labels: np.ndarray,
+        weights: np.ndarray,
+        sample_ids: Sequence[object] | None,
+        progress: Progress,
+    ) -> State:
+        """Return the state that has also learned these rows."""
+        self.drift()
+        started = time.perf_counter()
+        statistics = self.statistics.copy() if self.ledger.n_rows else self.statistics
+        digests: list[bytes] = []
+
+        def noted() -> Iterator[np.ndarray]:
+            for row in progress(rows, "learning", len(rows)):
+                digests.append(self.ledger.digest(content(row)))
+                yield row
+
+        self.model.learn(statistics, noted(), labels, weights)
+        per_row = (time.perf_counter() - started) / len(labels)
+        class_rows = self.class_rows + np.bincount(labels, minlength=len(self.class_rows))
+        changed = self._solved(statistics, class_rows, seconds_per_row=per_row)
+        self.ledger.add(digests, labels.tolist(), weights.tolist(), sample_ids)
+        return changed
+
+    def forget(
+        self,
+        rows: Rows,
+        removals: list[Removal],
+        progress: Progress,
+        *,
+        seen_by: Sequence[str] = (),
+        searched_by: Sequence[str] = (),
+    ) -> State:
+        """Return the state that never learned these rows."""
+        self.check_rest(removals)
+        started = time.perf_counter()
+        drift = self.drift()
+        statistics = self.statistics.copy()
+        labels, weights = _labels_and_weights(removals)
+        wanted = (rows[removal.row] for removal in removals)
+        self.model.learn(
+            statistics, progress(wanted, "forgetting", len(removals)), labels, -weights
+        )
+        class_rows = self.class_rows - np.bincount(labels, minlength=len(self.class_rows))
+        changed = self._solved(statistics, class_rows)
+        receipt = make_receipt(
+            n_rows=len(removals),
+            n_learned=int(class_rows.sum()),
+            residual=changed.residual,
+            seconds=time.perf_counter() - started,
+            drift=drift,
+            seen_by=seen_by,
+            searched_by=searched_by,
+            environment=self._environment_here(),
+        )
+        self.ledger.remove(removals)
+        return replace(
+            changed,
+            n_forgotten=self.n_forgotten + len(removals),
+            receipts=[*self.receipts, receipt],
+        )
+
+    def check_rest(self, removals: list[Removal]) -> None:
+        """Raise ForgetsEverythingError if no row would be left."""
+        if len(removals) >= self.ledger.n_rows:
+            raise ForgetsEverythingError(
+                f"The request covers all {self.ledger.n_rows} learned rows; a model cannot rest on "
+                "nothing. Delete the model instead, or keep at least one row."
+            )
+
+    def merge(self, others: Sequence[State]) -> State:
+        """Return the state that has learned what all have."""
+        statistics, class_rows = self.statistics.copy(), self.class_rows
+        for other in others:
+            if self.signature() != other.signature():
+                differing = [k for k, v in self.signature().items() if other.signature()[k] != v]
+                raise StateMismatchError(
+                    f"Expected models learned with the same set-up; they differ in {differing}. Fit "
+                    "all of them with the same parameters, an integer random_state and the same "
+                    "classes (partial_fit(X, y, classes=...))."
+                )
+            if other.class_rows.sum() <= self.model.d:
+                warnings.warn(
+                    f"Statistics of {other.class_rows.sum()} rows in {self.model.d} features can be "
+                    "inverted into the rows themselves. Do not let them travel.",
+                    PrivacyWarning,
+                    stacklevel=3,
+                )
+            statistics.merge(other.statistics)
+            class_rows = class_rows + other.class_rows
+        changed = self._solved(statistics, class_rows)
+        segments = [s for state in (self, *others) for s in state.ledger.segments]
+        return replace(
+            changed,
+            ledger=Ledger(copy.deepcopy(segments)),
+            n_forgotten=self.n_forgotten + sum(other.n_forgotten for other in others),
+            receipts=[r for state in (self, *others) for r in state.receipts],
+        )
+
+    def rebuild(self, rows: Rows, removals: list[Removal], progress: Progress) -> State:
+        """Return the state with statistics made anew from the rows that are still learned."""
+        if len(removals) != self.ledger.n_rows:
+            raise StateMismatchError(
+                f"Expected exactly the {self.ledger.n_rows} rows that are learned, got "
+                f"{len(removals)} of them. Pass every row once for each time it was learned."
+            )
+        statistics = self.model.empty_statistics()
+        labels, weights = _labels_and_weights(removals)
+        wanted = (rows[removal.row] for removal in removals)
+        self.model.learn(statistics, progress(wanted, "rebuilding", len(removals)), labels, weights)
+        return replace(
+            self._solved(statistics, self.class_rows),
+            environment=self._environment_here(),
+            probe=self.model.probe(self.frozen.seed),
+        )
+
+    def drift(self) -> float | None:
+        """Measure how far Jacobians here are from those that were learned, and warn.
+
+        Returns
+        -------
+        drift : float or None
+            Relative difference on a synthetic row; None where versions, device, precision and
+            threads are those of fit, so that nothing needs to be measured.
+        """
+        here = self._environment_here()
+        if here == self.environment:
+            return None
+        probe = self.model.probe(self.frozen.seed)
+        drift = float((probe - self.probe).norm() / self.probe.norm())
+        if drift:
+            changed = [key for key, value in here.items() if self.environment.get(key) != value]
+            warnings.warn(
+                f"The environment changed since fit ({', '.join(changed)}): Jacobians differ by "
+                f"{drift:.1e} (relative), so that sums learned there and rows subtracted here do not "
+                "cancel exactly. rebuild(X, y) restores exactness.",
+                NumericalDriftWarning,
+                stacklevel=4,
+            )
+        return drift
+
+    def signature(self) -> dict[str, Any]:
+        """Return what two states must share so that their statistics can be added."""
+        model = self.model
+        return {
+            "random_state": self.frozen.seed,
+            "backbone weights": model.backbone.digest(),
+            "trainable": model.tangent.subset.names,
+            "n_components": model.projection.digest(),
+            "number of classes": len(model.readout),
+            "energy units": (model.scale_h, model.scale_J),
+            "preprocessing": model.backbone.spec,
+            "precision": str(model.readout.dtype),
+            "batch_size": model.batch_size,
+        }
+
+    def _environment_here(self) -> dict[str, Any]:
+        return environment(self.frozen.device, self.model.readout.dtype)
+
+    def _solved(self, statistics: Statistics, class_rows: np.ndarray, **changes: Any) -> State:
+        started = time.perf_counter()
+        frozen = self.frozen
+        solution = solve_schur(
+            statistics,
+            alpha=frozen.alpha,
+            tangent_scale=frozen.tangent_scale,
+            target_scale=frozen.target_scale,
+        )
+        parameters = self.model.publish(solution.W, solution.z, frozen.tangent_scale)
+        emptied = np.flatnonzero((class_rows == 0) & (self.class_rows > 0))
+        if len(emptied):
+            warnings.warn(
+                f"No rows are left of the classes with index {emptied.tolist()}. They are never "
+                "predicted any more; their names are still in classes_ and are published with it.",
+                EmptyClassWarning,
+                stacklevel=4,
+            )
+        return replace(
+            self,
+            statistics=statistics,
+            class_rows=class_rows,
+            parameters=parameters,
+            residual=solution.residual,
+            seconds_per_solve=time.perf_counter() - started,
+            **changes,
+        )
+
+
+def _labels_and_weights(removals: list[Removal]) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
+    return labels, np.array([removal.entry.weight for removal in removals])

@@ -1,0 +1,156 @@
+"""Additive sufficient statistics of the linearised model: what is left of the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_FIELDS = ("A", "B", "G", "H", "r", "counts")
+
+
+class Statistics:
+    r"""Weighted float64 sums over the learned rows; rows are added and subtracted exactly.
+
+    With augmented features :math:`\tilde h` in R^{d+1} (the last entry is constant) and tangent
+    features J_c in R^k for each class c, both in the backbone's energy units:
+
+    .. math::
+
+        A = \sum w \tilde h \tilde h^T, \quad B_c = \sum w \tilde h J_c^T, \quad
+        G = \sum_c \sum w J_c^T J_c, \quad H = \sum w \tilde h \, onehot(y)^T, \quad
+        r = \sum w J_{y} .
+
+    They hold neither alpha nor tangent_scale nor target_scale, so that one pass serves every solve.
+    Subtracting the rows of a deletion gives, up to float64 rounding, the sums that were never given
+    them, in any order. Precedents of the downdate: arXiv:2603.12977, arXiv:2604.13438.
+
+    Parameters
+    ----------
+    d, k, n_classes : int
+        Number of features, of tangent components and of classes.
+
+    constant : float, default=1.0
+        The last entry of every augmented feature row.
+
+    Attributes
+    ----------
+    A : Tensor of shape (d + 1, d + 1)
+
+    B : Tensor of shape (n_classes, d + 1, k)
+
+    G : Tensor of shape (k, k)
+        Only the lower triangle is kept up to date.
+
+    H : Tensor of shape (d + 1, n_classes)
+
+    r : Tensor of shape (k,)
+
+    counts : Tensor of shape (n_classes,)
+        Total weight of each class.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.statistics import Statistics
+    >>> h, J, y = torch.randn(5, 3), torch.randn(5, 2, 4), torch.tensor([0, 1, 0, 1, 1])
+    >>> learned = Statistics(2, 4, 2)
+    >>> learned.add(h, J, y, torch.ones(5))
+    >>> learned.add(h[3:], J[3:], y[3:], -torch.ones(2))
+    >>> learned.counts.tolist()
+    [2.0, 1.0]
+    """
+
+    def __init__(self, d: int, k: int, n_classes: int, constant: float = 1.0) -> None:
+        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
+        self.constant = constant
+        self.A = zeros(d + 1, d + 1)
+        self.B = zeros(n_classes, d + 1, k)
+        self.G = zeros(k, k)
+        self.H = zeros(d + 1, n_classes)
+        self.r = zeros(k)
+        self.counts = zeros(n_classes)
+
+    @staticmethod
+    def n_bytes(d: int, k: int, n_classes: int) -> int:
+        """Return the bytes that one set of statistics takes."""
+        return 8 * ((d + 1) ** 2 + n_classes * (d + 1) * (k + 1) + k * k + k + n_classes)
+
+    def add(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Add rows; negative weights subtract them.
+
+        Parameters
+        ----------
+        h : Tensor of shape (n, d + 1)
+
+        J : Tensor of shape (n, n_classes, k)
+
+        labels : int64 Tensor of shape (n,)
+
+        weights : Tensor of shape (n,)
+        """
+        h, J, weights = h.double(), J.double(), weights.double()
+        n_classes = len(self.counts)
+        onehot = torch.nn.functional.one_hot(labels, n_classes).double()
+        weighted = h * weights[:, None]
+        self.A += weighted.T @ h
+        self.H += weighted.T @ onehot
+        self.counts += weights @ onehot
+        if not len(self.r):
+            return
+        for c in range(n_classes):
+            self.B[c].addmm_(weighted.T, J[:, c])
+        flat = J.reshape(-1, J.shape[-1])
+        add_gram(self.G, flat * weights.repeat_interleave(n_classes)[:, None], flat)
+        self.r += weights @ J[torch.arange(len(J)), labels]
+
+    def merge(self, other: Statistics) -> None:
+        """Add the sums of another set of rows.
+
+        Parameters
+        ----------
+        other : Statistics
+            Of the same sizes.
+        """
+        for name in _FIELDS:
+            getattr(self, name).add_(getattr(other, name))
+
+    def copy(self) -> Statistics:
+        """Return an independent copy."""
+        return self.from_tensors(
+            {name: tensor.clone() for name, tensor in self.tensors().items()}, self.constant
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the sums by name."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], constant: float) -> Statistics:
+        """Make statistics of given sums, which are not copied."""
+        self = cls.__new__(cls)
+        self.constant = constant
+        for name in _FIELDS:
+            setattr(self, name, tensors[name])
+        return self
+
+
+def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = 512) -> None:
+    """Add `sign * left.T @ right`, known to be symmetric, to the lower triangle of `out`.
+
+    Parameters
+    ----------
+    out : Tensor of shape (k, k)
+        Changed in place; above its block diagonal it is left alone.
+
+    left, right : Tensor of shape (n, k)
+
+    sign : float, default=1.0
+
+    block : int, default=512
+        Rows of `out` at a time: little more than half of the operations of the full product.
+    """
+    for start in range(0, len(out), block):
+        stop = min(start + block, len(out))
+        out[start:stop, :stop].addmm_(left[:, start:stop].T, right[:, :stop], alpha=sign)

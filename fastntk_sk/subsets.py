@@ -1,0 +1,230 @@
+"""Which parameters of a frozen network are trainable, and visual prompt tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from .exceptions import SubsetError
+
+KINDS = ("norm", "bias", "prompt", "prompt-deep", "head", "full")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The trainable parameters theta of a network, as one flat vector in R^p.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Names of the parameters in the network, in the order of the flat vector.
+
+    shapes : tuple of torch.Size
+        Their shapes.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of scalars p."""
+        return sum(shape.numel() for shape in self.shapes)
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Cut a flat vector of shape (p,) into named tensors."""
+        parts = torch.split(flat, [shape.numel() for shape in self.shapes])
+        return {n: t.reshape(s) for n, t, s in zip(self.names, parts, self.shapes, strict=True)}
+
+
+def select(net: nn.Module, trainable: str | Sequence[str]) -> Subset:
+    """Find the trainable subset in a network.
+
+    Parameters
+    ----------
+    net : nn.Module
+        The backbone; prompt tokens must already be inserted.
+
+    trainable : str or sequence of str
+        Kinds ("norm", "bias", "prompt", "prompt-deep", "head", "full") or glob patterns of
+        parameter names; a sequence is their union.
+
+    Returns
+    -------
+    subset : Subset
+        In the order of `net.named_parameters()`.
+
+    Raises
+    ------
+    SubsetError
+        If one of the entries matches no parameter; the message lists what fits.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from fastntk_sk.subsets import select
+    >>> select(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "norm").names
+    ('1.weight', '1.bias')
+    """
+    parameters = dict(net.named_parameters())
+    chosen: set[str] = set()
+    for entry in as_entries(trainable):
+        found = _matches(net, entry)
+        if not found and entry != "head":
+            raise SubsetError(
+                f"trainable={entry!r} matches no parameter of {type(net).__name__}. "
+                + _what_fits(net)
+            )
+        chosen.update(found)
+    names = tuple(name for name in parameters if name in chosen)
+    return Subset(names, tuple(parameters[name].shape for name in names))
+
+
+def as_entries(trainable: str | Sequence[str]) -> tuple[str, ...]:
+    """Return `trainable` as a tuple of kinds and patterns."""
+    entries = (trainable,) if isinstance(trainable, str) else tuple(trainable)
+    if not entries or not all(isinstance(entry, str) and entry for entry in entries):
+        raise SubsetError(
+            f"Expected trainable to be one of {KINDS}, a glob pattern of parameter names, or a "
+            f"sequence of those; got {trainable!r}."
+        )
+    return entries
+
+
+def _matches(net: nn.Module, entry: str) -> set[str]:
+    if entry == "head":
+        return set()
+    if entry == "norm":
+        return {
+            f"{path}.{name}" if path else name
+            for path, module in net.named_modules()
+            if _is_norm(module)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+    names = [name for name, _ in net.named_parameters()]
+    if entry == "bias":
+        return {name for name in names if name.endswith("bias")}
+    if entry in ("prompt", "prompt-deep"):
+        return {name for name in names if name.endswith(".prompt")}
+    pattern = "*" if entry == "full" else entry
+    return {name for name in names if fnmatchcase(name, pattern)}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and "weight" in module._parameters
+
+
+def _what_fits(net: nn.Module) -> str:
+    sizes = {kind: select_size(net, kind) for kind in ("norm", "bias", "full")}
+    fits = [f"{kind!r} (p={size:,})" for kind, size in sizes.items() if size] + ["'head' (p=0)"]
+    if _takes_prompts(net):
+        fits.append("'prompt', 'prompt-deep'")
+    names = [name for name, _ in net.named_parameters()]
+    examples = ", ".join(dict.fromkeys([names[0], names[-1]])) if names else "none"
+    return (
+        f"What fits this backbone: {', '.join(fits)}, or a glob pattern of parameter names "
+        f"such as {examples}."
+    )
+
+
+def select_size(net: nn.Module, kind: str) -> int:
+    """Return the number of parameters that one kind would train."""
+    found = _matches(net, kind)
+    return sum(p.numel() for name, p in net.named_parameters() if name in found)
+
+
+class PromptTokens(nn.Module):
+    """Insert trainable tokens after the prefix (class and register) tokens.
+
+    Parameters
+    ----------
+    prompt : Tensor of shape (n_prompts, width)
+        Initial tokens.
+
+    prefix : int
+        Number of tokens before them.
+
+    replace : bool
+        Overwrite the prompts of the layer below (deep prompts) instead of inserting.
+    """
+
+    def __init__(self, prompt: Tensor, prefix: int, replace: bool) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(prompt, requires_grad=False)
+        self.prefix, self.replace = prefix, replace
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens of shape (n, t, width) to (n, t + n_prompts, width), or (n, t, width)."""
+        rest = self.prefix + (len(self.prompt) if self.replace else 0)
+        prompt = self.prompt.expand(len(tokens), -1, -1)
+        return torch.cat([tokens[:, : self.prefix], prompt, tokens[:, rest:]], dim=1)
+
+
+class _DropPrompts(nn.Module):
+    def __init__(self, prefix: int, n_prompts: int) -> None:
+        super().__init__()
+        self.prefix, self.n_prompts = prefix, n_prompts
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rest = tokens[:, self.prefix + self.n_prompts :]
+        return torch.cat([tokens[:, : self.prefix], rest], dim=1)
+
+
+def _takes_prompts(net: nn.Module) -> bool:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return isinstance(net, VisionTransformer)
+
+
+def insert_prompts(
+    net: nn.Module, n_prompts: int, *, deep: bool, generator: torch.Generator
+) -> None:
+    r"""Insert visual prompt tokens into a timm Vision Transformer, in place.
+
+    The tokens enter before the first block (`deep`: afresh before every block) and leave after the
+    last one, so that the final norm and the pooling see the layout that they were trained with.
+    They are drawn uniformly from :math:`\pm \sqrt{6 / (3 \cdot patch^2 + width)}`.
+
+    Parameters
+    ----------
+    net : nn.Module
+        A timm VisionTransformer (ViT, DeiT, DINOv2, CLIP image tower).
+
+    n_prompts : int
+        Number of tokens.
+
+    deep : bool
+        New tokens for every block.
+
+    generator : torch.Generator
+        Source of the initial values.
+
+    Raises
+    ------
+    SubsetError
+        If the network is not a Vision Transformer; the message lists what fits.
+
+    References
+    ----------
+    Jia et al., "Visual Prompt Tuning", arXiv:2203.12119.
+    """
+    if not _takes_prompts(net):
+        raise SubsetError(
+            "Prompt tokens need a timm Vision Transformer (such as 'vit_tiny_patch16_224'), got "
+            f"{type(net).__name__}. " + _what_fits(net)
+        )
+    blocks: nn.Sequential = net.blocks  # type: ignore[assignment]
+    width, prefix = int(net.embed_dim), int(net.num_prefix_tokens)  # type: ignore[arg-type]
+    patch = net.patch_embed.patch_size  # type: ignore[union-attr]
+    bound = math.sqrt(6 / (3 * math.prod(patch) + width))  # type: ignore[arg-type]
+    for i in range(len(blocks)):
+        if i == 0 or deep:
+            draw = torch.rand(n_prompts, width, generator=generator, dtype=torch.float64)
+            prompt = (bound * (2 * draw - 1)).float()
+            blocks[i] = nn.Sequential(PromptTokens(prompt, prefix, i > 0), blocks[i])
+    blocks[-1] = nn.Sequential(blocks[-1], _DropPrompts(prefix, n_prompts))

@@ -1,0 +1,293 @@
+"""Modules that hand out per-sample parameter gradients during an ordinary backward pass.
+
+A per-sample gradient needs only a module's input and the gradient of its output. A tap stands in
+for a module with trainable parameters: a custom autograd function runs the module forward, and its
+backward returns, besides the gradient of the input, the gradient of every row's own copy of the
+parameters (`leaves`, views expanded over the batch that take no memory). Nothing runs once per
+image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from .exceptions import JacobianError
+from .subsets import PromptTokens
+
+
+class Tap(nn.Module):
+    """A module with trainable parameters; this base class fits every module, by vmap of its vjp.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The frozen module.
+
+    names : sequence of str
+        Its trainable parameters, named within the module.
+
+    Attributes
+    ----------
+    leaves : dict of str to Tensor of shape (n, *shape), or None
+        While set, the forward pass records what the per-sample gradients need.
+
+    tangents : dict of str to Tensor, or None
+        While set (inside `torch.autograd.forward_ad.dual_level`), the forward pass carries the
+        directional derivative along these displacements.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.names = tuple(names)
+        self.leaves: dict[str, Tensor] | None = None
+        self.tangents: dict[str, Tensor] | None = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the module; see `leaves` and `tangents`."""
+        if self.leaves is not None:
+            leaves = [self.leaves[name] for name in self.names]
+            return _PerSample.apply(x, self, args, kwargs, *leaves)
+        if self.tangents is not None:
+            return self.push(x, *args, **kwargs)
+        return self.module(x, *args, **kwargs)
+
+    def push(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward-mode rule."""
+        assert self.tangents is not None
+        duals = {
+            name: fwd.make_dual(self.module.get_parameter(name).detach(), tangent)
+            for name, tangent in self.tangents.items()
+        }
+        return functional_call(self.module, duals, (x, *args), kwargs)
+
+    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Run forward and keep on `ctx` what `pull` needs."""
+        with torch.enable_grad():
+            inner = x.detach().requires_grad_()
+            out = self.module(inner, *args, **kwargs)
+        ctx.kept = (inner, out, args, kwargs)
+        return out.detach().clone()
+
+    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Return the gradient of the input and, for each name, of every row's parameter copy."""
+        inner, out, args, kwargs = ctx.kept
+        below = None
+        if ctx.needs_input_grad[0]:
+            (below,) = torch.autograd.grad(out, inner, grad, retain_graph=True)
+        rows = ctx.n_rows
+        if len(inner) % rows or len(grad) % rows:
+            raise JacobianError(
+                f"{type(self.module).__name__} maps {len(inner)} to {len(grad)} rows in a batch of "
+                f"{rows}: its parameters {self.names} have no per-sample gradient by themselves."
+            )
+        parameters = {name: self.module.get_parameter(name).detach() for name in self.names}
+
+        def pull_one(x_one: Tensor, grad_one: Tensor) -> dict[str, Tensor]:
+            call = lambda p: functional_call(self.module, p, (x_one, *args), kwargs)  # noqa: E731
+            return vjp(call, parameters)[1](grad_one)[0]
+
+        pulled = vmap(pull_one)(
+            inner.detach().unflatten(0, (rows, -1)), grad.unflatten(0, (rows, -1))
+        )
+        return below, [pulled[name] for name in self.names]
+
+
+class _PerSample(torch.autograd.Function):
+    """Glue between autograd and a tap: forward records, backward pulls."""
+
+    @staticmethod
+    def forward(ctx, x, tap, args, kwargs, *leaves):
+        ctx.tap = tap
+        ctx.n_rows = len(leaves[0])
+        return tap.record(ctx, x, args, kwargs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        below, pulled = ctx.tap.pull(ctx, grad)
+        return below, None, None, None, *pulled
+
+
+class BatchNormTap(Tap):
+    r"""Batch norm with frozen running statistics: an affine map of each channel.
+
+    With r = 1 / sqrt(running_var + eps) and m = running_mean, :math:`y = \gamma r (x - m) + \beta`,
+
+    .. math::
+
+        \partial_\gamma = r \Big( \sum_{hw} g x - m \sum_{hw} g \Big), \quad
+        \partial_\beta = \sum_{hw} g, \quad \partial_x = \gamma r g .
+
+    After `fold`, the scale :math:`\gamma r` lives in the convolution below, so that x arrives
+    multiplied by it and one pass over the activations is saved in both directions.
+    """
+
+    def __init__(self, module: nn.modules.batchnorm._BatchNorm, names: Sequence[str]) -> None:
+        super().__init__(module, names)
+        rstd = (module.running_var + module.eps).rsqrt()  # type: ignore[operator]
+        self.scale: Tensor | None = (module.weight * rstd).detach()
+        self.shift = (module.bias - module.running_mean * self.scale).detach()
+        # normalised input = slope * x + level, in terms of the x that arrives here
+        self.slope = rstd
+        self.level = -module.running_mean * rstd  # type: ignore[operator]
+
+    def fold(self) -> Tensor:
+        """Give the scale to the layer below and return it."""
+        assert self.scale is not None
+        scale, self.scale = self.scale, None
+        self.slope = self.slope / scale
+        return scale
+
+    @property
+    def foldable(self) -> bool:
+        """Whether dividing by the scale is safe."""
+        tiny = 1e-12
+        return self.scale is not None and bool((self.scale.abs() > tiny).all())
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the affine map, then the activation that timm puts into the same module."""
+        if self.leaves is not None:
+            y = _PerSample.apply(x, self, (), {}, *(self.leaves[name] for name in self.names))
+        elif self.tangents is not None:
+            y = self.push(x)
+        else:
+            y = self._affine(x)
+        if hasattr(self.module, "act"):
+            y = self.module.act(self.module.drop(y))
+        return y
+
+    def _wide(self, channel: Tensor, x: Tensor) -> Tensor:
+        return channel.view(-1, *[1] * (x.ndim - 2))
+
+    def _affine(self, x: Tensor) -> Tensor:
+        shift = self._wide(self.shift, x)
+        if self.scale is None:
+            return x + shift
+        return torch.addcmul(shift, x, self._wide(self.scale, x))
+
+    def push(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward-mode rule: fewer passes over the activations than torch's own."""
+        assert self.tangents is not None
+        primal, tangent = fwd.unpack_dual(x)
+        weight = self.tangents.get("weight", torch.zeros_like(self.level))
+        bias = self.tangents.get("bias", torch.zeros_like(self.level))
+        change = torch.addcmul(
+            self._wide(bias + weight * self.level, x), primal, self._wide(weight * self.slope, x)
+        )
+        if tangent is not None:
+            if self.scale is None:
+                change += tangent
+            else:
+                change.addcmul_(tangent, self._wide(self.scale, x))
+        return fwd.make_dual(self._affine(primal), change)
+
+    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Keep the input."""
+        ctx.save_for_backward(x)
+        return self._affine(x)
+
+    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Channel sums of grad and grad * x."""
+        (x,) = ctx.saved_tensors
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = grad if self.scale is None else grad * self._wide(self.scale, x)
+
+        def total(y: Tensor) -> Tensor:
+            y = y.sum(tuple(range(2, y.ndim))) if y.ndim > 2 else y
+            return y if len(y) == ctx.n_rows else y.unflatten(0, (ctx.n_rows, -1)).sum(1)
+
+        sums = {"bias": total(grad)}
+        if "weight" in self.names:
+            sums["weight"] = total(grad * x) * self.slope + sums["bias"] * self.level
+        return below, [sums[name] for name in self.names]
+
+
+class LayerNormTap(Tap):
+    """Layer norm over the last axis; the normalised input is kept, not recomputed."""
+
+    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Keep the input and its normalised form."""
+        m: nn.LayerNorm = self.module  # type: ignore[assignment]
+        shape = list(m.normalized_shape)
+        y, mean, rstd = torch.native_layer_norm(x, shape, m.weight, m.bias, m.eps)
+        ctx.save_for_backward(x, mean, rstd, (x - mean) * rstd)
+        return y
+
+    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Token sums of grad and grad times the normalised input."""
+        x, mean, rstd, normalised = ctx.saved_tensors
+        m: nn.LayerNorm = self.module  # type: ignore[assignment]
+        below = None
+        if ctx.needs_input_grad[0]:
+            below = torch.ops.aten.native_layer_norm_backward(
+                grad, x, list(m.normalized_shape), mean, rstd, m.weight, m.bias, [True, False, False]
+            )[0]
+        rows, width = ctx.n_rows, grad.shape[-1]
+        grad, normalised = grad.reshape(rows, -1, width), normalised.reshape(rows, -1, width)
+        sums = {"bias": lambda: grad.sum(1), "weight": lambda: (grad * normalised).sum(1)}
+        return below, [sums[name]() for name in self.names]
+
+
+class LinearTap(Tap):
+    """A linear layer: one batched product for the weight, token sums for the bias."""
+
+    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Keep the input."""
+        ctx.save_for_backward(x)
+        return self.module(x)
+
+    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Outer products of grad and input."""
+        (x,) = ctx.saved_tensors
+        below = grad @ self.module.weight if ctx.needs_input_grad[0] else None
+        grad = grad.reshape(ctx.n_rows, -1, grad.shape[-1])
+        x = x.reshape(ctx.n_rows, -1, x.shape[-1])
+        sums = {"bias": lambda: grad.sum(1), "weight": lambda: torch.bmm(grad.mT, x)}
+        return below, [sums[name]() for name in self.names]
+
+
+class PromptTap(Tap):
+    """Prompt tokens: their gradient is a slice of the gradient of the token sequence."""
+
+    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Nothing to keep."""
+        return self.module(x)
+
+    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Cut the prompts out of the gradient."""
+        m: PromptTokens = self.module  # type: ignore[assignment]
+        n = len(m.prompt)
+        before, prompt, after = grad.split(
+            [m.prefix, n, grad.shape[1] - m.prefix - n], dim=1
+        )
+        below = None
+        if ctx.needs_input_grad[0]:
+            middle = [torch.zeros_like(prompt)] if m.replace else []
+            below = torch.cat([before, *middle, after], dim=1)
+        return below, [prompt]
+
+
+def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
+    """Return the fastest tap that is right for a module and its trainable parameters."""
+    from timm.layers import BatchNormAct2d
+    from timm.layers import LayerNorm as TimmLayerNorm
+
+    plain_names = set(names) <= {"weight", "bias"}
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+    if plain_names and type(module) in batch_norms and module.running_var is not None:
+        return BatchNormTap(module, names)  # type: ignore[arg-type]
+    if plain_names and type(module) in (nn.LayerNorm, TimmLayerNorm):
+        if len(module.normalized_shape) == 1:  # type: ignore[arg-type]
+            return LayerNormTap(module, names)
+    if plain_names and type(module) is nn.Linear:
+        return LinearTap(module, names)
+    if isinstance(module, PromptTokens):
+        return PromptTap(module, names)
+    return Tap(module, names)

@@ -1,0 +1,130 @@
+"""Checks of parameters and training data, in scikit-learn's words."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_scalar, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
+
+from .preprocessing import check_images
+
+_CHOICES = {
+    "anchor": ("pretrained",),
+    "predict_with": ("auto", "linear", "network"),
+    "precision": ("auto", "float32", "float64"),
+    "copies": ("one", "all"),
+}
+
+
+def check_choice(name: str, value: Any) -> None:
+    """Raise ValueError, listing the choices, unless a value is one of them."""
+    if value not in _CHOICES[name]:
+        raise ValueError(f"Expected {name} to be one of {_CHOICES[name]}, got {value!r}.")
+
+
+def check_parameters(estimator: BaseEstimator) -> None:
+    """Check the parameters of a classifier.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+
+    Raises
+    ------
+    ValueError, TypeError
+        In scikit-learn's words.
+    """
+    get = estimator.get_params(deep=False).__getitem__
+    for name in ("anchor", "predict_with", "precision"):
+        check_choice(name, get(name))
+    check_scalar(get("alpha"), "alpha", Real, min_val=0, include_boundaries="neither")
+    check_scalar(get("tangent_scale"), "tangent_scale", Real, min_val=0)
+    if get("target_scale") != "auto":
+        check_scalar(
+            get("target_scale"), "target_scale", Real, min_val=0, include_boundaries="neither"
+        )
+    for name in ("batch_size", "n_prompts"):
+        check_scalar(get(name), name, Integral, min_val=1)
+    if get("n_components") not in ("auto", None):
+        check_scalar(get("n_components"), "n_components", Integral, min_val=1)
+    if get("image_size") is not None:
+        for side in np.atleast_1d(get("image_size")).tolist():
+            check_scalar(side, "image_size", Integral, min_val=1)
+
+
+def check_training_rows(
+    estimator: BaseEstimator,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    sample_ids: Any,
+    *,
+    vectors: bool,
+    reset: bool,
+) -> tuple[Any, np.ndarray, np.ndarray, list[object] | None]:
+    """Check training data and drop rows of weight zero.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        Gets `n_features_in_` and `feature_names_in_` if `reset` and `vectors`.
+
+    X, y, sample_weight, sample_ids
+        As in :meth:`FastNTKClassifier.fit`.
+
+    vectors : bool
+        Whether X must be 2-D.
+
+    reset : bool
+
+    Returns
+    -------
+    X : float64 ndarray of shape (n, n_features), image array or list
+
+    y : ndarray of shape (n,)
+
+    weights : float64 ndarray of shape (n,)
+
+    ids : list or None
+    """
+    if vectors:
+        X, y = validate_data(estimator, X, y, dtype=np.float64, reset=reset)
+    else:
+        if y is None:
+            raise ValueError("Expected class labels, got None: fit requires y to be passed.")
+        X = check_images(X)
+        y = column_or_1d(y, warn=True)
+    check_consistent_length(X, y)
+    check_classification_targets(y)
+    y = np.asarray(y)
+    weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+    ids = check_ids(sample_ids, len(y))
+    keep = np.flatnonzero(weights)
+    if not len(keep):
+        raise ValueError("Expected at least one positive sample_weight, got only zeros.")
+    if len(keep) < len(y):
+        X = X[keep] if isinstance(X, np.ndarray) else [X[i] for i in keep]
+        y, weights = y[keep], weights[keep]
+        ids = None if ids is None else [ids[i] for i in keep]
+    return X, y, weights, ids
+
+
+def check_ids(sample_ids: Any, n: int) -> list[object] | None:
+    """Return sample ids as a list of length n, or None."""
+    if sample_ids is None:
+        return None
+    ids = list(sample_ids)
+    if len(ids) != n:
+        raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")
+    return ids
+
+
+def encode_labels(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return class indices, and -1 for a label that is not among the classes."""
+    index = {label: i for i, label in enumerate(classes.tolist())}
+    return np.array([index.get(label, -1) for label in y.tolist()], dtype=np.int64)
