@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from .exceptions import BackboneNotFoundError, StateMismatchError, WeightsUnavailableError
 from .packaged_weights import find_weights, load_efficientnet_lite
@@ -65,9 +66,7 @@ class Backbone:
         if self.spec.size is None:
             return torch.randn(n, n_features or 1, generator=draws, dtype=torch.float64).to(dtype)
         height, width = self.spec.size
-        coarse = torch.randn(
-            n, self.spec.channels, -(-height // 8), -(-width // 8), generator=draws
-        )
+        coarse = torch.randn(n, self.spec.channels, -(-height // 8), -(-width // 8), generator=draws)
         smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
         return smooth.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -210,7 +209,7 @@ def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int
             f"got {name!r}.{hint} list_recipes() and timm.list_models() show what there is."
         )
     config = None if ":" in source else timm.get_pretrained_cfg(source, allow_unregistered=False)
-    sized = {}
+    sized: dict[str, Any] = {}
     if size is not None and (config is None or config.fixed_input_size):
         sized = {"img_size": size}
     packaged = find_weights(recipe.weights_package) if recipe and recipe.weights_package else None
@@ -219,7 +218,7 @@ def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int
         if pretrained and packaged is not None:
             net = timm.create_model(source, pretrained=False)
             load_efficientnet_lite(net, packaged)
-            net.reset_classifier(0)
+            net.reset_classifier(0)  # type: ignore[operator]
             return net
         try:
             return timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
@@ -246,21 +245,14 @@ class _RowScale(nn.Module):
 
 def _mlp(n_features: int, seed: int) -> nn.Module:
     """Return a random network on vectors; it is float64, so that deletion is exact to rounding."""
-    net = nn.Sequential(
-        _RowScale(),
-        nn.Linear(n_features, _MLP_WIDTH),
-        nn.LayerNorm(_MLP_WIDTH),
-        nn.GELU(),
-        nn.Linear(_MLP_WIDTH, _MLP_WIDTH),
-        nn.LayerNorm(_MLP_WIDTH),
-        nn.GELU(),
-    ).double()
+    layers = [skip_init(nn.Linear, n, _MLP_WIDTH) for n in (n_features, _MLP_WIDTH)]
     draws = generator(seed, "mlp")
     with torch.no_grad():
-        for layer in (net[1], net[4]):
-            shape = layer.weight.shape
-            weight = torch.randn(shape, generator=draws, dtype=torch.float64)
-            layer.weight.copy_(weight * (2 / shape[1]) ** 0.5)
-            bias = torch.randn(shape[0], generator=draws, dtype=torch.float64)
-            layer.bias.copy_(bias / 2)
-    return net
+        for layer in layers:
+            fan_in = layer.weight.shape[1]
+            layer.weight.normal_(0, (2 / fan_in) ** 0.5, generator=draws)
+            layer.bias.normal_(0, 0.5, generator=draws)
+    norms = [nn.LayerNorm(_MLP_WIDTH) for _ in layers]
+    return nn.Sequential(
+        _RowScale(), layers[0], norms[0], nn.GELU(), layers[1], norms[1], nn.GELU()
+    ).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,31 +12,27 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from tqdm import tqdm
 
 from . import persistence
 from .backbones import takes_vectors
-from .exceptions import FastNTKError, SampleError, StateMismatchError
+from .deletion import UnlearningMixin
 from .html import state_table
-from .ledger import Removal
-from .linearized import LinearizedModel, memory_needed
-from .preprocessing import Rows, content
+from .linearized import LinearizedModel
+from .preprocessing import Rows
 from .state import Frozen, State
 from .validation import (
-    check_choice,
-    check_ids,
     check_parameters,
     check_training_rows,
     encode_labels,
 )
 
 
-
-class FastNTKClassifier(ClassifierMixin, BaseEstimator):
+class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
     r"""Classifier on a frozen pretrained backbone that forgets rows in closed form.
 
     A parameter-efficient subset theta of the backbone is linearised at its pretrained values, and
@@ -124,6 +121,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only for a 2-D DataFrame whose column names are all strings.
+
+    readout_ : ndarray of shape (n_classes, d + 1)
+        W; the last column multiplies the constant.
+
+    displacement_ : ndarray of shape (p,)
+        The move of the trainable parameters from their pretrained values.
 
     n_samples_learned_ : int
         Number of rows that the model rests on now.
@@ -288,151 +291,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         state = self._state.learn(rows, labels, weights, ids, self._progress)
         return self._commit(state, self.classes_)
 
-    def unlearn(
-        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
-    ) -> FastNTKClassifier:
-        """Forget rows: the result is that of a fit that never saw them.
-
-        Exact for the linearised model. Needs only the forgotten rows; atomic: when an error is
-        raised, nothing has changed.
-
-        Parameters
-        ----------
-        X_forget : array-like
-            The rows, exactly as they were learned: they are matched by content.
-
-        y_forget : array-like of shape (n,), default=None
-            Their labels; by default the ledger's.
-
-        sample_ids : array-like of shape (n,), default=None
-            Match only rows that were learned under these ids; the receipt then counts the rows that
-            are left under them.
-
-        copies : {"one", "all"}, default="one"
-            For content that was learned several times: each row of the request removes one copy, or
-            all.
-
-        Returns
-        -------
-        self : FastNTKClassifier
-            The estimator without the rows.
-
-        Raises
-        ------
-        UnknownSampleError
-            If rows were never learned, are already forgotten, or were learned with another label;
-            `indices` names them.
-
-        AmbiguousSampleError
-            If a row was learned with several labels, weights or ids and the request does not say
-            which.
-
-        ForgetsEverythingError
-            If no row would be left.
-
-        Warns
-        -----
-        NumericalDriftWarning
-            If versions, threads or the machine changed since fit, and Jacobians with them.
-        """
-        return self._forget(X_forget, y_forget, sample_ids, copies)
-
-    def can_unlearn(
-        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
-    ) -> dict[str, Any]:
-        """Try a deletion without doing it.
-
-        Parameters
-        ----------
-        X_forget, y_forget, sample_ids, copies
-            As in :meth:`unlearn`.
-
-        Returns
-        -------
-        report : dict
-            "possible" (bool), "reason" (str, empty if possible), "indices" (rows of the request that
-            are in the way), "n_rows" (learned copies that would go), "n_bytes" (estimated peak
-            memory), "seconds" (estimated from the last pass and solve).
-        """
-        check_is_fitted(self)
-        state, removals = self._state, []
-        report: dict[str, Any] = {"possible": True, "reason": "", "indices": []}
-        try:
-            _, removals = self._match(X_forget, y_forget, sample_ids, copies)
-            state.check_rest(removals)
-        except FastNTKError as error:
-            indices = error.indices if isinstance(error, SampleError) else []
-            report = {"possible": False, "reason": str(error), "indices": indices}
-        model = state.model
-        padded = math.ceil(len(removals) / model.batch_size) * model.batch_size
-        report["n_rows"] = len(removals)
-        report["n_bytes"] = memory_needed(model.d, model.projection.k, len(self.classes_))
-        report["seconds"] = padded * state.seconds_per_row + state.seconds_per_solve
-        return report
-
-    def rebuild(self, X: Any, y: Any = None) -> FastNTKClassifier:
-        """Make the statistics anew, after numerical drift or on another machine.
-
-        Parameters
-        ----------
-        X : array-like
-            Exactly the rows that are still learned, each as often as it was learned, in any order.
-
-        y : array-like of shape (n,), default=None
-            Their labels; by default the ledger's.
-
-        Returns
-        -------
-        self : FastNTKClassifier
-            The estimator with fresh statistics; ledger and receipts are kept.
-
-        Raises
-        ------
-        UnknownSampleError
-            If a row is not among the learned ones.
-
-        StateMismatchError
-            If rows are missing.
-        """
-        check_is_fitted(self)
-        rows, removals = self._match(X, y, None, "one")
-        return self._commit(self._state.rebuild(rows, removals, self._progress), self.classes_)
-
-    def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> FastNTKClassifier:
-        """Add what other estimators have learned apart: only sums travel, never rows.
-
-        Parameters
-        ----------
-        others : FastNTKClassifier or iterable of them
-            Fitted with the same parameters, the same integer `random_state` and the same classes;
-            they are not changed.
-
-        Returns
-        -------
-        self : FastNTKClassifier
-            The estimator of one fit on all rows. Each part keeps its ledger and key.
-
-        Raises
-        ------
-        StateMismatchError
-            If the set-ups differ; the message says in what.
-
-        Warns
-        -----
-        PrivacyWarning
-            If a part has so few rows that its statistics can be inverted.
-        """
-        check_is_fitted(self)
-        parts = [others] if isinstance(others, FastNTKClassifier) else list(others)
-        for part in parts:
-            check_is_fitted(part)
-            if not np.array_equal(part.classes_, self.classes_):
-                raise StateMismatchError(
-                    f"Expected classes {self.classes_.tolist()}, got {part.classes_.tolist()}. Fit "
-                    "every part with partial_fit(X, y, classes=...)."
-                )
-        return self._commit(self._state.merge([p._state for p in parts]), self.classes_)
-
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of the linearised model, about target_scale * (onehot - 1/C).
 
@@ -556,7 +414,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"Expected labels among classes={names.tolist()}, got "
                 f"{np.unique(y[labels < 0]).tolist()}. Add them to classes."
             )
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        if self.random_state is None:  # fresh entropy: the global generator is left alone
+            seed = secrets.randbits(31)
+        else:
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -593,45 +454,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _commit(self, state: State, classes: np.ndarray) -> FastNTKClassifier:
         self._state = state
         self.classes_ = classes
+        self.readout_ = state.parameters.W.numpy()
+        self.displacement_ = state.parameters.delta.numpy()
         self.n_samples_learned_ = int(state.class_rows.sum())
         self.n_samples_forgotten_ = state.n_forgotten
         self.receipts_ = state.receipts
         return self
-
-    @property
-    def _vectors(self) -> bool:
-        return self._state.model.backbone.spec.size is None
-
-    def _rows(self, X: Any) -> Rows:
-        check_is_fitted(self)
-        if self._vectors:
-            X = validate_data(self, X, dtype=np.float64, reset=False)
-        return Rows(X, self._state.model.backbone.spec)
-
-    def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
-        check_choice("copies", copies)
-        rows = self._rows(X)
-        labels = None
-        if y is not None:
-            y = column_or_1d(y)
-            check_consistent_length(rows, y)
-            labels = encode_labels(y, self.classes_).tolist()
-        ids = check_ids(sample_ids, len(rows))
-        contents = (content(row) for row in rows)
-        return rows, self._state.ledger.find(contents, labels, ids, copies)
-
-    def _forget(
-        self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=()
-    ) -> FastNTKClassifier:
-        check_is_fitted(self)
-        rows, removals = self._match(X, y, sample_ids, copies)
-        state = self._state.forget(
-            rows, removals, self._progress, seen_by=seen_by, searched_by=searched_by
-        )
-        if sample_ids is not None:
-            left = state.ledger.owned_rows(set(check_ids(sample_ids, len(rows))))
-            state.receipts[-1]["n_rows_left_under_sample_ids"] = left
-        return self._commit(state, self.classes_)
 
     def _progress(self, rows: Iterable, what: str, total: int) -> Iterable:
         return tqdm(rows, what, total, unit="row", disable=not self.verbose)
@@ -659,4 +487,3 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.three_d_array = not vectors
         tags.input_tags.string = not vectors
         return tags
-

@@ -1,16 +1,222 @@
-"""Forgetting inside scikit-learn meta-estimators."""
+"""Forgetting: the methods of the classifier, and the way to it inside meta-estimators."""
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
+import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils import get_tags
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import column_or_1d, get_tags
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from .exceptions import InexactDeletionError, InexactDeletionWarning
+from .exceptions import (
+    FastNTKError,
+    InexactDeletionError,
+    InexactDeletionWarning,
+    SampleError,
+    StateMismatchError,
+)
+from .ledger import Removal
+from .linearized import memory_needed
+from .preprocessing import Rows, content
+from .state import Progress, State
+from .validation import check_choice, check_ids, encode_labels
+
+
+class UnlearningMixin:
+    """What a classifier on additive statistics can do besides fit and predict.
+
+    The classifier provides `_state`, `classes_`, `_commit(state, classes)` and `_progress`.
+    """
+
+    _state: State
+    classes_: np.ndarray
+    _commit: Callable[[State, np.ndarray], Self]
+    _progress: Progress
+
+    def unlearn(
+        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
+    ) -> Self:
+        """Forget rows: the result is that of a fit that never saw them.
+
+        Exact for the linearised model. Needs only the forgotten rows; atomic: when an error is
+        raised, nothing has changed.
+
+        Parameters
+        ----------
+        X_forget : array-like
+            The rows, exactly as they were learned: they are matched by content.
+
+        y_forget : array-like of shape (n,), default=None
+            Their labels; by default the ledger's.
+
+        sample_ids : array-like of shape (n,), default=None
+            Match only rows that were learned under these ids; the receipt then counts the rows that
+            are left under them.
+
+        copies : {"one", "all"}, default="one"
+            For content that was learned several times: each row of the request removes one copy, or
+            all.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            The estimator without the rows.
+
+        Raises
+        ------
+        UnknownSampleError
+            If rows were never learned, are already forgotten, or were learned with another label;
+            `indices` names them.
+
+        AmbiguousSampleError
+            If a row was learned with several labels, weights or ids and the request does not say
+            which.
+
+        ForgetsEverythingError
+            If no row would be left.
+
+        Warns
+        -----
+        NumericalDriftWarning
+            If versions, threads or the machine changed since fit, and Jacobians with them.
+        """
+        return self._forget(X_forget, y_forget, sample_ids, copies)
+
+    def can_unlearn(
+        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
+    ) -> dict[str, Any]:
+        """Try a deletion without doing it.
+
+        Parameters
+        ----------
+        X_forget, y_forget, sample_ids, copies
+            As in :meth:`unlearn`.
+
+        Returns
+        -------
+        report : dict
+            "possible" (bool), "reason" (str, empty if possible), "indices" (rows of the request that
+            are in the way), "n_rows" (learned copies that would go), "n_bytes" (estimated peak
+            memory), "seconds" (estimated from the last pass and solve).
+        """
+        check_is_fitted(self)
+        state = self._state
+        removals: list[Removal] = []
+        report: dict[str, Any] = {"possible": True, "reason": "", "indices": []}
+        try:
+            _, removals = self._match(X_forget, y_forget, sample_ids, copies)
+            state.check_rest(removals)
+        except FastNTKError as error:
+            indices = error.indices if isinstance(error, SampleError) else []
+            report = {"possible": False, "reason": str(error), "indices": indices}
+        model = state.model
+        padded = math.ceil(len(removals) / model.batch_size) * model.batch_size
+        report["n_rows"] = len(removals)
+        report["n_bytes"] = memory_needed(model.d, model.projection.k, len(self.classes_))
+        report["seconds"] = padded * state.seconds_per_row + state.seconds_per_solve
+        return report
+
+    def rebuild(self, X: Any, y: Any = None) -> Self:
+        """Make the statistics anew, after numerical drift or on another machine.
+
+        Parameters
+        ----------
+        X : array-like
+            Exactly the rows that are still learned, each as often as it was learned, in any order.
+
+        y : array-like of shape (n,), default=None
+            Their labels; by default the ledger's.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            The estimator with fresh statistics; ledger and receipts are kept.
+
+        Raises
+        ------
+        UnknownSampleError
+            If a row is not among the learned ones.
+
+        StateMismatchError
+            If rows are missing.
+        """
+        check_is_fitted(self)
+        rows, removals = self._match(X, y, None, "one")
+        return self._commit(self._state.rebuild(rows, removals, self._progress), self.classes_)
+
+    def merge(self, others: UnlearningMixin | Iterable[UnlearningMixin]) -> Self:
+        """Add what other estimators have learned apart: only sums travel, never rows.
+
+        Parameters
+        ----------
+        others : FastNTKClassifier or iterable of them
+            Fitted with the same parameters, the same integer `random_state` and the same classes;
+            they are not changed.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            The estimator of one fit on all rows. Each part keeps its ledger and key.
+
+        Raises
+        ------
+        StateMismatchError
+            If the set-ups differ; the message says in what.
+
+        Warns
+        -----
+        PrivacyWarning
+            If a part has so few rows that its statistics can be inverted.
+        """
+        check_is_fitted(self)
+        parts = [others] if isinstance(others, UnlearningMixin) else list(others)
+        for part in parts:
+            check_is_fitted(part)
+            if not np.array_equal(part.classes_, self.classes_):
+                raise StateMismatchError(
+                    f"Expected classes {self.classes_.tolist()}, got {part.classes_.tolist()}. Fit "
+                    "every part with partial_fit(X, y, classes=...)."
+                )
+        return self._commit(self._state.merge([p._state for p in parts]), self.classes_)
+
+    @property
+    def _vectors(self) -> bool:
+        return self._state.model.backbone.spec.size is None
+
+    def _rows(self, X: Any) -> Rows:
+        check_is_fitted(self)
+        if self._vectors:
+            X = validate_data(self, X, dtype=np.float64, reset=False)
+        return Rows(X, self._state.model.backbone.spec)
+
+    def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
+        check_choice("copies", copies)
+        rows = self._rows(X)
+        labels = None
+        if y is not None:
+            y = column_or_1d(y)
+            check_consistent_length(rows, y)
+            labels = encode_labels(y, self.classes_).tolist()
+        ids = check_ids(sample_ids, len(rows))
+        contents = (content(row) for row in rows)
+        return rows, self._state.ledger.find(contents, labels, ids, copies)
+
+    def _forget(self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=()) -> Self:
+        check_is_fitted(self)
+        rows, removals = self._match(X, y, sample_ids, copies)
+        state = self._state.forget(
+            rows, removals, self._progress, seen_by=seen_by, searched_by=searched_by
+        )
+        ids = check_ids(sample_ids, len(rows))
+        if ids is not None:
+            left = state.ledger.owned_rows(set(ids))
+            state.receipts[-1]["n_rows_left_under_sample_ids"] = left
+        return self._commit(state, self.classes_)
 
 
 def unlearn(

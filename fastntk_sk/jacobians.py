@@ -15,11 +15,10 @@ import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .exceptions import JacobianError
 from .subsets import Subset
-from .taps import BatchNormTap, Tap, make_tap
+from .taps import BatchNormTap, Tap, make_tap, plain_attention
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class TangentNetwork(nn.Module):
     Raises
     ------
     JacobianError
-        If no form agrees with the batch gradient: rows influence each other.
+        If rows influence each other, or if no form agrees with the batch gradient.
 
     Examples
     --------
@@ -66,13 +65,14 @@ class TangentNetwork(nn.Module):
     def __init__(self, net: nn.Module, subset: Subset, probe: Tensor) -> None:
         super().__init__()
         self.subset = subset
+        _check_rows_are_independent(net, probe)
         self.net = _shared_copy(net)
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
         for owner in _owners(subset.names):
             self._install(owner)
-        _fold_batch_norms(self.net, [t for t in self._taps.values()], net, probe)
+        _fold_batch_norms(self.net, list(self._taps.values()), probe)
         problem = self._disagreement(net, probe)
         if problem:
             logger.info("one tap over the whole network, because %s", problem)
@@ -81,9 +81,8 @@ class TangentNetwork(nn.Module):
             problem = self._disagreement(net, probe)
         if problem:
             raise JacobianError(
-                f"Per-sample Jacobians of {type(net).__name__} do not add up to its batch gradient "
-                f"({problem}): its rows influence each other, or its output is not deterministic. "
-                "Use a backbone that treats rows independently in eval mode."
+                f"Per-sample Jacobians of {type(net).__name__} do not add up to its batch gradient: "
+                f"{problem}. Choose another trainable subset, or a backbone of plain torch modules."
             )
 
     def _install(self, owner: str) -> None:
@@ -208,9 +207,15 @@ class TangentNetwork(nn.Module):
         return features, torch.zeros_like(features) if derivative is None else derivative
 
 
-def plain_attention():
-    """Return a context in which scaled dot-product attention supports every derivative."""
-    return sdpa_kernel(SDPBackend.MATH)
+@torch.no_grad()
+def _check_rows_are_independent(net: nn.Module, probe: Tensor) -> None:
+    among_others, alone = net(probe[:2])[0], net(probe[:1].expand_as(probe[:2]))[0]
+    if (among_others - alone).norm() > 1e-2 * alone.norm():
+        raise JacobianError(
+            f"The features of {type(net).__name__} for one row depend on the other rows of its "
+            "batch: its rows influence each other, or its output is random. Use a backbone whose "
+            "norm layers have running statistics, in eval mode."
+        )
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:
@@ -229,9 +234,7 @@ def _owners(names: tuple[str, ...]) -> list[str]:
 
 
 @torch.no_grad()
-def _fold_batch_norms(
-    net: nn.Module, taps: list[Tap], original: nn.Module, probe: Tensor
-) -> None:
+def _fold_batch_norms(net: nn.Module, taps: list[Tap], probe: Tensor) -> None:
     """Move the scale of a batch norm into the convolution whose output it receives, if only it does."""
     made: dict[int, nn.Module] = {}
     pairs: list[tuple[nn.Conv2d, BatchNormTap]] = []
@@ -260,12 +263,13 @@ def _fold_batch_norms(
             hook.remove()
     undo = []
     for conv, tap in pairs:
-        undo.append((conv, conv.weight, conv.bias, tap, tap.scale, tap.slope))
+        undo.append((conv, conv.weight, conv.bias, tap, tap.slope))
         scale = tap.fold()
         conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)
         if conv.bias is not None:
             conv.bias = nn.Parameter(conv.bias * scale, requires_grad=False)
     # a convolution with a second consumer, or one that is called twice, shows here
     if not torch.allclose(net(probe[:1]), before, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
-        for conv, weight, bias, tap, scale, slope in undo:
-            conv.weight, conv.bias, tap.scale, tap.slope = weight, bias, scale, slope
+        for conv, weight, bias, tap, slope in undo:
+            conv.weight, conv.bias = weight, bias
+            tap.scale, tap.slope = slope / tap.slope, slope

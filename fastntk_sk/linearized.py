@@ -326,9 +326,7 @@ class LinearizedModel:
         """
         W, delta = (t.to(self.readout.device) for t in (parameters.W, parameters.delta))
         net, subset = self.backbone.net, self.tangent.subset
-        displaced = {
-            name: net.get_parameter(name) + part for name, part in subset.split(delta).items()
-        }
+        displaced = {name: net.get_parameter(name) + part for name, part in subset.split(delta).items()}
         scores = []
         for batch in self._batches(rows):
             if network:
@@ -394,8 +392,11 @@ def check_memory(d: int, k: int, n_classes: int) -> None:
     if needed <= available:
         return
     fits = next(
-        (c for c in (2**e for e in range(20, 3, -1)) if c < k and
-         memory_needed(d, c, n_classes) <= available),
+        (
+            c
+            for c in (2**e for e in range(20, 3, -1))
+            if c < k and memory_needed(d, c, n_classes) <= available
+        ),
         None,
     )
     advice = f"n_components={fits} would fit" if fits else 'only trainable="head" may fit'

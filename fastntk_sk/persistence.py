@@ -202,16 +202,14 @@ def _tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             f"ledger.{i}.owner": _bytes([entry.owner or empty for _, entry, _ in lines]),
             f"ledger.{i}.owned": torch.tensor([bool(e.owner) for _, e, _ in lines]),
             f"ledger.{i}.label": torch.tensor([e.label for _, e, _ in lines], dtype=torch.int64),
-            f"ledger.{i}.weight": torch.tensor(
-                [e.weight for _, e, _ in lines], dtype=torch.float64
-            ),
+            f"ledger.{i}.weight": torch.tensor([e.weight for _, e, _ in lines], dtype=torch.float64),
             f"ledger.{i}.count": torch.tensor([n for _, _, n in lines], dtype=torch.int64),
         }
     return _contiguous(model), _contiguous(private)
 
 
 def _ledger(tensors: dict[str, Tensor]) -> Ledger:
-    segments = []
+    segments: list[Segment] = []
     while f"ledger.{len(segments)}.key" in tensors:
         prefix = f"ledger.{len(segments)}."
         parts = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}

@@ -84,7 +84,9 @@ class InputSpec:
             return plane
         height, width = self.size  # type: ignore[misc]
         image = Image.fromarray(np.ascontiguousarray(plane))
-        return np.asarray(image.resize((width, height), _RESAMPLE[self.interpolation]))
+        resized = np.asarray(image.resize((width, height), _RESAMPLE[self.interpolation]))
+        # bicubic overshoot: Pillow cuts it off in 8 bits, so that floats must not keep it
+        return resized if resized.dtype == np.uint8 else resized.clip(0, 1)
 
     def normalise(self, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
         """Stack pixels or vectors into the batch that enters the backbone.

@@ -165,9 +165,7 @@ class State:
         statistics = self.statistics.copy()
         labels, weights = _labels_and_weights(removals)
         wanted = (rows[removal.row] for removal in removals)
-        self.model.learn(
-            statistics, progress(wanted, "forgetting", len(removals)), labels, -weights
-        )
+        self.model.learn(statistics, progress(wanted, "forgetting", len(removals)), labels, -weights)
         class_rows = self.class_rows - np.bincount(labels, minlength=len(self.class_rows))
         changed = self._solved(statistics, class_rows)
         receipt = make_receipt(

@@ -77,8 +77,7 @@ def select(net: nn.Module, trainable: str | Sequence[str]) -> Subset:
         found = _matches(net, entry)
         if not found and entry != "head":
             raise SubsetError(
-                f"trainable={entry!r} matches no parameter of {type(net).__name__}. "
-                + _what_fits(net)
+                f"trainable={entry!r} matches no parameter of {type(net).__name__}. " + _what_fits(net)
             )
         chosen.update(found)
     names = tuple(name for name in parameters if name in chosen)
@@ -181,9 +180,7 @@ def _takes_prompts(net: nn.Module) -> bool:
     return isinstance(net, VisionTransformer)
 
 
-def insert_prompts(
-    net: nn.Module, n_prompts: int, *, deep: bool, generator: torch.Generator
-) -> None:
+def insert_prompts(net: nn.Module, n_prompts: int, *, deep: bool, generator: torch.Generator) -> None:
     r"""Insert visual prompt tokens into a timm Vision Transformer, in place.
 
     The tokens enter before the first block (`deep`: afresh before every block) and leave after the

@@ -10,15 +10,22 @@ image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .exceptions import JacobianError
 from .subsets import PromptTokens
+
+
+def plain_attention() -> AbstractContextManager[None]:
+    """Return a context in which attention has forward-mode derivatives and batching rules."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 class Tap(nn.Module):
@@ -48,6 +55,12 @@ class Tap(nn.Module):
         self.names = tuple(names)
         self.leaves: dict[str, Tensor] | None = None
         self.tangents: dict[str, Tensor] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the module; see `leaves` and `tangents`."""
@@ -93,9 +106,10 @@ class Tap(nn.Module):
             call = lambda p: functional_call(self.module, p, (x_one, *args), kwargs)  # noqa: E731
             return vjp(call, parameters)[1](grad_one)[0]
 
-        pulled = vmap(pull_one)(
-            inner.detach().unflatten(0, (rows, -1)), grad.unflatten(0, (rows, -1))
-        )
+        with plain_attention():
+            pulled = vmap(pull_one)(
+                inner.detach().unflatten(0, (rows, -1)), grad.unflatten(0, (rows, -1))
+            )
         return below, [pulled[name] for name in self.names]
 
 
@@ -130,12 +144,16 @@ class BatchNormTap(Tap):
 
     def __init__(self, module: nn.modules.batchnorm._BatchNorm, names: Sequence[str]) -> None:
         super().__init__(module, names)
-        rstd = (module.running_var + module.eps).rsqrt()  # type: ignore[operator]
-        self.scale: Tensor | None = (module.weight * rstd).detach()
-        self.shift = (module.bias - module.running_mean * self.scale).detach()
+        mean, variance = module.running_mean, module.running_var
+        assert mean is not None
+        assert variance is not None
+        rstd = (variance + module.eps).rsqrt()
+        scale = (module.weight * rstd).detach()
+        self.scale: Tensor | None = scale
+        self.shift = (module.bias - mean * scale).detach()
         # normalised input = slope * x + level, in terms of the x that arrives here
         self.slope = rstd
-        self.level = -module.running_mean * rstd  # type: ignore[operator]
+        self.level = -mean * rstd
 
     def fold(self) -> Tensor:
         """Give the scale to the layer below and return it."""
@@ -159,7 +177,7 @@ class BatchNormTap(Tap):
         else:
             y = self._affine(x)
         if hasattr(self.module, "act"):
-            y = self.module.act(self.module.drop(y))
+            y = self.module.act(self.module.drop(y))  # type: ignore[operator]
         return y
 
     def _wide(self, channel: Tensor, x: Tensor) -> Tensor:
@@ -227,7 +245,14 @@ class LayerNormTap(Tap):
         below = None
         if ctx.needs_input_grad[0]:
             below = torch.ops.aten.native_layer_norm_backward(
-                grad, x, list(m.normalized_shape), mean, rstd, m.weight, m.bias, [True, False, False]
+                grad,
+                x,
+                list(m.normalized_shape),
+                mean,
+                rstd,
+                m.weight,
+                m.bias,
+                [True, False, False],
             )[0]
         rows, width = ctx.n_rows, grad.shape[-1]
         grad, normalised = grad.reshape(rows, -1, width), normalised.reshape(rows, -1, width)
@@ -246,7 +271,7 @@ class LinearTap(Tap):
     def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         """Outer products of grad and input."""
         (x,) = ctx.saved_tensors
-        below = grad @ self.module.weight if ctx.needs_input_grad[0] else None
+        below = grad @ self.module.get_parameter("weight") if ctx.needs_input_grad[0] else None
         grad = grad.reshape(ctx.n_rows, -1, grad.shape[-1])
         x = x.reshape(ctx.n_rows, -1, x.shape[-1])
         sums = {"bias": lambda: grad.sum(1), "weight": lambda: torch.bmm(grad.mT, x)}
@@ -264,9 +289,7 @@ class PromptTap(Tap):
         """Cut the prompts out of the gradient."""
         m: PromptTokens = self.module  # type: ignore[assignment]
         n = len(m.prompt)
-        before, prompt, after = grad.split(
-            [m.prefix, n, grad.shape[1] - m.prefix - n], dim=1
-        )
+        before, prompt, after = grad.split([m.prefix, n, grad.shape[1] - m.prefix - n], dim=1)
         below = None
         if ctx.needs_input_grad[0]:
             middle = [torch.zeros_like(prompt)] if m.replace else []
@@ -283,9 +306,9 @@ def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
     batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
     if plain_names and type(module) in batch_norms and module.running_var is not None:
         return BatchNormTap(module, names)  # type: ignore[arg-type]
-    if plain_names and type(module) in (nn.LayerNorm, TimmLayerNorm):
-        if len(module.normalized_shape) == 1:  # type: ignore[arg-type]
-            return LayerNormTap(module, names)
+    layer_norm = type(module) in (nn.LayerNorm, TimmLayerNorm)
+    if plain_names and layer_norm and len(module.normalized_shape) == 1:  # type: ignore[arg-type]
+        return LayerNormTap(module, names)
     if plain_names and type(module) is nn.Linear:
         return LinearTap(module, names)
     if isinstance(module, PromptTokens):

@@ -45,9 +45,7 @@ def check_parameters(estimator: BaseEstimator) -> None:
     check_scalar(get("alpha"), "alpha", Real, min_val=0, include_boundaries="neither")
     check_scalar(get("tangent_scale"), "tangent_scale", Real, min_val=0)
     if get("target_scale") != "auto":
-        check_scalar(
-            get("target_scale"), "target_scale", Real, min_val=0, include_boundaries="neither"
-        )
+        check_scalar(get("target_scale"), "target_scale", Real, min_val=0, include_boundaries="neither")
     for name in ("batch_size", "n_prompts"):
         check_scalar(get(name), name, Integral, min_val=1)
     if get("n_components") not in ("auto", None):

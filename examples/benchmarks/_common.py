@@ -1,0 +1,96 @@
+"""Data, timing and result tables shared by the benchmark scripts."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+COMMIT = subprocess.run(  # read at the start: the code that is measured
+    ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
+).stdout.strip()
+RESULTS = HERE / "README.md"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastntk_sk"
+DEBIAN = Path("usr/share/datasets/fashion-mnist")
+
+
+def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return X_train, y_train, X_test, y_test: uint8 images of shape (n, 28, 28)."""
+    for root in (Path("/"), CACHE):
+        if (root / DEBIAN).is_dir():
+            return _read(root / DEBIAN)
+    if shutil.which("apt-get") and shutil.which("dpkg"):
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(
+                ["apt-get", "-q", "download", "dataset-fashion-mnist"], cwd=folder, check=True
+            )
+            package = next(Path(folder).glob("*.deb"))
+            subprocess.run(["dpkg", "-x", str(package), str(CACHE)], check=True)
+        return _read(CACHE / DEBIAN)
+    from sklearn.datasets import fetch_openml
+
+    X, y = fetch_openml("Fashion-MNIST", version=1, return_X_y=True, as_frame=False)
+    X, y = X.astype(np.uint8).reshape(-1, 28, 28), y.astype(np.int64)
+    return X[:60000], y[:60000], X[60000:], y[60000:]
+
+
+def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def array(name: str) -> np.ndarray:
+        raw = gzip.decompress((folder / name).read_bytes())
+        shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+    files = [
+        f"{part}-{kind}-ubyte.gz"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    X_train, y_train, X_test, y_test = map(array, files)
+    return X_train, y_train.astype(np.int64), X_test, y_test.astype(np.int64)
+
+
+def interleaved(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return median seconds of each call, measured in turns so that noise hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def table(header: list[str], rows: list[list[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def publish(name: str, text: str) -> None:
+    """Print a result and put it into its place in README.md, with versions and commit."""
+    packages = ("fastntk_sk", "torch", "timm", "scikit-learn", "numpy")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    stamp = (
+        f"_`python examples/benchmarks/{name}.py`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "
+        f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores._"
+    )
+    print(text)
+    page = RESULTS.read_text()
+    section = f"<!-- {name} -->\n{text}\n\n{stamp}\n<!-- /{name} -->"
+    found = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
+    RESULTS.write_text(found.sub(lambda _: section, page))

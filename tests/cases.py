@@ -1,0 +1,42 @@
+"""The table of networks and trainable subsets that Jacobians are checked on."""
+
+import torch
+
+CNN = {"lite0": "tf_efficientnet_lite0", "mobilenetv2": "mobilenetv2_100", "resnet18": "resnet18"}
+
+# name, timm architecture, arguments, image side, trainable
+JACOBIANS = [
+    ("lite0-norm", "tf_efficientnet_lite0", {}, 32, "norm"),
+    ("lite0-bias", "tf_efficientnet_lite0", {}, 32, "bias"),
+    ("lite0-pattern", "tf_efficientnet_lite0", {}, 32, ["bn2.*", "blocks.6.0.conv_pwl.weight"]),
+    ("mobilenetv2-norm", "mobilenetv2_100", {}, 32, "norm"),
+    ("resnet18-norm", "resnet18", {}, 32, "norm"),
+    ("resnet18-full", "resnet18", {}, 32, "full"),
+    ("vit-norm", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "norm"),
+    ("vit-bias", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "bias"),
+    ("vit-prompt", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "prompt"),
+    ("vit-deep", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "prompt-deep"),
+    ("vit-attention", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "*attn.qkv*"),
+    ("vit-full", "vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 32, "full"),
+    ("convnext-norm", "convnext_atto", {}, 32, "norm"),
+    ("convnext-scale", "convnext_atto", {}, 32, "*gamma"),
+    (
+        "swin-bias",
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 56, "depths": (1, 1, 1, 1)},
+        56,
+        "bias",
+    ),
+]
+
+
+def randomise(net, seed=0):
+    """Give batch norms statistics and affine parameters that hide no mistake."""
+    draws = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if getattr(module, "running_var", None) is not None:
+            module.running_var.uniform_(0.5, 2, generator=draws)
+            module.running_mean.normal_(generator=draws)
+            module.weight.data.uniform_(0.5, 1.5, generator=draws)
+            module.bias.data.normal_(generator=draws)
+    return net

@@ -1,0 +1,228 @@
+"""Every kind of bad input is a named, clear error that leaves the estimator as it was."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+
+from fastntk_sk import FastNTKClassifier, linearized
+from fastntk_sk.exceptions import (
+    BackboneNotFoundError,
+    ForgetsEverythingError,
+    InsufficientMemoryError,
+    SubsetError,
+    UnknownSampleError,
+    WeightsUnavailableError,
+)
+
+
+@pytest.fixture(scope="module")
+def fitted_images(digits):
+    X, y = digits[0][:20], digits[1][:20]
+    clf = FastNTKClassifier(
+        "resnet18", image_size=32, pretrained=False, n_components=32, random_state=0, batch_size=4
+    )
+    return clf.fit(X, y), X, y
+
+
+@pytest.fixture
+def fitted(blobs):
+    return FastNTKClassifier(random_state=0, n_components=32).fit(*blobs)
+
+
+def snapshot(clf):
+    state = clf._state
+    tensors = [t.clone() for t in state.statistics.tensors().values()]
+    rows = [dict(s.rows) for s in state.ledger.segments]
+    return tensors, rows, state.parameters, clf.classes_, dict(clf.__dict__)
+
+
+def unchanged(clf, before):
+    after = snapshot(clf)
+    assert all(torch.equal(a, b) for a, b in zip(after[0], before[0], strict=True))
+    assert after[1] == before[1]
+    assert after[2] is before[2]
+    assert after[3] is before[3]
+    assert after[4].keys() == before[4].keys()
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["predict", "predict_proba", "decision_function", "unlearn", "can_unlearn", "rebuild", "save"],
+)
+def test_unfitted(call, blobs, tmp_path):
+    with pytest.raises(NotFittedError):
+        getattr(FastNTKClassifier(), call)(tmp_path / "x" if call == "save" else blobs[0])
+    with pytest.raises(NotFittedError):
+        FastNTKClassifier().merge([])
+
+
+def test_rows_that_cannot_be_forgotten(fitted, blobs):
+    X, y = blobs
+    fitted.unlearn(X[:1])
+    before = snapshot(fitted)
+    with pytest.raises(UnknownSampleError, match=r"Rows \[0, 2\] were not learned") as caught:
+        fitted.unlearn(np.vstack([X[0], X[1], X[2] + 1]))
+    assert caught.value.indices == [0, 2]
+    with pytest.raises(UnknownSampleError, match="another label"):
+        fitted.unlearn(X[1:3], [y[1], (y[2] + 1) % 3])
+    with pytest.raises(UnknownSampleError, match="another label"):
+        fitted.unlearn(X[1:2], [77])
+    with pytest.raises(ForgetsEverythingError, match="all 59 learned rows"):
+        fitted.unlearn(X[1:])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        fitted.unlearn(X[1:3], y[1:2])
+    with pytest.raises(ValueError, match="one sample id a row"):
+        fitted.unlearn(X[1:3], sample_ids=["a"])
+    with pytest.raises(ValueError, match="copies to be one of"):
+        fitted.unlearn(X[1:3], copies="some")
+    unchanged(fitted, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X: X[:, :2], "features"),
+        (lambda X: np.where(X[0, 0] == X, np.nan, X), "NaN"),
+        (lambda X: np.where(X[0, 0] == X, np.inf, X), "infinity"),
+        (lambda X: X[:0], "0 sample"),
+        (lambda X: X[0], "Expected 2D array"),
+        (lambda X: X.astype(complex), "Complex data"),
+    ],
+)
+def test_bad_vectors(fitted, blobs, change, message):
+    X, y = blobs
+    before = snapshot(fitted)
+    bad = change(X)
+    for call in (fitted.predict, fitted.unlearn, lambda X: fitted.partial_fit(X, y[: len(X)])):
+        with pytest.raises(ValueError, match=message):
+            call(bad)
+    unchanged(fitted, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda X: X.reshape(len(X), -1), "Reshape flattened pictures"),
+        (lambda X: np.repeat(X[:, None], 3, axis=1), "Channels come last"),
+        (lambda X: np.repeat(X[..., None], 4, axis=3), "alpha channel"),
+        (lambda X: np.repeat(X[..., None], 2, axis=3), "got X of shape"),
+        (lambda X: X.astype(np.int64), "dtype int64"),
+        (lambda X: X.astype(float), r"Scale them to \[0, 1\]"),
+        (lambda X: X / 255 - 0.5, r"Scale them to \[0, 1\]"),
+        (lambda X: np.where(X > 200, np.nan, X / 255), "NaN or infinity"),
+        (lambda X: X[:0], "0 sample"),
+        (lambda X: [], "0 sample"),
+        (lambda X: [X[0], "no/such/file.png"], "No such file|no file at"),
+        (lambda X: [X[0], 7], "got int in row 1"),
+        (lambda X: [X[0], X[1].astype(int)], "image 1 of dtype"),
+        (lambda X: "picture.png", "single str"),
+        (lambda X: X[:, :0], "got X of shape"),
+    ],
+)
+def test_bad_images(fitted_images, change, message):
+    clf, X, y = fitted_images
+    before = snapshot(clf)
+    bad = change(X)
+    for call in (clf.predict, clf.unlearn, lambda X: clf.partial_fit(X, y[: len(X)])):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            call(bad)
+    unchanged(clf, before)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"anchor": "finetuned"}, "Expected anchor to be one of"),
+        ({"predict_with": "magic"}, "Expected predict_with to be one of"),
+        ({"precision": "bfloat16"}, "Expected precision to be one of"),
+        ({"alpha": 0.0}, "alpha == 0.0, must be > 0"),
+        ({"tangent_scale": -1.0}, "must be >= 0"),
+        ({"target_scale": 0.0}, "must be > 0"),
+        ({"n_components": 0}, "must be >= 1"),
+        ({"batch_size": 0}, "must be >= 1"),
+        ({"n_prompts": 0}, "must be >= 1"),
+        ({"image_size": 0}, "must be >= 1"),
+        ({"trainable": []}, "Expected trainable to be one of"),
+        ({"trainable": "blocks.*"}, r"matches no parameter .* What fits this backbone: 'norm'"),
+        ({"trainable": "prompt"}, "Prompt tokens need a timm Vision Transformer"),
+    ],
+)
+def test_bad_parameters(blobs, params, message):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0, n_components=32).fit(X, y)
+    before = snapshot(clf)
+    with pytest.raises(ValueError, match=message):
+        clf.set_params(**params).fit(X, y)
+    unchanged(clf.set_params(**params), before)
+
+
+def test_labels(fitted, blobs):
+    X, y = blobs
+    before = snapshot(fitted)
+    with pytest.raises(ValueError, match="one class"):
+        fitted.fit(X, np.zeros(60, dtype=int))
+    with pytest.raises(ValueError, match="Unknown label type"):
+        fitted.fit(X, X[:, 0])
+    with pytest.raises(ValueError, match="Name all classes in the first call"):
+        fitted.partial_fit(X[:2], [0, 9])
+    with pytest.raises(ValueError, match="as in the first call"):
+        fitted.partial_fit(X[:2], [0, 1], classes=[0, 1])
+    with pytest.raises(ValueError, match="Add them to classes"):
+        FastNTKClassifier().partial_fit(X, y, classes=[0, 1])
+    with pytest.raises(ValueError, match="only zeros|zero"):
+        fitted.fit(X, y, sample_weight=np.zeros(60))
+    with pytest.raises(ValueError, match="[Nn]egative"):
+        fitted.fit(X, y, sample_weight=-np.ones(60))
+    unchanged(fitted, before)
+
+
+def test_backbone_names(digits):
+    X, y = digits
+    with pytest.raises(BackboneNotFoundError, match="Did you mean 'tf_efficientnet_lite0'"):
+        FastNTKClassifier("tf_eficientnet_lite0").fit(X, y)
+    with pytest.raises(BackboneNotFoundError, match="callable that returns one, got int"):
+        FastNTKClassifier(lambda: 3).fit(X, y)
+    with pytest.raises(SubsetError, match="got EfficientNet"):
+        FastNTKClassifier("tf_efficientnet_lite0", trainable="prompt", image_size=32).fit(X, y)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "hf-hub:nobody/nothing", "local-dir:/no/such/folder"])
+def test_weights_that_cannot_be_loaded(name, digits):
+    with pytest.raises(WeightsUnavailableError, match="pretrained=False"):
+        FastNTKClassifier(name, image_size=32).fit(*digits)
+
+
+def test_a_backbone_must_return_features(digits):
+    net = torch.nn.Conv2d(3, 4, 3)
+    with pytest.raises(SubsetError, match=r"features of shape \(n, d\)"):
+        FastNTKClassifier(net, trainable="full").fit(*digits)
+
+
+def test_memory_is_estimated_before_anything_is_allocated(blobs, monkeypatch):
+    X, y = blobs
+    small = linearized.memory_needed(256, 64, 3)
+    monkeypatch.setattr(linearized, "available_memory", lambda: small)
+    with pytest.raises(InsufficientMemoryError, match="N_components=64 would fit"):
+        FastNTKClassifier(trainable="full", n_components=30_000).fit(X, y)
+    FastNTKClassifier(trainable="full", n_components=64).fit(X, y)
+    monkeypatch.setattr(linearized, "available_memory", lambda: 1000)
+    with pytest.raises(InsufficientMemoryError, match="bytes"):
+        FastNTKClassifier(trainable="full").fit(X, y)
+
+
+def test_a_failed_solve_leaves_everything_as_it_was(fitted, blobs, monkeypatch):
+    from fastntk_sk import state
+    from fastntk_sk.exceptions import SolveError
+
+    def fail(*args, **kwargs):
+        raise SolveError("no")
+
+    before = snapshot(fitted)
+    monkeypatch.setattr(state, "solve_schur", fail)
+    for call in (fitted.unlearn, fitted.rebuild):
+        with pytest.raises(SolveError):
+            call(blobs[0][:5] if call == fitted.unlearn else blobs[0])
+    with pytest.raises(SolveError):
+        fitted.partial_fit(*blobs)
+    unchanged(fitted, before)

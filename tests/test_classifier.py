@@ -1,0 +1,363 @@
+import copy
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fastntk_sk import FastNTKClassifier, unlearn
+from fastntk_sk.exceptions import (
+    EmptyClassWarning,
+    InexactDeletionError,
+    InexactDeletionWarning,
+    NumericalDriftWarning,
+    PrivacyWarning,
+    StateMismatchError,
+)
+from fastntk_sk.solvers import solve_dual
+
+EXPECTED_FAILURES: dict[str, str] = {}
+
+
+@parametrize_with_checks(
+    [FastNTKClassifier(random_state=0)],
+    expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+def small(**changes):
+    return FastNTKClassifier(**({"random_state": 0, "n_components": 64, "batch_size": 16} | changes))
+
+
+def tiny_cnn(**changes):
+    settings = {"image_size": 32, "pretrained": False, "random_state": 0, "batch_size": 8}
+    return FastNTKClassifier("resnet18", n_components=128, **(settings | changes))
+
+
+def parameters(clf):
+    return torch.cat([clf._state.parameters.W.flatten(), clf._state.parameters.delta]).double()
+
+
+def gap(clf, refit):
+    expected = parameters(refit)
+    return float((parameters(clf) - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_unlearn_equals_a_refit_on_images(digits, precision):
+    X, y = digits[0][:60], digits[1][:60]
+    clf = tiny_cnn(precision=precision).fit(X, y).unlearn(X[:12])
+    refit = tiny_cnn(precision=precision).partial_fit(X[12:], y[12:], classes=clf.classes_)
+    # float32 parameters are rounded from float64 ones that agree
+    assert gap(clf, refit) < {"float32": 1e-7, "float64": 1e-10}[precision]
+    state, other = clf._state.statistics, refit._state.statistics
+    for name, tensor in state.tensors().items():
+        gaps = (tensor - other.tensors()[name]).norm()
+        assert gaps <= 1e-11 * other.tensors()[name].norm()
+    assert clf.receipts_[0]["exactness"] == "exact for the linearised model"
+    assert clf.receipts_[0]["residual"] < 1e-10
+    assert (clf.n_samples_learned_, clf.n_samples_forgotten_) == (48, 12)
+
+
+def test_the_estimator_solves_the_problem_that_the_rows_define(blobs):
+    """End to end against the dual solve on rows collected by hand."""
+    X, y = blobs
+    w = np.linspace(0.5, 2, len(y))
+    clf = small(alpha=0.3, tangent_scale=2.0).fit(X, y, sample_weight=w)
+    model = clf._state.model
+    h, J = model._batch(model.backbone.spec.normalise(list(X[:16]), torch.float64))
+    parts = [(h, J)]
+    for start in range(16, 60, 16):
+        batch = model.backbone.spec.normalise(list(X[start : start + 16]), torch.float64)
+        parts.append(model._batch(batch))
+    h, J = (torch.cat(p) for p in zip(*parts, strict=True))
+    solution = solve_dual(
+        h, J, torch.from_numpy(y), torch.from_numpy(w),
+        alpha=0.3, tangent_scale=2.0, target_scale=1.0,
+    )  # fmt: skip
+    expected = model.publish(solution.W, solution.z, 2.0)
+    torch.testing.assert_close(clf._state.parameters.W, expected.W, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(clf._state.parameters.delta, expected.delta, rtol=1e-8, atol=1e-10)
+    scores = h @ solution.W.T + 2**0.5 * J @ solution.z
+    np.testing.assert_allclose(clf.decision_function(X), scores, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("trainable", ["norm", "bias", "head", "full", ["norm", "1.weight"]])
+def test_network_and_linear_prediction_agree_for_small_displacements(blobs, trainable):
+    X, y = blobs
+    linear = small(trainable=trainable, target_scale=1e-4).fit(X, y)
+    network = small(trainable=trainable, target_scale=1e-4, predict_with="network").fit(X, y)
+    np.testing.assert_allclose(
+        network.decision_function(X) * 1e4, linear.decision_function(X) * 1e4, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("trainable", ["prompt", "prompt-deep", "norm", "head"])
+def test_vision_transformer_forgets(digits, trainable):
+    X, y = digits[0][:24], digits[1][:24] % 2
+
+    def make():
+        def factory():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+
+        return FastNTKClassifier(
+            factory, trainable=trainable, image_size=32, random_state=0, batch_size=8, n_prompts=3
+        )
+
+    clf, refit = make().fit(X, y).unlearn(X[:5]), make().fit(X[5:], y[5:])
+    assert gap(clf, refit) < 1e-7
+
+
+def test_a_module_is_copied_and_never_changed(digits):
+    X, y = digits[0][:20], digits[1][:20] % 2
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(inplace=True),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+    )  # fmt: skip
+    before = copy.deepcopy(net.state_dict())
+    clf = FastNTKClassifier(net, random_state=0).fit(X, y)
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+    refit = FastNTKClassifier(net, random_state=0).fit(X[4:], y[4:])
+    assert gap(clf.unlearn(X[:4]), refit) < 1e-7
+
+
+def test_image_kinds_are_one(digits, tmp_path):
+    from PIL import Image
+
+    X, y = digits[0][:30], digits[1][:30]
+    pictures = [Image.fromarray(x) for x in X]
+    paths = []
+    for i, picture in enumerate(pictures):
+        paths.append(tmp_path / f"{i}.png")
+        picture.save(paths[-1])
+    clf = tiny_cnn().fit(X, y)
+    expected = clf.decision_function(X)
+    kinds = (
+        pictures, paths, [str(p) for p in paths], np.array([str(p) for p in paths], dtype=object),
+        pd.Series(map(str, paths)), pd.DataFrame({"file": map(str, paths)}),
+        np.repeat(X[..., None], 3, axis=3), X[..., None], list(X),
+    )  # fmt: skip
+    for kind in kinds:
+        np.testing.assert_array_equal(clf.decision_function(kind), expected)
+    np.testing.assert_allclose(clf.decision_function(X / 255), expected, rtol=0.05, atol=0.05)
+    clf.unlearn(paths[:3])  # learned as an array, forgotten as files: the content is the same
+    assert clf.n_samples_learned_ == 27
+
+
+def test_partial_fit_adds_exactly_and_merge_sums(blobs):
+    X, y = blobs
+    whole = small().fit(X, y)
+    parts = small().partial_fit(X[:20], y[:20], classes=[0, 1, 2]).partial_fit(X[20:], y[20:])
+    assert gap(parts, whole) < 1e-11
+    first = small().partial_fit(X[:30], y[:30], classes=[0, 1, 2])
+    second = small().partial_fit(X[30:], y[30:], classes=[0, 1, 2])
+    with pytest.warns(PrivacyWarning, match="30 rows"):
+        first.merge(second)
+    assert gap(first, whole) < 1e-11
+    assert second.n_samples_learned_ == 30
+    first.unlearn(X[[0, 40]])  # each part keeps its own key
+    second.unlearn(X[[40]])
+    assert gap(first, small().fit(*(np.delete(a, [0, 40], axis=0) for a in (X, y)))) < 1e-10
+
+
+def test_merge_refuses_other_set_ups(blobs):
+    X, y = blobs
+    clf = small().fit(X, y)
+    with pytest.raises(StateMismatchError, match="random_state"):
+        clf.merge(small(random_state=1).fit(X, y))
+    with pytest.raises(StateMismatchError, match="Expected classes"):
+        clf.merge(small().fit(X[y < 2], y[y < 2]))
+    assert clf.n_samples_learned_ == 60
+
+
+def test_weights_and_duplicates(blobs):
+    X, y = blobs
+    twice = small().fit(np.vstack([X, X[:10]]), np.concatenate([y, y[:10]]))
+    weighted = small().fit(X, y, sample_weight=np.r_[np.full(10, 2.0), np.ones(50)])
+    assert gap(twice, weighted) < 1e-11
+    assert gap(twice.unlearn(X[:10]), small().fit(X, y)) < 1e-11
+    assert gap(weighted.unlearn(X[:10]), small().fit(X[10:], y[10:])) < 1e-11
+    dropped = small().fit(X, y, sample_weight=np.r_[np.zeros(10), np.ones(50)])
+    assert gap(dropped, small().fit(X[10:], y[10:])) < 1e-12
+    assert dropped.n_samples_learned_ == 50
+
+
+def test_string_labels_and_a_class_that_is_forgotten(blobs):
+    X, y = blobs
+    names = np.array(["ankle boot", "bag", "coat"])[y]
+    clf = small().fit(X, names)
+    with pytest.warns(EmptyClassWarning, match="still in classes_"):
+        clf.unlearn(X[names == "bag"], names[names == "bag"])
+    assert "bag" in clf.classes_
+    assert "bag" not in clf.predict(X)
+    assert not clf.predict_proba(X)[:, 1].any()
+    np.testing.assert_allclose(clf.predict_proba(X).sum(axis=1), 1)
+    clf.partial_fit(X[names == "bag"], names[names == "bag"])
+    assert gap(clf, small().fit(X, names)) < 1e-10
+
+
+def test_predict_proba_of_an_exact_fit_is_99_percent():
+    clf = small().fit(*load_iris(return_X_y=True))
+    clf._scores = lambda X: np.eye(3) - 1 / 3
+    np.testing.assert_allclose(np.diag(clf.predict_proba(None)), 0.99)
+
+
+def test_parameters_are_frozen_at_fit(blobs):
+    X, y = blobs
+    clf = small().fit(X, y)
+    clf.set_params(alpha=100.0, tangent_scale=0.0, batch_size=3, trainable="head", precision="float32")
+    assert gap(clf.unlearn(X[:5]), small().fit(X[5:], y[5:])) < 1e-11
+
+
+def test_copies_and_sample_ids(blobs):
+    X, y = blobs
+    ids = [f"person {i // 6}" for i in range(60)]
+    clf = small().fit(np.vstack([X, X[:2]]), np.r_[y, y[:2]], sample_ids=[*ids, "x", "x"])
+    assert not clf.can_unlearn(X[:1])["possible"]
+    clf.unlearn(X[:1], sample_ids=["x"])
+    assert clf.receipts_[-1]["n_rows_left_under_sample_ids"] == 1
+    clf.unlearn(X[:6], copies="all")
+    assert clf.n_samples_learned_ == 62 - 1 - 6 - 1
+    assert clf._state.ledger.owned_rows(["person 0"]) == 0
+
+
+def test_can_unlearn_is_a_dry_run(blobs):
+    X, y = blobs
+    clf = small().fit(X, y)
+    report = clf.can_unlearn(X[:7])
+    assert report["possible"]
+    assert report["n_rows"] == 7
+    assert report["n_bytes"] > 0
+    assert report["seconds"] > 0
+    report = clf.can_unlearn(np.vstack([X[:1], X[:1] + 1]))
+    assert not report["possible"]
+    assert report["indices"] == [1]
+    assert "learned rows" in clf.can_unlearn(X)["reason"]
+    assert clf.n_samples_learned_ == 60
+
+
+def test_rebuild_and_drift(blobs):
+    X, y = blobs
+    clf = small().fit(X, y).unlearn(X[:5])
+    clf._state.environment = clf._state.environment | {"threads": 99}
+    clf.unlearn(X[5:6])  # another thread count, bitwise the same Jacobians: nothing to warn of
+    assert clf.receipts_[-1]["exactness"].startswith("exact")
+    clf._state.probe = clf._state.probe * (1 + 1e-6)
+    with pytest.warns(NumericalDriftWarning, match="threads"):
+        clf.unlearn(X[6:7])
+    assert clf.receipts_[-1]["exactness"].startswith("approximate: Jacobians differ by 1.0e-06")
+    with pytest.raises(StateMismatchError, match="53 rows that are learned, got 52"):
+        clf.rebuild(X[8:])
+    order = np.random.default_rng(0).permutation(np.arange(7, 60))
+    clf.rebuild(X[order], y[order])
+    clf.unlearn(X[7:8])
+    assert clf.receipts_[-1]["exactness"].startswith("exact")
+    assert gap(clf, small().fit(X[8:], y[8:])) < 1e-11
+    assert len(clf.receipts_) == 4
+
+
+def test_global_seeds_are_not_touched_and_none_differs(blobs, digits):
+    X, y = blobs
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    small(random_state=None).fit(X, y)
+    tiny_cnn().fit(digits[0][:10], digits[1][:10])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    one, two = (small(random_state=None).fit(X, y) for _ in range(2))
+    assert gap(one, two) > 1e-3
+
+
+def test_pipelines_searches_and_copies(blobs):
+    X, y = blobs
+    grid = {"alpha": [0.1, 1.0], "trainable": ["norm", "head"], "tangent_scale": [0.5, 1.0]}
+    search = GridSearchCV(small(), grid, cv=2).fit(X, y)
+    assert search.best_score_ > 0.6
+    assert cross_val_score(small(), X, y, cv=3).mean() > 0.6
+    clf = small().fit(X, y)
+    expected = clf.decision_function(X)
+    for other in (copy.deepcopy(clf), pickle.loads(pickle.dumps(clf))):
+        np.testing.assert_array_equal(other.decision_function(X), expected)
+        other.unlearn(X[:3])
+    assert clf.n_samples_learned_ == 60
+    assert not hasattr(clone(clf), "classes_")
+    image_search = GridSearchCV(small(), {"alpha": [0.1]}, cv=2)
+    unlearn(image_search.fit(X, y), X[:2])
+    assert "GridSearchCV chose" in image_search.best_estimator_.receipts_[-1]["exactness"]
+
+
+def test_images_go_through_a_grid_search(digits):
+    X, y = digits[0][:24], digits[1][:24] % 2
+    search = GridSearchCV(tiny_cnn(), {"alpha": [0.1, 1.0]}, cv=2).fit(X, y)
+    unlearn(search, X[:3])
+    assert search.best_estimator_.n_samples_learned_ == 21
+
+
+def test_unlearn_in_a_pipeline(blobs):
+    X, y = blobs
+    exact = make_pipeline(FunctionTransformer(np.tanh), "passthrough", small()).fit(X, y)
+    assert gap(unlearn(exact, X[:4])[-1], small().fit(np.tanh(X[4:]), y[4:])) < 1e-11
+    scaled = make_pipeline(StandardScaler(), small()).fit(X, y)
+    with pytest.raises(InexactDeletionError, match="standardscaler"):
+        unlearn(scaled, X[:4], strict=True)
+    assert scaled[-1].n_samples_learned_ == 60
+    with pytest.warns(InexactDeletionWarning, match="StandardScaler"):
+        unlearn(scaled, X[:4])
+    assert scaled[-1].receipts_[0]["exactness"].startswith("approximate")
+    with pytest.raises(TypeError, match="got StandardScaler"):
+        unlearn(StandardScaler().fit(X), X)
+
+
+def test_metadata_routing(blobs):
+    X, y = blobs
+    with config_context(enable_metadata_routing=True):
+        pipeline = make_pipeline(small().set_fit_request(sample_weight=True, sample_ids=True))
+        weights = np.r_[np.full(10, 2.0), np.ones(50)]
+        pipeline.fit(X, y, sample_weight=weights, sample_ids=np.arange(60))
+    assert gap(pipeline[-1], small().fit(X, y, sample_weight=weights)) < 1e-12
+    assert pipeline[-1]._state.ledger.owned_rows([3]) == 1
+
+
+def test_pandas_names(blobs):
+    X, y = blobs
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    clf = small().fit(frame, y)
+    assert clf.feature_names_in_.tolist() == list("abcd")
+    assert clf.unlearn(frame.iloc[:5]).n_samples_learned_ == 55
+
+
+def test_html_shows_the_state(blobs):
+    X, y = blobs
+    clf = small()
+    assert "learned" not in clf._repr_html_()
+    page = clf.fit(X, y).unlearn(X[:4])._repr_html_()
+    assert "56 rows" in page
+    assert "exact for the linearised model" in page
+
+
+def test_progress(blobs, capsys):
+    X, y = blobs
+    clf = small(verbose=0).fit(X, y)
+    clf.unlearn(X[:4]).predict(X)
+    assert capsys.readouterr() == ("", "")
+    clf.set_params(verbose=1).unlearn(X[4:8])
+    shown = capsys.readouterr().err
+    assert "forgetting" in shown
+    assert "row/s" in shown

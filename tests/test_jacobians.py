@@ -1,0 +1,161 @@
+import pytest
+import reference
+import timm
+import torch
+from cases import JACOBIANS, randomise
+from torch import nn
+
+from fastntk_sk.exceptions import JacobianError
+from fastntk_sk.jacobians import TangentNetwork
+from fastntk_sk.subsets import insert_prompts, select
+from fastntk_sk.taps import BatchNormTap, Tap
+
+
+def build(architecture, arguments, trainable, dtype=torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.create_model(architecture, num_classes=0, **arguments)
+    randomise(net).to(dtype).eval().requires_grad_(False)
+    if str(trainable).startswith("prompt"):
+        draws = torch.Generator().manual_seed(0)
+        insert_prompts(net, 3, deep=trainable == "prompt-deep", generator=draws)
+    net.to(dtype)
+    return net, select(net, trainable)
+
+
+def inputs(n, side, dtype=torch.float64):
+    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def readout(rows, d, dtype=torch.float64):
+    return torch.randn(rows, d, generator=torch.Generator().manual_seed(2), dtype=dtype) / d**0.5
+
+
+@pytest.mark.parametrize("case", JACOBIANS, ids=lambda case: case[0])
+def test_rows_equal_plain_autograd(case):
+    _, architecture, arguments, side, trainable = case
+    net, subset = build(architecture, arguments, trainable)
+    x = inputs(2, side)
+    V = readout(2, net(x[:1]).shape[1])
+    tangent = TangentNetwork(net, subset, x)
+    features, found = tangent.jacobian(x, V)
+    expected = reference.jacobian(net, subset.names, x, V)
+    assert (found - expected).norm() < 1e-12 * expected.norm()
+    torch.testing.assert_close(features, net(x))
+    # and the forward-mode derivative is the same Jacobian
+    displacement = torch.randn(subset.size, dtype=torch.float64)
+    _, derivative = tangent.directional(x, displacement)
+    torch.testing.assert_close(derivative @ V.T, expected @ displacement, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "trainable"),
+    [
+        ("tf_efficientnet_lite0", {}, "norm"),
+        ("convnext_atto", {}, "norm"),
+        ("resnet18", {}, ["bn1.*", "layer4.1.conv2.weight"]),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, "prompt"),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, "bias"),
+    ],
+)
+def test_a_row_is_bitwise_the_same_in_every_batch(architecture, arguments, trainable):
+    net, subset = build(architecture, arguments, trainable, torch.float32)
+    net.to(memory_format=torch.channels_last)
+    x = inputs(8, 32, torch.float32)
+    tangent = TangentNetwork(net, subset, x[:2])
+    V = readout(2, net(x[:1]).shape[1], torch.float32)
+    shuffled = torch.tensor([3, 7, 1, 0, 5, 2, 6, 4])
+    others = torch.cat([x[:1], inputs(15, 32, torch.float32)[8:]])
+    first, again, apart = (
+        tangent.jacobian(batch.contiguous(memory_format=torch.channels_last), V)[1]
+        for batch in (x, x[shuffled], others)
+    )
+    assert torch.equal(first[shuffled], again)
+    assert torch.equal(first[0], apart[0])
+
+
+def test_frozen_weights_get_no_gradient_and_nothing_changes():
+    net, subset = build("resnet18", {}, "norm")
+    x = inputs(2, 32)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    TangentNetwork(net, subset, x).jacobian(x, readout(2, 512))
+    assert all(parameter.grad is None for parameter in net.parameters())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_batch_norms_are_folded_where_that_is_safe():
+    net, subset = build("resnet18", {}, "norm")
+    taps = TangentNetwork(net, subset, inputs(1, 32))._taps.values()
+    assert all(isinstance(tap, BatchNormTap) and tap.scale is None for tap in taps)
+
+
+class _TwoConsumers(nn.Module):
+    """The convolution's output is used beside the norm, so its scale must not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return (self.norm(y) + y.tanh()).mean((2, 3))
+
+
+class _SharedWeight(nn.Module):
+    """The layer's weight is used without calling the layer, so that a tap on it sees nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(torch.tanh(nn.functional.linear(x.mean((2, 3)), self.layer.weight)))
+
+
+class _Twice(nn.Module):
+    """One norm is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(5)
+
+    def forward(self, x):
+        return self.norm(torch.sin(self.norm(x[:, 0, 0, :5])))
+
+
+@pytest.mark.parametrize(
+    ("make", "trainable"),
+    [(_TwoConsumers, "norm"), (_SharedWeight, "layer.weight"), (_Twice, "norm")],
+)
+def test_unusual_networks_are_right(make, trainable):
+    torch.manual_seed(0)
+    net = randomise(make()).double().eval().requires_grad_(False)
+    subset, x = select(net, trainable), inputs(3, 8)
+    V = readout(2, net(x[:1]).shape[1])
+    found = TangentNetwork(net, subset, x).jacobian(x, V)[1]
+    torch.testing.assert_close(found, reference.jacobian(net, subset.names, x, V))
+
+
+def test_a_module_without_a_fast_tap_falls_back_to_the_whole_network():
+    net = _SharedWeight().double().eval().requires_grad_(False)
+    taps = TangentNetwork(net, select(net, "layer.weight"), inputs(2, 8))._taps
+    assert list(taps) == [""]
+    assert type(taps[""]) is Tap
+
+
+class _RowsMix(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.layer(x.mean((2, 3)))
+        return y * y.sum()
+
+
+def test_rows_that_influence_each_other_are_an_error():
+    net = _RowsMix().double().eval().requires_grad_(False)
+    with pytest.raises(JacobianError, match="rows influence each other"):
+        TangentNetwork(net, select(net, "full"), inputs(3, 8))

@@ -1,0 +1,80 @@
+import pytest
+
+from fastntk_sk.exceptions import AmbiguousSampleError, UnknownSampleError
+from fastntk_sk.ledger import Ledger
+
+
+def learned(*rows, ids=None):
+    """A ledger of (content, label, weight) rows."""
+    ledger = Ledger()
+    contents, labels, weights = zip(*rows, strict=True)
+    ledger.add(map(ledger.digest, contents), labels, weights, ids)
+    return ledger
+
+
+def test_a_forgotten_row_leaves_no_digest_behind():
+    ledger = learned((b"a", 0, 1.0), (b"b", 1, 1.0))
+    digest = ledger.digest(b"a")
+    ledger.remove(ledger.find([b"a"]))
+    assert digest not in ledger.segments[0].rows
+    assert ledger.n_rows == 1
+    with pytest.raises(UnknownSampleError, match="already forgotten"):
+        ledger.find([b"a"])
+
+
+def test_keys_differ_so_that_digests_of_two_models_cannot_be_compared():
+    assert learned((b"a", 0, 1.0)).digest(b"a") != learned((b"a", 0, 1.0)).digest(b"a")
+
+
+def test_unknown_rows_are_named_and_nothing_is_matched():
+    ledger = learned((b"a", 0, 1.0), (b"b", 1, 1.0))
+    with pytest.raises(UnknownSampleError, match=r"\[1, 3\]") as caught:
+        ledger.find([b"a", b"x", b"b", b"y"])
+    assert caught.value.indices == [1, 3]
+    with pytest.raises(UnknownSampleError, match="another label") as caught:
+        ledger.find([b"a", b"b"], labels=[1, 1])
+    assert caught.value.indices == [0]
+
+
+def test_duplicates_count_as_often_as_they_were_learned():
+    ledger = learned((b"a", 0, 1.0), (b"a", 0, 1.0), (b"b", 0, 1.0))
+    assert len(ledger.find([b"a"])) == 1
+    assert len(ledger.find([b"a", b"a"])) == 2
+    assert len(ledger.find([b"a"], copies="all")) == 2
+    assert len(ledger.find([b"a", b"a"], copies="all")) == 2
+    with pytest.raises(UnknownSampleError) as caught:
+        ledger.find([b"a", b"a", b"a"])
+    assert caught.value.indices == [2]
+
+
+@pytest.mark.parametrize("rows", [((b"a", 0, 1.0), (b"a", 1, 1.0)), ((b"a", 0, 1.0), (b"a", 0, 2.0))])
+def test_the_same_content_learned_differently_is_ambiguous(rows):
+    ledger = learned(*rows, (b"b", 0, 1.0))
+    with pytest.raises(AmbiguousSampleError, match="copies='all'") as caught:
+        ledger.find([b"b", b"a"])
+    assert caught.value.indices == [1]
+    assert len(ledger.find([b"a"], copies="all")) == 2
+    # asking for both copies leaves nothing to choose
+    if rows[0][1] != rows[1][1]:
+        assert ledger.find([b"a"], labels=[1])[0].entry.label == 1
+
+
+def test_sample_ids_pick_the_owner():
+    ledger = learned((b"a", 0, 1.0), (b"a", 0, 1.0), (b"b", 1, 1.0), ids=["ann", "bob", "ann"])
+    with pytest.raises(AmbiguousSampleError, match="sample_ids"):
+        ledger.find([b"a"])
+    assert ledger.owned_rows(["ann"]) == 2
+    ledger.remove(ledger.find([b"a"], sample_ids=["ann"]))
+    assert (ledger.owned_rows(["ann"]), ledger.owned_rows(["bob"])) == (1, 1)
+    with pytest.raises(UnknownSampleError, match="sample id"):
+        ledger.find([b"a"], sample_ids=["ann"])
+
+
+def test_merged_segments_keep_their_keys():
+    first, second = learned((b"a", 0, 1.0)), learned((b"b", 1, 1.0), (b"c", 1, 1.0))
+    both = Ledger(first.segments + second.segments)
+    assert both.n_rows == 3
+    removals = both.find([b"c", b"a"])
+    assert [removal.segment for removal in removals] == [1, 0]
+    both.remove(removals)
+    assert both.n_rows == 1

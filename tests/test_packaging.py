@@ -1,0 +1,49 @@
+"""The wheel, installed elsewhere, holds the recipes."""
+
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, cwd):
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_installs_with_its_recipes(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    tracked = run("git", "ls-files", "-co", "--exclude-standard", cwd=ROOT).splitlines()
+    for name in tracked:
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            target.write_bytes((ROOT / name).read_bytes())
+    run(
+        sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path),
+        cwd=source,
+    )  # fmt: skip
+    wheel = next(tmp_path.glob("*.whl"))
+    venv.create(tmp_path / "env", with_pip=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    run(python, "-m", "pip", "install", "-q", "--no-deps", str(wheel), cwd=tmp_path)
+    # recipes need nothing but the standard library, so the dependencies can stay outside
+    code = (
+        "import sys, types, importlib.util as u; spec = u.find_spec('fastntk_sk');"
+        "package = types.ModuleType('fastntk_sk'); package.__path__ = spec.submodule_search_locations;"
+        "package.__spec__ = spec; sys.modules['fastntk_sk'] = package;"
+        "from fastntk_sk.recipes import list_recipes; print(*list_recipes())"
+    )
+    names = run(python, "-c", code, cwd=tmp_path).split()
+    expected = {
+        name for file in (ROOT / "zoo").glob("*.toml") for name in tomllib.loads(file.read_text())
+    }
+    assert set(names) == expected
+    listing = run(python, "-m", "pip", "show", "-f", "fastntk_sk", cwd=tmp_path)
+    assert "fastntk_sk/py.typed" in listing
+    assert "fastntk_sk/zoo/built_in.toml" in listing

@@ -1,0 +1,75 @@
+"""Any sequence of partial_fit, unlearn and merge is a fit on the rows that are left."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastntk_sk import FastNTKClassifier
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::fastntk_sk.exceptions.PrivacyWarning",
+    "ignore::fastntk_sk.exceptions.EmptyClassWarning",
+)
+CLASSES = [0, 1, 2]
+
+
+def make():
+    return FastNTKClassifier(random_state=0, n_components=64, batch_size=8)
+
+
+def rows_of(numbers):
+    """Row number i always has the same content; the label and weight follow from the number."""
+    X = np.stack([np.random.default_rng(i).normal(size=3) for i in numbers])
+    numbers = np.asarray(numbers)
+    return X, numbers % 3, 1.0 + numbers % 2
+
+
+def learn(estimator, numbers):
+    X, y, w = rows_of(numbers)
+    return estimator.partial_fit(X, y, classes=CLASSES, sample_weight=w)
+
+
+def parameters(estimator):
+    parts = estimator._state.parameters
+    return np.concatenate([parts.W.numpy().ravel(), parts.delta.numpy()])
+
+
+batches = st.lists(st.integers(0, 9), min_size=1, max_size=5)
+steps = st.lists(
+    st.tuples(st.sampled_from(["learn", "forget", "merge"]), batches), min_size=1, max_size=6
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(start=batches, steps=steps)
+def test_every_history_equals_a_refit(start, steps):
+    estimator, left = learn(make(), start), list(start)
+    for what, numbers in steps:
+        if what == "learn":
+            learn(estimator, numbers)
+            left += numbers
+        elif what == "merge":
+            estimator.merge(learn(make(), numbers))
+            left += numbers
+        else:
+            present = list(left)
+            wanted = [n for n in numbers if n in present and not present.remove(n)]
+            if wanted and len(wanted) < len(left):
+                estimator.unlearn(rows_of(wanted)[0])
+                left = present
+    refit = learn(make(), left)
+    assert estimator.n_samples_learned_ == refit.n_samples_learned_ == len(left)
+    expected = parameters(refit)
+    gap = np.linalg.norm(parameters(estimator) - expected) / np.linalg.norm(expected)
+    assert gap < 1e-9
+
+
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(8)))
+def test_deletions_are_order_free(order):
+    together = learn(make(), range(12)).unlearn(rows_of(range(8))[0])
+    apart = learn(make(), range(12))
+    for number in order:
+        apart.unlearn(rows_of([number])[0])
+    np.testing.assert_allclose(parameters(apart), parameters(together), rtol=1e-7, atol=1e-11)
