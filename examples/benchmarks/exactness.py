@@ -83,8 +83,8 @@ def main() -> None:
     lines += measure(X, y, "float64", args.pixels64, 4096, drift=False)
     header = ["Jacobians", "deletion", "relative difference to a refit without the rows"]
     text = table(header, lines) + (
-        "\n\nFloat64 Jacobians are measured at a smaller image: torch has no fast float64 convolution on "
-        "a CPU, and a row at 96 px costs about 20 times a float32 one."
+        "\n\nFloat64 Jacobians are measured at a smaller image: torch has no fast float64 "
+        "convolution on a CPU, and a row at 96 px costs about 20 times a float32 one."
     )
     publish("exactness", text)
 
