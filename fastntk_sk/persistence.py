@@ -50,16 +50,17 @@ def save(classifier: Any, path: str | os.PathLike[str]) -> None:
             f"Expected {str(folder)!r} to be a new or empty folder, or one that holds a saved state; "
             "it holds something else. Choose another folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     state: State = classifier._state
     model, private = _tensors(state)
+    description, records = _description(classifier), _json(_records(state))
+    _json(description)  # what JSON cannot hold is an error before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
     files = {
         "model": _write(folder, "model", "safetensors", dump_tensors(model)),
         "statistics": _write(folder, "private", "safetensors", dump_tensors(private)),
-        "records": _write(folder, "private", "json", _json(_records(state))),
+        "records": _write(folder, "private", "json", records),
     }
-    manifest = {"format": FORMAT, "version": version("fastntk_sk"), "files": files}
-    manifest |= _description(classifier)
+    manifest = {"format": FORMAT, "version": version("fastntk_sk"), "files": files} | description
     manifest["digest"] = _digest(_json(manifest))
     _replace(folder, _MANIFEST, _json(manifest))
     for pattern in _PATTERNS:
@@ -119,7 +120,7 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
         device=frozen.device,
         seed=frozen.seed,
         network={n[8:]: t for n, t in tensors.items() if n.startswith("network.")},
-        scales=(setup["scale_h"], setup["scale_J"]),
+        units=(setup["scale_h"], setup["scale_J"], setup["position_gap"]),
         readout=tensors["readout"],
     )
     check_digest(model.backbone, setup["backbone_digest"])
@@ -128,7 +129,7 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
             "This version of torch draws another random subspace for the saved seed. Load with the "
             f"version of the saved state: {records['environment']['versions']['torch']}."
         )
-    probe = private.pop("probe")
+    probes = [private.pop(name) for name in sorted(private) if name.startswith("probe.")]
     classifier._commit(
         State(
             model,
@@ -138,7 +139,7 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
             np.array(records["class_rows"], dtype=np.int64),
             Parameters(tensors["W"], tensors["delta"]),
             records["environment"],
-            probe,
+            probes,
             records["n_forgotten"],
             records["receipts"],
             records["residual"],
@@ -180,6 +181,7 @@ def _description(classifier: Any) -> dict[str, Any]:
             "precision": str(model.readout.dtype).removeprefix("torch."),
             "scale_h": model.scale_h,
             "scale_J": model.scale_J,
+            "position_gap": model.position_gap,
         },
     }
 
@@ -192,7 +194,8 @@ def _tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         "readout": state.model.readout.cpu(),
         **{f"network.{n}": t.cpu() for n, t in state.model.seeded_tensors().items()},
     }
-    private = {**state.statistics.tensors(), "probe": state.probe}
+    probes = {f"probe.{i:04}": probe for i, probe in enumerate(state.probes)}
+    private = state.statistics.tensors() | probes
     for i, segment in enumerate(state.ledger.segments):
         lines = [(d, e, n) for d, entries in segment.rows.items() for e, n in entries.items()]
         empty = bytes(len(segment.key))

@@ -63,9 +63,9 @@ class InputSpec:
         assert self.size is not None
         if isinstance(item, (str, os.PathLike)):
             with Image.open(item) as opened:
-                item = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
+                item = _eight_bit(opened)
         if isinstance(item, Image.Image):
-            item = np.asarray(item.convert("L" if item.mode in ("1", "L") else "RGB"))
+            item = np.asarray(_eight_bit(item))
         planes = [item] if item.ndim == 2 else [item[..., c] for c in range(item.shape[-1])]
         resized = np.stack([self._resize(plane) for plane in planes])
         if len(resized) == self.channels:
@@ -111,13 +111,22 @@ class InputSpec:
         return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        raise ValueError(
+            f"expected a picture of 8 bits a channel, got mode {image.mode!r}. Scale it to floats in "
+            "[0, 1] and pass an array."
+        )
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
 class Rows:
     """Checked rows of X, decoded one at a time.
 
     Parameters
     ----------
     X : array-like
-        See `FastNTKClassifier`; vectors must already be a 2-D float array.
+        See `FastNTKClassifier`; vectors must already be a 2-D float32 array.
 
     spec : InputSpec
 
@@ -135,13 +144,20 @@ class Rows:
         return len(self.items)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """Return the content of row i: vectors as float64, images as resized pixels."""
+        """Return the content of row i: vectors as float32, images as resized pixels.
+
+        Float32 makes a vector the same content after `fit_transform` and `transform` of a step
+        before the classifier, which differ in the last bits of float64.
+        """
         item = self.items[i]
         if self.spec.size is None:
-            return np.ascontiguousarray(item, dtype=np.float64)
+            return np.ascontiguousarray(item, dtype=np.float32) + np.float32(0)  # no negative zero
         if isinstance(item, np.ndarray):
             item = _check_pixels(item, f"image {i}")
-        return self.spec.pixels(item)
+        try:
+            return self.spec.pixels(item)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Image {i} cannot be read: {error}") from error
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))

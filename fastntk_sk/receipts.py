@@ -44,7 +44,7 @@ def make_receipt(
     n_learned: int,
     residual: float,
     seconds: float,
-    drift: float | None,
+    drift: float,
     seen_by: Sequence[str],
     searched_by: Sequence[str],
     environment: dict[str, Any],
@@ -64,8 +64,8 @@ def make_receipt(
 
     seconds : float
 
-    drift : float or None
-        Relative difference between Jacobians here and those learned, if it was measured.
+    drift : float
+        Relative difference between Jacobians here and those that were learned.
 
     seen_by : sequence of str
         Fitted steps before the classifier that have seen the rows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .exceptions import (
-    EmptyClassWarning,
     ForgetsEverythingError,
     NumericalDriftWarning,
     PrivacyWarning,
@@ -27,6 +26,7 @@ from .receipts import environment, make_receipt
 from .solvers import solve_schur
 from .statistics import Statistics
 
+_SESSION = secrets.token_hex(8)
 Progress = Callable[[Iterable[np.ndarray], str, int], Iterable[np.ndarray]]
 
 
@@ -57,7 +57,7 @@ class Frozen:
 
 @dataclass
 class State:
-    """What an estimator knows after fit. `learn`, `forget`, `merge` and `rebuild` give a new one.
+    """What an estimator knows after fit; `learn`, `forget`, `merge` and `rebuild` return another.
 
     Parameters
     ----------
@@ -77,10 +77,10 @@ class State:
         What predicts.
 
     environment : dict
-        Where the rows were learned.
+        Where Jacobians were last seen to be those that were learned.
 
-    probe : Tensor
-        Tangent features of a synthetic row there.
+    probes : list of Tensor
+        Tangent features of a synthetic row, one for each place that rows were learned in.
 
     n_forgotten : int, default=0
 
@@ -91,6 +91,9 @@ class State:
 
     seconds_per_row, seconds_per_solve : float, default=0.0
         Measured; they feed estimates only.
+
+    session : str, default=""
+        The process of `environment`; empty after a load.
     """
 
     model: LinearizedModel
@@ -100,12 +103,13 @@ class State:
     class_rows: np.ndarray
     parameters: Parameters
     environment: dict[str, Any]
-    probe: Tensor
+    probes: list[Tensor]
     n_forgotten: int = 0
     receipts: list[dict[str, Any]] = field(default_factory=list)
     residual: float = 0.0
     seconds_per_row: float = 0.0
     seconds_per_solve: float = 0.0
+    session: str = ""
 
     @classmethod
     def empty(cls, model: LinearizedModel, frozen: Frozen) -> State:
@@ -120,7 +124,8 @@ class State:
             np.zeros(n_classes, dtype=np.int64),
             Parameters(nothing, nothing),
             environment(frozen.device, model.readout.dtype),
-            model.probe(frozen.seed),
+            [model.probe(frozen.seed)],
+            session=_SESSION,
         )
 
     def learn(
@@ -132,7 +137,7 @@ class State:
         progress: Progress,
     ) -> State:
         """Return the state that has also learned these rows."""
-        self.drift()
+        _, probes = self.drift()
         started = time.perf_counter()
         statistics = self.statistics.copy() if self.ledger.n_rows else self.statistics
         digests: list[bytes] = []
@@ -145,9 +150,15 @@ class State:
         self.model.learn(statistics, noted(), labels, weights)
         per_row = (time.perf_counter() - started) / len(labels)
         class_rows = self.class_rows + np.bincount(labels, minlength=len(self.class_rows))
-        changed = self._solved(statistics, class_rows, seconds_per_row=per_row)
-        self.ledger.add(digests, labels.tolist(), weights.tolist(), sample_ids)
-        return changed
+        return self._solved(
+            statistics,
+            class_rows,
+            seconds_per_row=per_row,
+            ledger=self.ledger.added(digests, labels.tolist(), weights.tolist(), sample_ids),
+            environment=self._environment_here(),
+            session=_SESSION,
+            probes=probes,
+        )
 
     def forget(
         self,
@@ -161,29 +172,32 @@ class State:
         """Return the state that never learned these rows."""
         self.check_rest(removals)
         started = time.perf_counter()
-        drift = self.drift()
+        drift, _ = self.drift()
         statistics = self.statistics.copy()
         labels, weights = _labels_and_weights(removals)
         wanted = (rows[removal.row] for removal in removals)
         self.model.learn(statistics, progress(wanted, "forgetting", len(removals)), labels, -weights)
         class_rows = self.class_rows - np.bincount(labels, minlength=len(self.class_rows))
-        changed = self._solved(statistics, class_rows)
+        changed = self._solved(
+            statistics,
+            class_rows,
+            ledger=self.ledger.removed(removals),
+            n_forgotten=self.n_forgotten + len(removals),
+        )
+        here = self._environment_here()
+        if not drift:
+            changed = replace(changed, environment=here, session=_SESSION)
         receipt = make_receipt(
             n_rows=len(removals),
             n_learned=int(class_rows.sum()),
             residual=changed.residual,
             seconds=time.perf_counter() - started,
-            drift=drift,
+            drift=max(drift, self.model.position_gap),
             seen_by=seen_by,
             searched_by=searched_by,
-            environment=self._environment_here(),
+            environment=here,
         )
-        self.ledger.remove(removals)
-        return replace(
-            changed,
-            n_forgotten=self.n_forgotten + len(removals),
-            receipts=[*self.receipts, receipt],
-        )
+        return replace(changed, receipts=[*self.receipts, receipt])
 
     def check_rest(self, removals: list[Removal]) -> None:
         """Raise ForgetsEverythingError if no row would be left."""
@@ -213,13 +227,18 @@ class State:
                 )
             statistics.merge(other.statistics)
             class_rows = class_rows + other.class_rows
-        changed = self._solved(statistics, class_rows)
-        segments = [s for state in (self, *others) for s in state.ledger.segments]
-        return replace(
-            changed,
-            ledger=Ledger(copy.deepcopy(segments)),
-            n_forgotten=self.n_forgotten + sum(other.n_forgotten for other in others),
-            receipts=[r for state in (self, *others) for r in state.receipts],
+        parts = (self, *others)
+        probes: list[Tensor] = []
+        for probe in (probe for part in parts for probe in part.probes):
+            if all(_relative(probe, known) for known in probes):
+                probes.append(probe)
+        return self._solved(
+            statistics,
+            class_rows,
+            ledger=Ledger([segment for part in parts for segment in part.ledger.segments]),
+            n_forgotten=sum(part.n_forgotten for part in parts),
+            receipts=[receipt for part in parts for receipt in part.receipts],
+            probes=probes,
         )
 
     def rebuild(self, rows: Rows, removals: list[Removal], progress: Progress) -> State:
@@ -236,33 +255,39 @@ class State:
         return replace(
             self._solved(statistics, self.class_rows),
             environment=self._environment_here(),
-            probe=self.model.probe(self.frozen.seed),
+            session=_SESSION,
+            probes=[self.model.probe(self.frozen.seed)],
         )
 
-    def drift(self) -> float | None:
+    def drift(self) -> tuple[float, list[Tensor]]:
         """Measure how far Jacobians here are from those that were learned, and warn.
+
+        Nothing is measured in the process, versions, device, precision and threads of the last
+        time.
 
         Returns
         -------
-        drift : float or None
-            Relative difference on a synthetic row; None where versions, device, precision and
-            threads are those of fit, so that nothing needs to be measured.
+        drift : float
+            Largest relative difference on a synthetic row.
+
+        probes : list of Tensor
+            One for each place that rows were learned in, this one included.
         """
         here = self._environment_here()
-        if here == self.environment:
-            return None
+        if here == self.environment and self.session == _SESSION and len(self.probes) == 1:
+            return 0.0, self.probes
         probe = self.model.probe(self.frozen.seed)
-        drift = float((probe - self.probe).norm() / self.probe.norm())
-        if drift:
+        gaps = [_relative(probe, learned) for learned in self.probes]
+        if max(gaps):
             changed = [key for key, value in here.items() if self.environment.get(key) != value]
             warnings.warn(
-                f"The environment changed since fit ({', '.join(changed)}): Jacobians differ by "
-                f"{drift:.1e} (relative), so that sums learned there and rows subtracted here do not "
-                "cancel exactly. rebuild(X, y) restores exactness.",
+                f"Jacobians here differ by {max(gaps):.1e} (relative) from those of learned rows"
+                f"{' because of ' + ', '.join(changed) if changed else ''}: sums learned there and "
+                "rows subtracted here do not cancel exactly. rebuild(X, y) restores exactness.",
                 NumericalDriftWarning,
                 stacklevel=4,
             )
-        return drift
+        return max(gaps), self.probes if min(gaps) == 0 else [*self.probes, probe]
 
     def signature(self) -> dict[str, Any]:
         """Return what two states must share so that their statistics can be added."""
@@ -292,14 +317,6 @@ class State:
             target_scale=frozen.target_scale,
         )
         parameters = self.model.publish(solution.W, solution.z, frozen.tangent_scale)
-        emptied = np.flatnonzero((class_rows == 0) & (self.class_rows > 0))
-        if len(emptied):
-            warnings.warn(
-                f"No rows are left of the classes with index {emptied.tolist()}. They are never "
-                "predicted any more; their names are still in classes_ and are published with it.",
-                EmptyClassWarning,
-                stacklevel=4,
-            )
         return replace(
             self,
             statistics=statistics,
@@ -309,6 +326,10 @@ class State:
             seconds_per_solve=time.perf_counter() - started,
             **changes,
         )
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def _labels_and_weights(removals: list[Removal]) -> tuple[np.ndarray, np.ndarray]:

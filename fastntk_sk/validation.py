@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -42,6 +43,10 @@ def check_parameters(estimator: BaseEstimator) -> None:
     get = estimator.get_params(deep=False).__getitem__
     for name in ("anchor", "predict_with", "precision"):
         check_choice(name, get(name))
+    for name in ("alpha", "tangent_scale", "target_scale"):
+        value = get(name)
+        if isinstance(value, Real) and not math.isfinite(value):
+            raise ValueError(f"Expected {name} to be finite, got {value}.")
     check_scalar(get("alpha"), "alpha", Real, min_val=0, include_boundaries="neither")
     check_scalar(get("tangent_scale"), "tangent_scale", Real, min_val=0)
     if get("target_scale") != "auto":
@@ -82,7 +87,7 @@ def check_training_rows(
 
     Returns
     -------
-    X : float64 ndarray of shape (n, n_features), image array or list
+    X : float32 ndarray of shape (n, n_features), image array or list
 
     y : ndarray of shape (n,)
 
@@ -91,7 +96,7 @@ def check_training_rows(
     ids : list or None
     """
     if vectors:
-        X, y = validate_data(estimator, X, y, dtype=np.float64, reset=reset)
+        X, y = validate_data(estimator, X, y, dtype=np.float32, reset=reset)
     else:
         if y is None:
             raise ValueError("Expected class labels, got None: fit requires y to be passed.")
@@ -116,7 +121,7 @@ def check_ids(sample_ids: Any, n: int) -> list[object] | None:
     """Return sample ids as a list of length n, or None."""
     if sample_ids is None:
         return None
-    ids = list(sample_ids)
+    ids = column_or_1d(np.asarray(sample_ids, dtype=object)).tolist()
     if len(ids) != n:
         raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")
     return ids

@@ -2,8 +2,6 @@
 
 import torch
 
-CNN = {"lite0": "tf_efficientnet_lite0", "mobilenetv2": "mobilenetv2_100", "resnet18": "resnet18"}
-
 # name, timm architecture, arguments, image side, trainable
 JACOBIANS = [
     ("lite0-norm", "tf_efficientnet_lite0", {}, 32, "norm"),
@@ -23,7 +21,7 @@ JACOBIANS = [
     (
         "swin-bias",
         "swin_tiny_patch4_window7_224",
-        {"img_size": 56, "depths": (1, 1, 1, 1)},
+        {"img_size": 56, "depths": (2, 1, 1, 1)},
         56,
         "bias",
     ),

@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "persistence": {"backbones", "exceptions", "ledger", "linearized", "state", "statistics"},
     "validation": {"preprocessing"},
-    "deletion": {"exceptions", "ledger", "linearized", "preprocessing", "state", "validation"},
+    "deletion": {"exceptions", "ledger", "preprocessing", "state", "validation"},
     "classifier": {
         "backbones", "deletion", "html", "linearized", "persistence", "preprocessing", "state",
         "validation",

@@ -1,8 +1,11 @@
 """Every kind of bad input is a named, clear error that leaves the estimator as it was."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.exceptions import NotFittedError
 
 from fastntk_sk import FastNTKClassifier, linearized
@@ -10,6 +13,8 @@ from fastntk_sk.exceptions import (
     BackboneNotFoundError,
     ForgetsEverythingError,
     InsufficientMemoryError,
+    JacobianError,
+    StateFormatError,
     SubsetError,
     UnknownSampleError,
     WeightsUnavailableError,
@@ -33,7 +38,7 @@ def fitted(blobs):
 def snapshot(clf):
     state = clf._state
     tensors = [t.clone() for t in state.statistics.tensors().values()]
-    rows = [dict(s.rows) for s in state.ledger.segments]
+    rows = [{d: dict(c) for d, c in s.rows.items()} for s in state.ledger.segments]
     return tensors, rows, state.parameters, clf.classes_, dict(clf.__dict__)
 
 
@@ -44,6 +49,7 @@ def unchanged(clf, before):
     assert after[2] is before[2]
     assert after[3] is before[3]
     assert after[4].keys() == before[4].keys()
+    assert all(after[4][name] is value for name, value in before[4].items() if name.endswith("_"))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +80,8 @@ def test_rows_that_cannot_be_forgotten(fitted, blobs):
         fitted.unlearn(X[1:3], y[1:2])
     with pytest.raises(ValueError, match="one sample id a row"):
         fitted.unlearn(X[1:3], sample_ids=["a"])
+    with pytest.raises(ValueError, match="1d array"):
+        fitted.unlearn(X[1:3], sample_ids=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="copies to be one of"):
         fitted.unlearn(X[1:3], copies="some")
     unchanged(fitted, before)
@@ -116,6 +124,8 @@ def test_bad_vectors(fitted, blobs, change, message):
         (lambda X: [X[0], "no/such/file.png"], "No such file|no file at"),
         (lambda X: [X[0], 7], "got int in row 1"),
         (lambda X: [X[0], X[1].astype(int)], "image 1 of dtype"),
+        (lambda X: [X[0], Image.new("I;16", (8, 8))], "Image 1 cannot be read.*mode 'I;16'"),
+        (lambda X: [X[0], Path(__file__)], "Image 1 cannot be read"),
         (lambda X: "picture.png", "single str"),
         (lambda X: X[:, :0], "got X of shape"),
     ],
@@ -140,6 +150,8 @@ def test_bad_images(fitted_images, change, message):
         ({"tangent_scale": -1.0}, "must be >= 0"),
         ({"target_scale": 0.0}, "must be > 0"),
         ({"n_components": 0}, "must be >= 1"),
+        ({"alpha": float("nan")}, "Expected alpha to be finite"),
+        ({"tangent_scale": float("inf")}, "Expected tangent_scale to be finite"),
         ({"batch_size": 0}, "must be >= 1"),
         ({"n_prompts": 0}, "must be >= 1"),
         ({"image_size": 0}, "must be >= 1"),
@@ -160,6 +172,8 @@ def test_bad_parameters(blobs, params, message):
 def test_labels(fitted, blobs):
     X, y = blobs
     before = snapshot(fitted)
+    with pytest.raises(ValueError, match="one class"):
+        fitted.fit(np.hstack([X, X]), np.zeros(60, dtype=int))
     with pytest.raises(ValueError, match="one class"):
         fitted.fit(X, np.zeros(60, dtype=int))
     with pytest.raises(ValueError, match="Unknown label type"):
@@ -183,6 +197,8 @@ def test_backbone_names(digits):
         FastNTKClassifier("tf_eficientnet_lite0").fit(X, y)
     with pytest.raises(BackboneNotFoundError, match="callable that returns one, got int"):
         FastNTKClassifier(lambda: 3).fit(X, y)
+    with pytest.raises(BackboneNotFoundError, match=r"resnet18\.a1_in1k"):
+        FastNTKClassifier("resnet18.no_such_tag").fit(X, y)
     with pytest.raises(SubsetError, match="got EfficientNet"):
         FastNTKClassifier("tf_efficientnet_lite0", trainable="prompt", image_size=32).fit(X, y)
 
@@ -201,7 +217,7 @@ def test_a_backbone_must_return_features(digits):
 
 def test_memory_is_estimated_before_anything_is_allocated(blobs, monkeypatch):
     X, y = blobs
-    small = linearized.memory_needed(256, 64, 3)
+    small = linearized.memory_needed(256, 64, 3, 32 * 68_096 * 8)
     monkeypatch.setattr(linearized, "available_memory", lambda: small)
     with pytest.raises(InsufficientMemoryError, match="N_components=64 would fit"):
         FastNTKClassifier(trainable="full", n_components=30_000).fit(X, y)
@@ -226,3 +242,17 @@ def test_a_failed_solve_leaves_everything_as_it_was(fitted, blobs, monkeypatch):
     with pytest.raises(SolveError):
         fitted.partial_fit(*blobs)
     unchanged(fitted, before)
+
+
+def test_features_that_are_not_finite(digits):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    net[1].bias.data.fill_(float("inf"))
+    with pytest.raises(JacobianError, match="NaN or infinite"):
+        FastNTKClassifier(net, trainable="head").fit(*digits)
+
+
+def test_what_json_cannot_hold_is_an_error_before_anything_is_written(blobs, tmp_path):
+    clf = FastNTKClassifier(trainable=np.array(["norm"]), random_state=0).fit(*blobs)
+    with pytest.raises(StateFormatError, match="plain values"):
+        clf.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

