@@ -125,7 +125,7 @@ def test_damage_is_named(blobs, tmp_path):
         FastNTKClassifier.load(tmp_path)
     manifest = tmp_path / "m" / "manifest.json"
     good = manifest.read_text()
-    manifest.write_text(good.replace('"alpha": 0.5', '"alpha": 0.6'))
+    manifest.write_text(good.replace('"alpha": 0.25', '"alpha": 0.26'))
     with pytest.raises(StateFormatError, match="changed after it was saved"):
         FastNTKClassifier.load(tmp_path / "m")
     manifest.write_text(good[:50])

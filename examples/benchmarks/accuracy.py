@@ -8,19 +8,21 @@ draw of training images; the test images are read once, at the end.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import torch
-from _common import fashion_mnist, publish, table
+from _common import CACHE, fashion_mnist, publish, table
 from torch import nn
 from torch.func import functional_call
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones import load_backbone
+from fastntk_sk.linearized import LinearizedModel
 from fastntk_sk.preprocessing import Rows
+from fastntk_sk.state import Frozen, State
 from fastntk_sk.subsets import select
 
 BACKBONE, PIXELS = "tf_efficientnet_lite0", 64
@@ -29,22 +31,61 @@ ALPHAS, TANGENT_SCALES = (0.1, 0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 SIZES = (1000, 3000)
 EPOCHS = 15
+CHOICE = CACHE / "accuracy-choice.json"
 
 
-def learn(X, y, k):
-    """Return a classifier; its statistics serve every alpha and tangent_scale."""
-    clf = FastNTKClassifier(
-        BACKBONE, image_size=PIXELS, n_components=k, random_state=0, trainable="norm"
-    )
-    return clf.fit(X, y)
+def learn(X, y):
+    """Return for each k a state without rows, and the statistics of the rows.
+
+    One pass serves all k: a batch's Jacobians are computed once and projected three times. The
+    statistics serve every alpha and tangent_scale.
+    """
+    frozen = Frozen(0, alpha=1.0, tangent_scale=1.0, target_scale=1.0, network=False, device="cpu")
+    learned = {}
+    for k in COMPONENTS:
+        model = LinearizedModel.build(
+            BACKBONE,
+            X,
+            n_classes=10,
+            trainable="norm",
+            n_prompts=1,
+            n_components=k,
+            pretrained=True,
+            image_size=PIXELS,
+            batch_size=32,
+            n_features=None,
+            dtype=torch.float32,
+            device="cpu",
+            seed=0,
+        )
+        state = dataclasses.replace(State.empty(model, frozen), class_rows=np.ones(10, dtype=np.int64))
+        learned[k] = state, state.statistics
+    return extend(learned, X, y)
 
 
-def with_ridge(clf, alpha, tangent_scale):
-    """Solve the same statistics for other hyper-parameters."""
-    state = clf._state
+def extend(learned, X, y):
+    """Add rows to the statistics of every k."""
+    model = learned[COMPONENTS[0]][0].model
+    rows, labels = list(Rows(X, model.backbone.spec)), torch.from_numpy(y)
+    for start in range(0, len(y), 32):
+        batch = model.backbone.spec.normalise(rows[start : start + 32], torch.float32)
+        h, J = model.tangent.jacobian(batch, model.readout)
+        h = torch.cat([h, torch.ones(len(h), 1)], dim=1)
+        for state, statistics in learned.values():
+            own = state.model
+            projected = own.projection.project(J.flatten(0, 1)).unflatten(0, J.shape[:2])
+            statistics.add(
+                h / own.scale_h, projected / own.scale_J, labels[start : start + 32], torch.ones(len(h))
+            )
+    return learned
+
+
+def with_ridge(learned, alpha, tangent_scale):
+    """Solve statistics for given hyper-parameters."""
+    state, statistics = learned
     frozen = dataclasses.replace(state.frozen, alpha=alpha, tangent_scale=tangent_scale)
-    changed = dataclasses.replace(state, frozen=frozen)
-    return copy.copy(clf)._commit(changed._solved(state.statistics, state.class_rows), clf.classes_)
+    solved = dataclasses.replace(state, frozen=frozen)._solved(statistics, state.class_rows)
+    return FastNTKClassifier(BACKBONE)._commit(solved, np.arange(10))
 
 
 def sgd(X, y, rate, epochs=EPOCHS, seed=0, pixels=PIXELS, score_on=None):
@@ -82,34 +123,39 @@ def sgd(X, y, rate, epochs=EPOCHS, seed=0, pixels=PIXELS, score_on=None):
 
 def choose(X, y, validation):
     """Return the best hyper-parameters of each contestant on the held-out training images."""
+    if CHOICE.exists():  # an interrupted run goes on
+        return {
+            n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(CHOICE.read_text()).items()
+        }
     chosen, grid = {}, list(itertools.product(ALPHAS, TANGENT_SCALES))
+    learned = learn(X, y)
     for k in COMPONENTS:
-        clf = learn(X, y, k)
-        scores = {g: with_ridge(clf, *g).score(*validation) for g in grid}
+        scores = {g: with_ridge(learned[k], *g).score(*validation) for g in grid}
         chosen[f"norm, k = {k}"] = max(grid, key=scores.__getitem__)
-        if k == COMPONENTS[0]:
-            probes = {a: with_ridge(clf, a, 0.0).score(*validation) for a in ALPHAS}
-            chosen["linear probe"] = (max(ALPHAS, key=probes.__getitem__), 0.0)
-            print("probe", probes, flush=True)
         print(k, scores, flush=True)
+    probes = {a: with_ridge(learned[COMPONENTS[0]], a, 0.0).score(*validation) for a in ALPHAS}
+    chosen["linear probe"] = (max(ALPHAS, key=probes.__getitem__), 0.0)
+    print("probe", probes, flush=True)
     rates = {rate: sgd(X, y, rate, score_on=validation) for rate in RATES}
     print("sgd", rates, flush=True)
     chosen["SGD, 15 epochs"] = max(RATES, key=rates.__getitem__)
+    CHOICE.parent.mkdir(parents=True, exist_ok=True)
+    CHOICE.write_text(json.dumps(chosen))
     return chosen
 
 
 def measure(X, y, test, chosen):
     """Return test accuracy by number of training images and contestant."""
     found = {}
-    for k in COMPONENTS:
-        name = f"norm, k = {k}"
-        clf = learn(X[: SIZES[0]], y[: SIZES[0]], k)
-        for start, size in zip((0, *SIZES), SIZES, strict=False):
-            if start:
-                clf.partial_fit(X[start:size], y[start:size])  # the model of one fit on all rows
-            found[size, name] = with_ridge(clf, *chosen[name]).score(*test)
-            if k == COMPONENTS[0]:
-                found[size, "linear probe"] = with_ridge(clf, *chosen["linear probe"]).score(*test)
+    learned = learn(X[: SIZES[0]], y[: SIZES[0]])
+    for start, size in zip((0, *SIZES), SIZES, strict=False):
+        if start:
+            extend(learned, X[start:size], y[start:size])
+        for k in COMPONENTS:
+            name = f"norm, k = {k}"
+            found[size, name] = with_ridge(learned[k], *chosen[name]).score(*test)
+        probe = with_ridge(learned[COMPONENTS[0]], *chosen["linear probe"])
+        found[size, "linear probe"] = probe.score(*test)
     for size in SIZES:
         rate = chosen["SGD, 15 epochs"]
         found[size, "SGD, 15 epochs"] = sgd(X[:size], y[:size], rate, score_on=test)
