@@ -86,7 +86,7 @@ def main() -> None:
     header = ["Jacobians", "deletion", "relative difference to a refit without the rows"]
     text = table(header, lines) + (
         "\n\nFloat64 Jacobians are measured at a smaller image: torch has no fast float64 "
-        "convolution on a CPU, and a row at 96 px costs about 20 times a float32 one."
+        "convolution on a CPU."
     )
     publish("exactness", text)
 
