@@ -180,7 +180,6 @@ class Ledger:
         ]
         asked = Counter(tuple(found) for _, found in rows)
         taken: Counter[Candidate] = Counter()
-        seen: set[tuple[Candidate, ...]] = set()
         removals: list[Removal] = []
         unknown: list[int] = []
         elsewhere: list[int] = []
@@ -188,12 +187,10 @@ class Ledger:
         for row, (known, found) in enumerate(rows):
             left = [candidate for candidate in found if candidate.n_copies > taken[candidate]]
             n_left = sum(candidate.n_copies - taken[candidate] for candidate in left)
-            request = tuple(found)
-            again, asked_for = request in seen, asked[request]
-            seen.add(request)
-            asked[request] -= 1
+            asked_for = asked[tuple(found)]
+            asked[tuple(found)] -= 1
             if not left:
-                if copies == "one" or not again:
+                if copies == "one" or not found:  # else an earlier row of the request took all
                     (elsewhere if known and not found else unknown).append(row)
                 continue
             if copies == "one":

@@ -223,9 +223,10 @@ class LinearizedModel:
 
     def _measure(self, synthetic: Tensor) -> tuple[float, float, float]:
         """Return the scales of features and Jacobians, and the effect of a row's place."""
-        energies = []
+        energies, first = [], None
         for batch in synthetic.split(self.batch_size):
             h, J = self._batch(batch)
+            first = first or (h, J)
             energies.append((h.square().sum(1), J.square().sum(2).mean(1)))
         mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
         if not math.isfinite(mean_h + mean_J):
@@ -233,9 +234,9 @@ class LinearizedModel:
                 f"Features or Jacobians of {self.backbone.name} are NaN or infinite on synthetic "
                 "inputs. Check its weights, or use precision='float64'."
             )
-        batch = synthetic[: self.batch_size]
-        moved = [part.roll(-1, 0) for part in self._batch(batch.roll(1, 0))]
-        gap = max(_relative(new, old) for new, old in zip(moved, self._batch(batch), strict=True))
+        assert first is not None
+        moved = [part.roll(-1, 0) for part in self._batch(synthetic[: self.batch_size].roll(1, 0))]
+        gap = max(relative_gap(new, old) for new, old in zip(moved, first, strict=True))
         return _power_of_two(mean_h), _power_of_two(mean_J), gap if gap > 1e-12 else 0.0
 
     def probe(self, seed: int) -> Tensor:
@@ -369,7 +370,8 @@ def draw_readout(seed: int, n_classes: int, d: int) -> Tensor:
     return torch.stack(rows) / d**0.5
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def relative_gap(found: Tensor, expected: Tensor) -> float:
+    """Return the norm of a difference over the norm of what was expected."""
     return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 

@@ -20,7 +20,7 @@ from .exceptions import (
     StateMismatchError,
 )
 from .ledger import Ledger, Removal
-from .linearized import LinearizedModel, Parameters
+from .linearized import LinearizedModel, Parameters, relative_gap
 from .preprocessing import Rows, content
 from .receipts import environment, make_receipt
 from .solvers import solve_schur
@@ -210,9 +210,11 @@ class State:
     def merge(self, others: Sequence[State]) -> State:
         """Return the state that has learned what all have."""
         statistics, class_rows = self.statistics.copy(), self.class_rows
+        mine = self.signature()
         for other in others:
-            if self.signature() != other.signature():
-                differing = [k for k, v in self.signature().items() if other.signature()[k] != v]
+            theirs = other.signature()
+            differing = [name for name, value in mine.items() if theirs[name] != value]
+            if differing:
                 raise StateMismatchError(
                     f"Expected models learned with the same set-up; they differ in {differing}. Fit "
                     "all of them with the same parameters, an integer random_state and the same "
@@ -230,7 +232,7 @@ class State:
         parts = (self, *others)
         probes: list[Tensor] = []
         for probe in (probe for part in parts for probe in part.probes):
-            if all(_relative(probe, known) for known in probes):
+            if all(relative_gap(probe, known) for known in probes):
                 probes.append(probe)
         return self._solved(
             statistics,
@@ -277,7 +279,7 @@ class State:
         if here == self.environment and self.session == _SESSION and len(self.probes) == 1:
             return 0.0, self.probes
         probe = self.model.probe(self.frozen.seed)
-        gaps = [_relative(probe, learned) for learned in self.probes]
+        gaps = [relative_gap(probe, learned) for learned in self.probes]
         if max(gaps):
             changed = [key for key, value in here.items() if self.environment.get(key) != value]
             warnings.warn(
@@ -326,10 +328,6 @@ class State:
             seconds_per_solve=time.perf_counter() - started,
             **changes,
         )
-
-
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def _labels_and_weights(removals: list[Removal]) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,9 @@ def test_unknown_rows_are_named_and_nothing_is_matched():
     with pytest.raises(UnknownSampleError, match=r"\[1, 3\]") as caught:
         ledger.find([b"a", b"x", b"b", b"y"])
     assert caught.value.indices == [1, 3]
+    with pytest.raises(UnknownSampleError) as caught:
+        ledger.find([b"a", b"x", b"b", b"y"], copies="all")
+    assert caught.value.indices == [1, 3]
     with pytest.raises(UnknownSampleError, match="another label") as caught:
         ledger.find([b"a", b"b"], labels=[1, 1])
     assert caught.value.indices == [0]
