@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -247,6 +248,37 @@ def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int
                 f"{offline}check the connection, pass a 'local-dir:PATH' that holds the weights, or "
                 "pretrained=False for random ones."
             ) from error
+
+
+def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
+    """Put a readout on top of a network of features.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Changed in place where it is a timm model.
+
+    W : Tensor of shape (C, d + 1)
+        The last column is the bias.
+
+    Returns
+    -------
+    module : nn.Module
+        A timm model with its own classifier, or a Sequential of "backbone" and "readout".
+    """
+    readout = skip_init(nn.Linear, W.shape[1] - 1, len(W), dtype=W.dtype, device=W.device)
+    readout.load_state_dict({"weight": W[:, :-1], "bias": W[:, -1]})
+    reset = getattr(net, "reset_classifier", None)
+    if reset is not None:
+        with torch.random.fork_rng(devices=[]):
+            reset(len(W))
+        head = net.get_classifier()  # type: ignore[operator]
+        if isinstance(head, nn.Linear) and head.weight.shape == readout.weight.shape:
+            name = next(name for name, module in net.named_modules() if module is head)
+            net.set_submodule(name, readout)
+            return net.eval()
+        reset(0)
+    return nn.Sequential(OrderedDict(backbone=net, readout=readout)).eval()
 
 
 @contextmanager

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
-from sklearn.utils.validation import check_is_fitted
 from torch import nn
 from tqdm import tqdm
 
-from . import persistence
-from .backbones import takes_vectors
 from .deletion import UnlearningMixin
+from .exporting import ExportMixin
+from .fitting import first_state
 from .html import state_table
-from .linearized import LinearizedModel
 from .preprocessing import Rows
-from .state import Frozen, State
-from .validation import (
-    check_parameters,
-    check_training_rows,
-    encode_labels,
-)
+from .state import State
+from .validation import check_training_rows, encode_labels
 
 _COLUMNS = ("n_features_in_", "feature_names_in_")
 
 
-class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
+class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstimator):
     r"""Classifier on a frozen pretrained backbone that forgets rows in closed form.
 
     A parameter-efficient subset theta of the backbone is linearised at its pretrained values, and
@@ -65,8 +55,12 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         "head" (the readout alone: a linear probe), "full" (small models), or glob patterns of
         parameter names. Several are united.
 
-    anchor : {"pretrained"}, default="pretrained"
-        Where the network is linearised.
+    anchor : {"pretrained", "finetuned"}, default="pretrained"
+        Where the network is linearised. "finetuned" first trains the subset (in the subspace of
+        `n_components`) and W by SGD, and solves there, with the ridge still centred at the
+        pretrained values. It follows the network further, and its result is plain weights
+        (:meth:`to_module`); but the anchor has seen every row, so that against a real retraining a
+        deletion is approximate.
 
     alpha : float, default=0.25
         Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs.
@@ -77,7 +71,8 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         s, the weight of the trainable subset against the readout; 0 is a linear probe.
 
     target_scale : float or "auto", default="auto"
-        Scale of the targets; "auto" is 1. Predictions and parameters grow in proportion.
+        Scale of the targets. "auto" is 1 for the pretrained anchor, where predictions and parameters
+        grow in proportion, and the mean margin that SGD left for the fine-tuned one.
 
     n_components : int, "auto" or None, default="auto"
         k, the dimension of a fixed random subspace of the subset. Memory grows as k^2, the solve as
@@ -98,9 +93,23 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         Rows a pass. Learning and forgetting pad every batch to it, because a row's Jacobian must be
         the same both times.
 
+    max_epochs : int, default=15
+        Of fine-tuning; the pretrained anchor has none.
+
+    learning_rate : float, default=2e-3
+        Of the readout in fine-tuning. The subspace's coordinates learn ten times as fast.
+
+    finetune_params : dict, default=None
+        Further arguments of :class:`skorch.NeuralNetClassifier`: "callbacks" (added to the one-cycle
+        schedule, which "callbacks__schedule": None takes away), "train_split", "optimizer",
+        "criterion" (:class:`torch.nn.CrossEntropyLoss`; `finetuning.SquaredLoss` for squared loss),
+        "batch_size". As the subset is trained as a displacement, "optimizer__weight_decay" is an
+        L2 penalty toward the pretrained values.
+
     predict_with : {"auto", "linear", "network"}, default="auto"
         "linear" evaluates the linearised model with one directional derivative; "network" puts the
-        displaced weights into the network (two forward passes). "auto" is "linear".
+        displaced weights into the network (two forward passes at the pretrained anchor, one at the
+        fine-tuned). "auto" is "linear" for the pretrained anchor and "network" for the fine-tuned.
 
     precision : {"auto", "float32", "float64"}, default="auto"
         Of the backbone's passes. "auto" is float64 for "mlp", else float32. Sums and solves are
@@ -110,8 +119,8 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         Of the backbone's passes; "auto" takes a GPU if there is one.
 
     random_state : int, RandomState instance or None, default=None
-        Seeds the readout V, the subspace Q, prompts and random weights; global generators are never
-        touched. Pass an int to make a refit comparable.
+        Seeds the readout V, the subspace Q, prompts, random weights and batches; global generators
+        are never touched. Pass an int to make a refit comparable.
 
     verbose : int, default=0
         1 shows progress bars.
@@ -132,6 +141,16 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
 
     displacement_ : ndarray of shape (p,)
         The move of the trainable parameters from their pretrained values.
+
+    history_ : list of dict
+        Epochs of fine-tuning, as skorch records them.
+
+    linearity_ : float
+        Only for the fine-tuned anchor: relative difference between the centred scores of the network
+        and of the linearised model on learned rows after fit. Deletion is exact for the linearised
+        model; where this is small (below about 0.3), the network follows it, and its predictions
+        change as the linearised ones do. Where it is large, raise `alpha`, train for fewer epochs,
+        or predict with "linear".
 
     n_samples_learned_ : int
         Number of rows that the model rests on now.
@@ -186,6 +205,9 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         image_size: int | tuple[int, int] | None = None,
         pretrained: bool = True,
         batch_size: int = 32,
+        max_epochs: int = 15,
+        learning_rate: float = 2e-3,
+        finetune_params: dict[str, Any] | None = None,
         predict_with: str = "auto",
         precision: str = "auto",
         device: str = "cpu",
@@ -203,6 +225,9 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         self.image_size = image_size
         self.pretrained = pretrained
         self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.finetune_params = finetune_params
         self.predict_with = predict_with
         self.precision = precision
         self.device = device
@@ -212,7 +237,7 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None
     ) -> FastNTKClassifier:
-        """Learn from scratch: one pass over the rows and one solve.
+        """Learn from scratch: fine-tuning if the anchor asks for it, one pass and one solve.
 
         Parameters
         ----------
@@ -242,6 +267,9 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
 
         InsufficientMemoryError
             If the statistics would not fit; it names an `n_components` that would.
+
+        FineTuningError
+            If SGD diverged.
         """
         return self._start(X, y, None, sample_weight, sample_ids)
 
@@ -271,9 +299,15 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `y` holds a label that is not in `classes_`.
+            If `y` holds a label that is not in `classes_`, or if the first call would have to
+            fine-tune.
         """
         if not hasattr(self, "_state"):
+            if self.anchor == "finetuned":
+                raise ValueError(
+                    'Expected a fitted estimator for anchor="finetuned": SGD needs its rows together. '
+                    "Call fit first; partial_fit then adds rows at the anchor that it found."
+                )
             return self._start(X, y, classes, sample_weight, sample_ids)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ValueError(
@@ -348,114 +382,12 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         sharpness = math.log(99 * (scores.shape[1] - 1)) / self._state.frozen.target_scale
         return softmax(sharpness * scores, axis=1)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the whole estimator, with its private statistics and ledger, to a folder.
-
-        Parameters
-        ----------
-        path : str or path-like
-            Made if it does not exist; a state that it holds is replaced at one instant.
-
-        Raises
-        ------
-        StateFormatError
-            If the folder holds something else.
-        """
-        check_is_fitted(self)
-        persistence.save(self, path)
-
-    @classmethod
-    def load(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        backbone: str | nn.Module | Callable[[], nn.Module] | None = None,
-        device: str | None = None,
-    ) -> FastNTKClassifier:
-        """Load what :meth:`save` wrote; nothing is unpickled.
-
-        Parameters
-        ----------
-        path : str or path-like
-
-        backbone : str, nn.Module or callable, default=None
-            Where the backbone comes from now; needed if it was a module or a callable.
-
-        device : str, default=None
-            By default the saved one.
-
-        Returns
-        -------
-        classifier : FastNTKClassifier
-            Predicts bitwise the same, and goes on unlearning.
-
-        Raises
-        ------
-        StateFormatError
-            If the folder holds no complete state of a known format.
-
-        StateMismatchError
-            If the backbone's weights are not those that were saved.
-        """
-        return persistence.load(cls, path, backbone=backbone, device=device)
-
     def _start(self, X, y, classes, sample_weight, sample_ids) -> FastNTKClassifier:
         """Build the model and learn the first rows; the estimator changes at the end."""
-        check_parameters(self)
-        vectors = takes_vectors(self.backbone, X)
         columns = copy.copy(self)  # gets n_features_in_ and feature_names_in_
         for name in _COLUMNS:
             columns.__dict__.pop(name, None)
-        X, y, weights, ids = check_training_rows(
-            columns, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
-        )
-        names = np.unique(y) if classes is None else unique_labels(classes)
-        if len(names) < 2:
-            raise ValueError(
-                f"Expected at least 2 classes, got one class: {names.tolist()}. Pass rows of another "
-                "class too, or name all classes in partial_fit(X, y, classes=...)."
-            )
-        labels = encode_labels(y, names)
-        if (labels < 0).any():
-            raise ValueError(
-                f"Expected labels among classes={names.tolist()}, got "
-                f"{np.unique(y[labels < 0]).tolist()}. Add them to classes."
-            )
-        seed = secrets.randbits(31)  # for None: the global generator is left alone
-        if self.random_state is not None:
-            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        precision = self.precision
-        if precision == "auto":
-            precision = "float64" if isinstance(self.backbone, str) and vectors else "float32"
-        frozen = Frozen(
-            seed=seed,
-            alpha=float(self.alpha),
-            tangent_scale=float(self.tangent_scale),
-            target_scale=1.0 if self.target_scale == "auto" else float(self.target_scale),
-            network=self.predict_with == "network",
-            device=device,
-        )
-        model = LinearizedModel.build(
-            self.backbone,
-            X,
-            n_classes=len(names),
-            trainable=self.trainable,
-            n_prompts=self.n_prompts,
-            n_components=self.n_components,
-            pretrained=self.pretrained,
-            image_size=self.image_size,
-            batch_size=self.batch_size,
-            n_features=X.shape[1] if vectors else None,
-            dtype=getattr(torch, precision),
-            device=device,
-            seed=seed,
-        )
-        rows = Rows(X, model.backbone.spec)
-        state = State.empty(model, frozen)
-        state = state.learn(rows, labels, weights, ids, self._progress)
+        state, names = first_state(columns, X, y, classes, sample_weight, sample_ids, self._progress)
         for name in _COLUMNS:
             self.__dict__.pop(name, None)
             if hasattr(columns, name):
@@ -466,10 +398,14 @@ class FastNTKClassifier(UnlearningMixin, ClassifierMixin, BaseEstimator):
         self._state = state
         self.classes_ = classes
         self.readout_ = state.parameters.W.numpy()
-        self.displacement_ = state.parameters.delta.numpy()
+        self.displacement_ = state.model.displacement(state.parameters).numpy()
         self.n_samples_learned_ = int(state.class_rows.sum())
         self.n_samples_forgotten_ = state.n_forgotten
         self.receipts_ = state.receipts
+        for name in ("history_", "linearity_"):
+            self.__dict__.pop(name, None)
+        if state.frozen.anchor == "finetuned":
+            self.history_, self.linearity_ = state.history, state.linearity
         return self
 
     def _progress(self, rows: Iterable, what: str, total: int) -> Iterable:

@@ -57,6 +57,10 @@ class JacobianError(FastNTKError, RuntimeError):
     """A backbone whose rows influence each other has no per-sample Jacobian."""
 
 
+class FineTuningError(FastNTKError, RuntimeError):
+    """Fine-tuning by SGD diverged."""
+
+
 class InsufficientMemoryError(FastNTKError, RuntimeError):
     """The statistics would not fit in memory; nothing was allocated."""
 

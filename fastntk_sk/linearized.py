@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from .backbones import Backbone, load_backbone
-from .exceptions import InsufficientMemoryError, JacobianError, SubsetError
+from .backbones import Backbone, load_backbone, with_readout
+from .exceptions import JacobianError, SubsetError
 from .jacobians import TangentNetwork
+from .memory import BUFFER_NUMBERS, check_memory, choose_components, memory_needed
 from .projection import Projection
 from .randomness import generator
 from .statistics import Statistics
 from .subsets import as_entries, insert_prompts, select
 
-_AUTO_COMPONENTS = 4096
-_AUTO_NUMBERS = 2**29  # at most 4 GiB of float64 in the class blocks, whatever the machine
-_BUFFER_NUMBERS = 2**24
 _SYNTHETIC_ROWS = 100
 
 
@@ -81,6 +79,9 @@ class LinearizedModel:
 
     setup : dict
         The arguments that decide which network is built, for a saved state.
+
+    moved : Tensor of shape (k,), default=None
+        For a fine-tuned anchor: its displacement from the pretrained values, within span(Q).
     """
 
     backbone: Backbone
@@ -93,6 +94,7 @@ class LinearizedModel:
     batch_size: int
     n_features: int | None
     setup: dict[str, Any]
+    moved: Tensor | None = None
 
     @classmethod
     def build(
@@ -114,12 +116,12 @@ class LinearizedModel:
         network: dict[str, Tensor] | None = None,
         units: tuple[float, float, float] | None = None,
         readout: Tensor | None = None,
+        moved: Tensor | None = None,
     ) -> LinearizedModel:
         """Load the backbone, choose the subset and measure the energy units.
 
-        The arguments are those of `FastNTKClassifier`; `network`, `units` and `readout` are given
-        when a saved state is loaded (`network` holds tensors that depend on the seed: prompt tokens,
-        or the weights of the random network on vectors).
+        The arguments are those of `FastNTKClassifier`; `network`, `units`, `readout` and `moved` are
+        given when a saved state is loaded (`network` holds the tensors of `own_tensors`).
 
         Raises
         ------
@@ -181,6 +183,7 @@ class LinearizedModel:
                 "pretrained": pretrained,
                 "image_size": loaded.spec.size,
             },
+            moved,
         )
         model.scale_h, model.scale_J, model.position_gap = units or model._measure(synthetic)
         return model
@@ -190,14 +193,94 @@ class LinearizedModel:
         """Number of features."""
         return self.readout.shape[1]
 
-    def seeded_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the network that come from the seed: prompts, or the whole "mlp"."""
+    def tuned(self, moved: Tensor, readout: Tensor, seed: int) -> LinearizedModel:
+        """Return the model that is linearised at a fine-tuned anchor.
+
+        Parameters
+        ----------
+        moved : Tensor of shape (k,)
+            The anchor is theta_0 + Q moved.
+
+        readout : Tensor of shape (C, d)
+            V, the fine-tuned readout on the features.
+
+        seed : int
+
+        Returns
+        -------
+        model : LinearizedModel
+            In units of the anchor, or of this model where its Jacobians are larger; this one is not
+            changed.
+        """
+        net = self.network_at(self.projection.expand(moved))
+        backbone = replace(self.backbone, net=net)
+        dtype, device = self.readout.dtype, self.readout.device
+        synthetic = backbone.synthetic(_SYNTHETIC_ROWS, seed, self.n_features, dtype).to(device)
+        tangent = TangentNetwork(net, self.tangent.subset, synthetic[:2])
+        model = replace(
+            self,
+            backbone=backbone,
+            tangent=tangent,
+            readout=readout,
+            moved=moved,
+            scale_h=1.0,
+            scale_J=1.0,
+        )
+        model.scale_h, model.scale_J, model.position_gap = model._measure(synthetic)
+        # a readout that has hardly learned has small Jacobians: magnified, they would ask for
+        # displacements that the network does not follow
+        model.scale_J = max(model.scale_J, self.scale_J)
+        return model
+
+    def centre(self, tangent_scale: float) -> Tensor | None:
+        r"""Return where the ridge on z is centred: the pretrained values, as seen from the anchor.
+
+        Parameters
+        ----------
+        tangent_scale : float
+
+        Returns
+        -------
+        centre : float64 Tensor of shape (k,), or None
+            :math:`-c_J z^* / \sqrt{s}` for an anchor at theta_0 + Q z*; None stands for zero.
+        """
+        if self.moved is None or not tangent_scale:
+            return None
+        return self.moved.double() * (-self.scale_J / math.sqrt(tangent_scale))
+
+    def displacement(self, parameters: Parameters) -> Tensor:
+        """Return theta - theta_0 of shape (p,), the anchor's own displacement included."""
+        if self.moved is None:
+            return parameters.delta
+        return parameters.delta + self.projection.expand(self.moved).to(parameters.delta.dtype)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the network that are not in its source.
+
+        These are prompts, the whole "mlp", and the trainable subset at a fine-tuned anchor.
+        """
         everything = self.setup["backbone"] == "mlp"
+        tuned = () if self.moved is None else self.tangent.subset.names
         return {
             name: tensor
             for name, tensor in self.backbone.net.state_dict().items()
-            if everything or name.endswith(".prompt")
+            if everything or name.endswith(".prompt") or name in tuned
         }
+
+    def to_module(self, parameters: Parameters) -> nn.Module:
+        """Return the displaced network with its readout as one module; see the classifier."""
+        return with_readout(self.network_at(parameters.delta), parameters.W)
+
+    def network_at(self, delta: Tensor) -> nn.Module:
+        """Return a copy of the network of features with the subset displaced from the anchor."""
+        net = copy.deepcopy(self.backbone.net)
+        net.load_state_dict(self._displaced(delta), strict=False)
+        return net
+
+    def _displaced(self, delta: Tensor) -> dict[str, Tensor]:
+        net = self.backbone.net
+        parts = self.tangent.subset.split(delta.to(self.readout))
+        return {name: net.get_parameter(name).detach() + part for name, part in parts.items()}
 
     def memory_needed(self) -> int:
         """Estimate the peak bytes of a deletion."""
@@ -211,7 +294,14 @@ class LinearizedModel:
     def _project(self, rows: Tensor) -> Tensor:
         return self.projection.project(rows.cpu())
 
-    def _batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def tangents(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return augmented features (n, d + 1) and projected Jacobians (n, C, k) in energy units.
+
+        Parameters
+        ----------
+        batch : Tensor of shape (n, ...)
+            Padded to `batch_size` meanwhile.
+        """
         n = len(batch)
         if n < self.batch_size:
             batch = torch.cat([batch, batch[:1].expand(self.batch_size - n, *batch.shape[1:])])
@@ -225,7 +315,7 @@ class LinearizedModel:
         """Return the scales of features and Jacobians, and the effect of a row's place."""
         energies, first = [], None
         for batch in synthetic.split(self.batch_size):
-            h, J = self._batch(batch)
+            h, J = self.tangents(batch)
             first = first or (h, J)
             energies.append((h.square().sum(1), J.square().sum(2).mean(1)))
         mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
@@ -235,7 +325,7 @@ class LinearizedModel:
                 "inputs. Check its weights, or use precision='float64'."
             )
         assert first is not None
-        moved = [part.roll(-1, 0) for part in self._batch(synthetic[: self.batch_size].roll(1, 0))]
+        moved = [part.roll(-1, 0) for part in self.tangents(synthetic[: self.batch_size].roll(1, 0))]
         gap = max(relative_gap(new, old) for new, old in zip(moved, first, strict=True))
         return _power_of_two(mean_h), _power_of_two(mean_J), gap if gap > 1e-12 else 0.0
 
@@ -253,7 +343,7 @@ class LinearizedModel:
         """
         dtype = self.readout.dtype
         batch = self.backbone.synthetic(1, seed, self.n_features, dtype).to(self.readout.device)
-        h, J = self._batch(batch)
+        h, J = self.tangents(batch)
         return torch.cat([h[0], J[0, :10].flatten()]).double()
 
     def learn(
@@ -278,7 +368,7 @@ class LinearizedModel:
         weights : float64 ndarray of shape (n,)
         """
         numbers = len(self.readout) * max(1, self.projection.k)
-        capacity = max(self.batch_size, min(256, _BUFFER_NUMBERS // numbers))
+        capacity = max(self.batch_size, min(256, BUFFER_NUMBERS // numbers))
         held: list[tuple[Tensor, Tensor]] = []
         start = stop = 0
 
@@ -291,15 +381,16 @@ class LinearizedModel:
             held.clear()
             start = stop
 
-        for batch in self._batches(rows):
-            held.append(self._batch(batch))
+        for batch in self.batches(rows):
+            held.append(self.tangents(batch))
             stop += len(batch)
             if stop - start >= capacity:
                 flush()
         if held:
             flush()
 
-    def _batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
+    def batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """Group contents into batches as they enter the backbone."""
         dtype, device = self.readout.dtype, self.readout.device
         rows = iter(rows)
         while chunk := list(islice(rows, self.batch_size)):
@@ -329,7 +420,7 @@ class LinearizedModel:
     def scores(
         self, parameters: Parameters, rows: Iterable[np.ndarray], *, network: bool = False
     ) -> np.ndarray:
-        """Predict.
+        r"""Predict.
 
         Parameters
         ----------
@@ -338,25 +429,27 @@ class LinearizedModel:
         rows : iterable of ndarray
 
         network : bool, default=False
-            Evaluate :math:`W h(x; theta) + V (h(x; theta) - h(x; theta_0))` with the displaced
-            weights in the network (two forward passes) instead of the linearised model (one
-            directional derivative).
+            Put the displaced weights into the network instead of using the linearised model (one
+            directional derivative): :math:`W h(x; \theta)` at a fine-tuned anchor, and
+            :math:`W h(x; \theta) + V (h(x; \theta) - h(x; \theta_0))` at the pretrained one (two
+            forward passes).
 
         Returns
         -------
         scores : float64 ndarray of shape (n, C)
         """
         W, delta = (t.to(self.readout.device) for t in (parameters.W, parameters.delta))
-        net, subset = self.backbone.net, self.tangent.subset
-        displaced = {name: net.get_parameter(name) + part for name, part in subset.split(delta).items()}
+        net, displaced = self.backbone.net, self._displaced(delta)
         scores = []
-        for batch in self._batches(rows):
-            if network:
-                h = functional_call(net, displaced, (batch,))
-                change = h - net(batch) if subset.names else torch.zeros_like(h)
-            else:
+        for batch in self.batches(rows):
+            if not network:
                 h, change = self.tangent.directional(batch, delta)
-            out = h @ W[:, :-1].T + W[:, -1] + change @ self.readout.T
+                out = h @ W[:, :-1].T + W[:, -1] + change @ self.readout.T
+            else:
+                h = functional_call(net, displaced, (batch,))
+                out = h @ W[:, :-1].T + W[:, -1]
+                if self.moved is None and displaced:
+                    out = out + (h - net(batch)) @ self.readout.T
             scores.append(out.double().cpu().numpy())
         return np.concatenate(scores)
 
@@ -378,70 +471,3 @@ def relative_gap(found: Tensor, expected: Tensor) -> float:
 def _power_of_two(energy: float) -> float:
     """Return the power of two nearest to the square root of an energy; 1 for no energy."""
     return 2.0 ** round(math.log2(energy) / 2) if energy > 0 else 1.0
-
-
-def choose_components(n_components: int | str | None, p: int, n_classes: int, d: int) -> int:
-    """Return k: a function of the sizes only, so that the same call gives the same model everywhere.
-
-    Parameters
-    ----------
-    n_components : int, "auto" or None
-
-    p, n_classes, d : int
-
-    Returns
-    -------
-    k : int
-        At most p. "auto" is p up to 4096, and fewer where the class blocks would pass 4 GiB.
-    """
-    if n_components is None:
-        return p
-    if n_components == "auto":
-        return min(p, _AUTO_COMPONENTS, max(64, _AUTO_NUMBERS // (n_classes * (d + 1))))
-    return min(p, int(n_components))
-
-
-def memory_needed(d: int, k: int, n_classes: int, batch_bytes: int) -> int:
-    """Estimate the peak bytes of a fit or a deletion.
-
-    Parameters
-    ----------
-    d, k, n_classes : int
-
-    batch_bytes : int
-        Bytes of one class's Jacobian of a batch before it is projected.
-
-    Returns
-    -------
-    n_bytes : int
-        Statistics, their copy during a deletion, the solve, and the rows that wait to be added.
-    """
-    solve = 8 * (4 * k * k + (d + 1) * k + 3 * (d + 1) ** 2)
-    buffer = 3 * 8 * max(_BUFFER_NUMBERS, 32 * n_classes * k)
-    return 2 * Statistics.n_bytes(d, k, n_classes) + solve + buffer + 3 * batch_bytes
-
-
-def available_memory() -> int:
-    """Return the bytes that can be allocated without swapping."""
-    return psutil.virtual_memory().available
-
-
-def check_memory(d: int, k: int, n_classes: int, batch_bytes: int) -> None:
-    """Raise InsufficientMemoryError, naming a k that fits, if the statistics would not."""
-    needed, available = memory_needed(d, k, n_classes, batch_bytes), available_memory()
-    if needed <= available:
-        return
-    fits = next(
-        (
-            c
-            for c in (2**e for e in range(20, 3, -1))
-            if c < k and memory_needed(d, c, n_classes, batch_bytes) <= available
-        ),
-        None,
-    )
-    advice = f"n_components={fits} would fit" if fits else 'only trainable="head" may fit'
-    raise InsufficientMemoryError(
-        f"The statistics of {n_classes} classes, {d} features and {k} components need "
-        f"{needed:,} bytes ({needed / 2**30:.1f} GiB) and {available:,} are available; nothing was "
-        f"allocated. {advice[0].upper()}{advice[1:]}; fewer components need less memory quadratically."
-    )

@@ -122,6 +122,7 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
         network={n[8:]: t for n, t in tensors.items() if n.startswith("network.")},
         units=(setup["scale_h"], setup["scale_J"], setup["position_gap"]),
         readout=tensors["readout"],
+        moved=tensors.get("moved"),
     )
     check_digest(model.backbone, setup["backbone_digest"])
     if model.projection.digest() != setup["projection_digest"]:
@@ -145,6 +146,8 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
             records["residual"],
             records["seconds_per_row"],
             records["seconds_per_solve"],
+            records["history"],
+            records["linearity"],
         ),
         classes,
     )
@@ -192,8 +195,10 @@ def _tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         "W": state.parameters.W,
         "delta": state.parameters.delta,
         "readout": state.model.readout.cpu(),
-        **{f"network.{n}": t.cpu() for n, t in state.model.seeded_tensors().items()},
+        **{f"network.{n}": t.cpu() for n, t in state.model.own_tensors().items()},
     }
+    if state.model.moved is not None:
+        model["moved"] = state.model.moved
     probes = {f"probe.{i:04}": probe for i, probe in enumerate(state.probes)}
     private = state.statistics.tensors() | probes
     for i, segment in enumerate(state.ledger.segments):
@@ -243,6 +248,8 @@ def _records(state: State) -> dict[str, Any]:
         "residual": state.residual,
         "seconds_per_row": state.seconds_per_row,
         "seconds_per_solve": state.seconds_per_solve,
+        "history": state.history,
+        "linearity": state.linearity,
     }
 
 

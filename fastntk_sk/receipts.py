@@ -47,6 +47,7 @@ def make_receipt(
     drift: float,
     seen_by: Sequence[str],
     searched_by: Sequence[str],
+    anchor: str,
     environment: dict[str, Any],
 ) -> dict[str, Any]:
     """Describe one deletion in plain Python values.
@@ -73,6 +74,8 @@ def make_receipt(
     searched_by : sequence of str
         Searches whose choice of hyper-parameters has seen the rows.
 
+    anchor : {"pretrained", "finetuned"}
+
     environment : dict
 
     Returns
@@ -83,6 +86,8 @@ def make_receipt(
     if drift:
         problems.append(f"Jacobians differ by {drift:.1e} from those that were learned")
     exactness = f"approximate: {'; '.join(problems)}" if problems else EXACT
+    if anchor == "finetuned":
+        exactness += "; the fine-tuned anchor has seen the rows"
     for name in searched_by:
         exactness += f"; the hyper-parameters that {name} chose have seen the rows"
     return {

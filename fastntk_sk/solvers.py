@@ -4,15 +4,18 @@ All minimise, over the readout W in R^{C x (d+1)} and the tangent coefficients z
 
 .. math::
 
-    \sum_i w_i \| W \tilde h_i + \sqrt{s} J_i z - t_i \|^2 + \alpha (\|W\|^2 + \|z\|^2), \quad
+    \sum_i w_i \| W \tilde h_i + \sqrt{s} J_i z - t_i \|^2 + \alpha (\|W\|^2 + \|z - z_0\|^2), \quad
     t_i = scale \, (onehot(y_i) - 1/C) .
 
-alpha multiplies the sum loss: the total ridge is the same before and after a deletion.
+alpha multiplies the sum loss: the total ridge is the same before and after a deletion. z_0, the
+centre, is zero at the pretrained anchor; at a fine-tuned one it stands for the pretrained values, so
+that the ridge shrinks the whole displacement and not only what is left of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +44,12 @@ class Solution:
 
 
 def solve_schur(
-    statistics: Statistics, *, alpha: float, tangent_scale: float, target_scale: float
+    statistics: Statistics,
+    *,
+    alpha: float,
+    tangent_scale: float,
+    target_scale: float,
+    centre: Tensor | None = None,
 ) -> Solution:
     r"""Solve from the statistics by eliminating the readout.
 
@@ -51,7 +59,7 @@ def solve_schur(
     .. math::
 
         S = s G + \alpha I - s \sum_c X_c^T X_c, \quad
-        S z = \sqrt{s} \Big( r - \sum_c X_c^T Y_c \Big), \quad
+        S z = \sqrt{s} \Big( r - \sum_c X_c^T Y_c \Big) + \alpha z_0, \quad
         W_c = L^{-T} (Y_c - \sqrt{s} X_c z),
 
     at a cost of O((d+1)^3 + C (d+1)^2 k + C (d+1) k^2 + k^3), whatever the number of rows.
@@ -67,6 +75,9 @@ def solve_schur(
         s, nonnegative.
 
     target_scale : float
+
+    centre : float64 Tensor of shape (k,), default=None
+        z_0; None is zero.
 
     Returns
     -------
@@ -99,6 +110,7 @@ def solve_schur(
     L = _cholesky(A, alpha)
     Y = torch.linalg.solve_triangular(L, R, upper=False)
     z = torch.zeros_like(r)
+    pull = torch.zeros_like(r) if centre is None else alpha * centre
     if len(z) and tangent_scale:
         S = statistics.G.tril().mul_(tangent_scale)
         rhs = r.clone()
@@ -106,7 +118,7 @@ def solve_schur(
             X = torch.linalg.solve_triangular(L, B[c], upper=False)
             add_gram(S, X, X, sign=-tangent_scale)
             rhs -= X.T @ Y[:, c]
-        z = torch.cholesky_solve((root * rhs)[:, None], _cholesky(S, alpha))[:, 0]
+        z = torch.cholesky_solve((root * rhs + pull)[:, None], _cholesky(S, alpha))[:, 0]
     Bz = torch.stack([B[c] @ z for c in range(n_classes)], dim=1)
     W = torch.cholesky_solve(R - root * Bz, L)
     # residual of the normal equations, from the statistics themselves
@@ -116,8 +128,8 @@ def solve_schur(
         G = statistics.G
         Gz = G.tril() @ z + G.tril(-1).T @ z
         BW = sum(B[c].T @ W[:, c] for c in range(n_classes))
-        bottom = tangent_scale * Gz + root * BW + alpha * z - root * r
-    size = torch.cat([R.flatten(), root * r]).norm().clamp_min(torch.finfo(R.dtype).tiny)
+        bottom = tangent_scale * Gz + root * BW + alpha * z - root * r - pull
+    size = torch.cat([R.flatten(), root * r + pull]).norm().clamp_min(torch.finfo(R.dtype).tiny)
     residual = float(torch.cat([top.flatten(), bottom]).norm() / size)
     return Solution(W.T.contiguous(), z, residual)
 
@@ -175,13 +187,15 @@ def solve_dual(
     alpha: float,
     tangent_scale: float,
     target_scale: float,
+    centre: Tensor | None = None,
 ) -> Solution:
     r"""Solve from the rows through the (n C) x (n C) kernel.
 
-    With the rows of `design_matrix` times :math:`\sqrt{w}` as :math:`\Phi`, the parameters are
-    :math:`\Phi^T (\Phi \Phi^T + \alpha I)^{-1} \sqrt{w} t`: O((n C)^3), cheaper than `solve_schur`
-    only where n C is smaller than the number of unknowns. A reference and a baseline; the estimator
-    never keeps rows.
+    With the rows of `design_matrix` times :math:`\sqrt{w}` as :math:`\Phi` and the centre
+    :math:`u_0 = (0, z_0)`, the parameters are
+    :math:`u_0 + \Phi^T (\Phi \Phi^T + \alpha I)^{-1} (\sqrt{w} t - \Phi u_0)`: O((n C)^3), cheaper
+    than `solve_schur` only where n C is smaller than the number of unknowns. A reference and a
+    baseline; the estimator never keeps rows.
 
     Parameters
     ----------
@@ -195,15 +209,18 @@ def solve_dual(
 
     alpha, tangent_scale, target_scale : float
 
+    centre : Tensor of shape (k,), default=None
+        z_0; None is zero.
+
     Returns
     -------
     solution : Solution
     """
-    design, root, t = _weighted(h, J, labels, weights, tangent_scale, target_scale)
-    kernel = design @ design.T
+    problem = _problem(h, J, labels, weights, tangent_scale, target_scale, centre)
+    kernel = problem.design @ problem.design.T
     kernel.diagonal().add_(alpha)
-    dual = torch.cholesky_solve((root * t)[:, None], torch.linalg.cholesky(kernel))[:, 0]
-    return _unpack(design.T @ dual, J.shape[1], h.shape[1])
+    dual = torch.cholesky_solve(problem.error[:, None], torch.linalg.cholesky(kernel))[:, 0]
+    return _unpack(problem.start - problem.design.T @ dual, J.shape[1], h.shape[1])
 
 
 def solve_published(
@@ -216,24 +233,15 @@ def solve_published(
     alpha: float,
     tangent_scale: float,
     target_scale: float,
+    centre: Tensor | None = None,
 ) -> Solution:
-    r"""Forget rows by the formula of Fast-NTK as published, from the model learned on all rows.
+    """Forget rows by the formula of Fast-NTK as published, from the model learned on all rows.
 
-    With :math:`\Theta = J J^T + \alpha I` over rows of the retain set r and the forget set f,
-    :math:`e = f_0 - y`, and f_0 = 0 here,
-
-    .. math::
-
-        w_R = w_D + P J_f^T M V, \quad
-        P = I - J_r^T \Theta_{rr}^{-1} J_r, \quad
-        M = (\Theta_{ff} - \Theta_{fr} \Theta_{rr}^{-1} \Theta_{rf})^{-1}, \quad
-        V = e_f - \Theta_{fr} \Theta_{rr}^{-1} e_r .
-
-    The readable reference: it needs all rows and O((n C)^3).
+    The readable reference: it needs all rows and O((n C)^3). See `published_step`.
 
     Parameters
     ----------
-    h, J, labels, weights, alpha, tangent_scale, target_scale
+    h, J, labels, weights, alpha, tangent_scale, target_scale, centre
         As in `solve_dual`.
 
     forget : bool Tensor of shape (n,)
@@ -247,30 +255,91 @@ def solve_published(
     Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
     """
     scales = {"alpha": alpha, "tangent_scale": tangent_scale, "target_scale": target_scale}
-    learned = solve_dual(h, J, labels, weights, **scales)
-    design, root, t = _weighted(h, J, labels, weights, tangent_scale, target_scale)
-    error = -(root * t)
-    f = forget.repeat_interleave(J.shape[1])
-    J_r, J_f, e_r, e_f = design[~f], design[f], error[~f], error[f]
-    ridge = lambda n: alpha * torch.eye(n, dtype=design.dtype, device=design.device)  # noqa: E731
-    theta_rr = J_r @ J_r.T + ridge(len(J_r))
-    theta_fr = J_f @ J_r.T
-    gain = torch.linalg.solve(theta_rr, theta_fr.T).T  # Theta_fr Theta_rr^{-1}
-    M = torch.linalg.inv(J_f @ J_f.T + ridge(len(J_f)) - gain @ theta_fr.T)
-    V = e_f - gain @ e_r
-    step = J_f.T @ (M @ V)
-    step -= J_r.T @ torch.linalg.solve(theta_rr, J_r @ step)
-    parameters = torch.cat([learned.W.flatten(), learned.z]) + step
+    learned = solve_dual(h, J, labels, weights, **scales, centre=centre)
+    problem = _problem(h, J, labels, weights, tangent_scale, target_scale, centre)
+    kernel = problem.design @ problem.design.T
+    forgotten = forget.repeat_interleave(J.shape[1])
+    dual = published_step(kernel, problem.error, forgotten, alpha=alpha)
+    parameters = torch.cat([learned.W.flatten(), learned.z]) + problem.design.T @ dual
     return _unpack(parameters, J.shape[1], h.shape[1])
 
 
-def _weighted(
-    h: Tensor, J: Tensor, labels: Tensor, weights: Tensor, tangent_scale: float, target_scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def published_step(kernel: Tensor, error: Tensor, forget: Tensor, *, alpha: float) -> Tensor:
+    r"""Return the step of Fast-NTK from the kernel alone, as coefficients of the Jacobian's rows.
+
+    With :math:`\Theta = J J^T + \alpha I` over rows of the retain set r and the forget set f, and
+    :math:`e = f_0 - y`,
+
+    .. math::
+
+        w_R = w_D + P J_f^T M V, \quad
+        P = I - J_r^T \Theta_{rr}^{-1} J_r, \quad
+        M = (\Theta_{ff} - \Theta_{fr} \Theta_{rr}^{-1} \Theta_{rf})^{-1}, \quad
+        V = e_f - \Theta_{fr} \Theta_{rr}^{-1} e_r ,
+
+    so that the step is :math:`J^T v` with :math:`v_f = M V` and
+    :math:`v_r = -\Theta_{rr}^{-1} J_r J_f^T v_f`.
+
+    Parameters
+    ----------
+    kernel : Tensor of shape (m, m)
+        J J^T, without the ridge.
+
+    error : Tensor of shape (m,)
+        e, with f_0 where the ridge is centred.
+
+    forget : bool Tensor of shape (m,)
+
+    alpha : float
+
+    Returns
+    -------
+    coefficients : Tensor of shape (m,)
+        v.
+
+    References
+    ----------
+    Li et al., arXiv:2312.14923, equations 4 to 7.
+    """
+    retain = ~forget
+    theta_fr = kernel[forget][:, retain]
+    theta_rr, theta_ff = (kernel[rows][:, rows].clone() for rows in (retain, forget))
+    for block in (theta_rr, theta_ff):
+        block.diagonal().add_(alpha)
+    gain = torch.cholesky_solve(theta_fr.T, torch.linalg.cholesky(theta_rr))
+    M_inverse = theta_ff - theta_fr @ gain
+    V = error[forget] - gain.T @ error[retain]
+    coefficients = torch.empty_like(error)
+    coefficients[forget] = torch.linalg.solve(M_inverse, V)
+    coefficients[retain] = -gain @ coefficients[forget]
+    return coefficients
+
+
+class _Problem(NamedTuple):
+    """Rows of the design times sqrt(w), the centre as one vector, and what it gets wrong."""
+
+    design: Tensor
+    start: Tensor
+    error: Tensor
+
+
+def _problem(
+    h: Tensor,
+    J: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    tangent_scale: float,
+    target_scale: float,
+    centre: Tensor | None,
+) -> _Problem:
     n_classes = J.shape[1]
     root = weights.double().sqrt().repeat_interleave(n_classes)
     design = design_matrix(h.double(), J.double(), tangent_scale) * root[:, None]
-    return design, root, targets(labels, n_classes, target_scale).flatten()
+    start = design.new_zeros(design.shape[1])
+    if centre is not None:
+        start[len(start) - len(centre) :] = centre
+    wanted = root * targets(labels, n_classes, target_scale).flatten()
+    return _Problem(design, start, design @ start - wanted)
 
 
 def _unpack(parameters: Tensor, n_classes: int, width: int) -> Solution:

@@ -41,6 +41,8 @@ class Frozen:
 
     alpha, tangent_scale, target_scale : float
 
+    anchor : {"pretrained", "finetuned"}
+
     network : bool
         Predict with the displaced network instead of the linearised model.
 
@@ -51,6 +53,7 @@ class Frozen:
     alpha: float
     tangent_scale: float
     target_scale: float
+    anchor: str
     network: bool
     device: str
 
@@ -92,6 +95,12 @@ class State:
     seconds_per_row, seconds_per_solve : float, default=0.0
         Measured; they feed estimates only.
 
+    history : list of dict, default=[]
+        Epochs of fine-tuning.
+
+    linearity : float, default=0.0
+        Relative difference between the network and the linearised model after fit.
+
     session : str, default=""
         The process of `environment`; empty after a load.
     """
@@ -109,6 +118,8 @@ class State:
     residual: float = 0.0
     seconds_per_row: float = 0.0
     seconds_per_solve: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    linearity: float = 0.0
     session: str = ""
 
     @classmethod
@@ -195,6 +206,7 @@ class State:
             drift=max(drift, self.model.position_gap),
             seen_by=seen_by,
             searched_by=searched_by,
+            anchor=self.frozen.anchor,
             environment=here,
         )
         return replace(changed, receipts=[*self.receipts, receipt])
@@ -317,6 +329,7 @@ class State:
             alpha=frozen.alpha,
             tangent_scale=frozen.tangent_scale,
             target_scale=frozen.target_scale,
+            centre=self.model.centre(frozen.tangent_scale),
         )
         parameters = self.model.publish(solution.W, solution.z, frozen.tangent_scale)
         return replace(

@@ -15,7 +15,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from .preprocessing import check_images
 
 _CHOICES = {
-    "anchor": ("pretrained",),
+    "anchor": ("pretrained", "finetuned"),
     "predict_with": ("auto", "linear", "network"),
     "precision": ("auto", "float32", "float64"),
     "copies": ("one", "all"),
@@ -43,7 +43,7 @@ def check_parameters(estimator: BaseEstimator) -> None:
     get = estimator.get_params(deep=False).__getitem__
     for name in ("anchor", "predict_with", "precision"):
         check_choice(name, get(name))
-    for name in ("alpha", "tangent_scale", "target_scale"):
+    for name in ("alpha", "tangent_scale", "target_scale", "learning_rate"):
         value = get(name)
         if isinstance(value, Real) and not math.isfinite(value):
             raise ValueError(f"Expected {name} to be finite, got {value}.")
@@ -51,7 +51,13 @@ def check_parameters(estimator: BaseEstimator) -> None:
     check_scalar(get("tangent_scale"), "tangent_scale", Real, min_val=0)
     if get("target_scale") != "auto":
         check_scalar(get("target_scale"), "target_scale", Real, min_val=0, include_boundaries="neither")
-    for name in ("batch_size", "n_prompts"):
+    check_scalar(get("learning_rate"), "learning_rate", Real, min_val=0, include_boundaries="neither")
+    if not isinstance(get("finetune_params"), (dict, type(None))):
+        raise TypeError(
+            "Expected finetune_params to be a dict of arguments of skorch.NeuralNetClassifier, got "
+            f"{type(get('finetune_params')).__name__}."
+        )
+    for name in ("batch_size", "n_prompts", "max_epochs"):
         check_scalar(get(name), name, Integral, min_val=1)
     if get("n_components") not in ("auto", None):
         check_scalar(get("n_components"), "n_components", Integral, min_val=1)

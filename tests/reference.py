@@ -21,7 +21,7 @@ def jacobian(net, names, x, readout):
     return torch.stack(rows).view(len(x), len(readout), -1)
 
 
-def ridge(h, J, labels, weights, alpha, tangent_scale, target_scale):
+def ridge(h, J, labels, weights, alpha, tangent_scale, target_scale, centre=None):
     """Minimise the objective by stacking every row and class into one least-squares problem.
 
     Returns W of shape (C, d + 1) and z of shape (k,).
@@ -38,5 +38,8 @@ def ridge(h, J, labels, weights, alpha, tangent_scale, target_scale):
             target.append(np.sqrt(weights[i]) * target_scale * ((labels[i] == c) - 1 / n_classes))
     unknowns = n_classes * width + k
     stacked = np.vstack([design, np.sqrt(alpha) * np.eye(unknowns)])
-    solution = np.linalg.lstsq(stacked, np.concatenate([target, np.zeros(unknowns)]))[0]
+    pull = np.zeros(unknowns)
+    if centre is not None:
+        pull[n_classes * width :] = np.sqrt(alpha) * np.asarray(centre)
+    solution = np.linalg.lstsq(stacked, np.concatenate([target, pull]))[0]
     return solution[: n_classes * width].reshape(n_classes, width), solution[n_classes * width :]

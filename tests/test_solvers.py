@@ -38,16 +38,18 @@ def close(a, b, rtol=1e-8):
         assert (x - y).norm() <= rtol * y.norm().clamp_min(1e-12)
 
 
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("duplicates", [False, True])
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("k", [None, 7])
 @pytest.mark.parametrize(("n", "p"), [(30, 11), (6, 60)], ids=["p<nC", "p>nC"])
-def test_schur_dual_published_and_dense_agree(n, p, k, weights, duplicates):
+def test_schur_dual_published_and_dense_agree(n, p, k, weights, duplicates, centred):
+    scales = SCALES | {"centre": torch.linspace(-2, 3, k or p).double() if centred else None}
     rows = problem(n, 4, p, 3, k=k, weights=weights, duplicates=duplicates)
-    dense = Solution(*map(torch.from_numpy, reference.ridge(*map(np.asarray, rows), **SCALES)))
-    schur = solve_schur(learned(*rows), **SCALES)
+    dense = Solution(*map(torch.from_numpy, reference.ridge(*map(np.asarray, rows), **scales)))
+    schur = solve_schur(learned(*rows), **scales)
     close(schur, dense)
-    close(solve_dual(*rows, **SCALES), dense)
+    close(solve_dual(*rows, **scales), dense)
     assert schur.residual < 1e-12
     # forget the first third: published formula, downdate, and a refit
     forget = torch.arange(n) < n // 3
@@ -55,9 +57,9 @@ def test_schur_dual_published_and_dense_agree(n, p, k, weights, duplicates):
     statistics = learned(*rows)
     h, J, labels, w = (part[forget] for part in rows)
     statistics.add(h, J, labels, -w)
-    dense = Solution(*map(torch.from_numpy, reference.ridge(*map(np.asarray, rest), **SCALES)))
-    close(solve_schur(statistics, **SCALES), dense)
-    close(solve_published(*rows, forget, **SCALES), dense)
+    dense = Solution(*map(torch.from_numpy, reference.ridge(*map(np.asarray, rest), **scales)))
+    close(solve_schur(statistics, **scales), dense)
+    close(solve_published(*rows, forget, **scales), dense)
 
 
 @pytest.mark.parametrize("setting", [{"tangent_scale": 0.0}, {"k": 0}])

@@ -1,0 +1,24 @@
+"""What deletion is compared with: retraining, the Fast-NTK paper's baselines and later methods.
+
+All have one signature,
+`baseline(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None)`, take a fitted
+estimator that they do not change, and return a fitted one.
+"""
+
+from .dual import fast_ntk_dual, full_ntk
+from .gradient import finetune, max_loss, random_label, retrain
+from .network import BaselineClassifier
+from .recent import salun, scrub, ssd
+
+__all__ = [
+    "BaselineClassifier",
+    "fast_ntk_dual",
+    "finetune",
+    "full_ntk",
+    "max_loss",
+    "random_label",
+    "retrain",
+    "salun",
+    "scrub",
+    "ssd",
+]

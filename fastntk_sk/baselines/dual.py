@@ -1,0 +1,295 @@
+"""Fast-NTK as published, in the dual form: on the subset, and on all parameters of the network."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+from torch.func import functional_call
+from tqdm import tqdm
+
+from ..exceptions import InsufficientMemoryError
+from ..jacobians import TangentNetwork
+from ..linearized import Parameters
+from ..memory import available_memory
+from ..solvers import published_step, solve_published, targets
+from ..subsets import Subset, select
+from .network import BaselineClassifier, Original
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 4 * 2**30
+
+
+def fast_ntk_dual(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+) -> BaselineClassifier:
+    """Delete by the published formula on the subset: all rows are needed, and O((n C)^3).
+
+    The same linearised problem as `FastNTKClassifier.unlearn`, hence the same answer.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        Fitted; not changed.
+
+    X_retain, y_retain, X_forget, y_forget : array-like
+
+    random_state : object, default=None
+        Not used: nothing is drawn.
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+
+    Raises
+    ------
+    InsufficientMemoryError
+        If the kernel and its factors would not fit; the message says how many bytes they need.
+
+    References
+    ----------
+    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import fast_ntk_dual
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> published = fast_ntk_dual(clf, X[10:], y[10:], X[:10], y[:10])
+    >>> ours = clf.unlearn(X[:10])
+    >>> bool(np.allclose(published.decision_function(X), ours.decision_function(X), atol=1e-8))
+    True
+    """
+    check_is_fitted(estimator)
+    original, state = Original(estimator), estimator._state
+    model, frozen = state.model, state.frozen
+    n_classes, k = len(original.classes), model.projection.k
+    n_rows = len(y_retain) + len(y_forget)
+    width = n_classes * (model.d + 1) + k
+    check_dual_memory(n_rows, n_classes, width)
+    parts = []
+    for X, y in ((X_retain, y_retain), (X_forget, y_forget)):
+        for batch, labels, _ in original.batches(X, y, model.batch_size):
+            parts.append((*model.tangents(batch), labels.cpu()))
+    h, J, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    solution = solve_published(
+        h,
+        J,
+        labels,
+        torch.ones(n_rows),
+        torch.arange(n_rows) >= len(y_retain),
+        alpha=frozen.alpha,
+        tangent_scale=frozen.tangent_scale,
+        target_scale=frozen.target_scale,
+        centre=model.centre(frozen.tangent_scale),
+    )
+    parameters = model.publish(solution.W, solution.z, frozen.tangent_scale)
+    return BaselineClassifier(model, parameters, frozen.network, original.classes, original.sharpness)
+
+
+def dual_bytes(n_rows: int, n_classes: int, width: int = 0) -> int:
+    """Return the bytes of the published form: kernel, blocks, a factor, and dense rows of `width`."""
+    m = n_rows * n_classes
+    return 8 * (4 * m * m + 2 * m * width)
+
+
+def check_dual_memory(n_rows: int, n_classes: int, width: int = 0) -> int:
+    """Return `dual_bytes`, or raise InsufficientMemoryError if they are not available."""
+    needed, available = dual_bytes(n_rows, n_classes, width), available_memory()
+    if needed > available:
+        raise InsufficientMemoryError(
+            f"The dual form of {n_rows:,} rows x {n_classes} classes needs {needed:,} bytes "
+            f"({needed / 2**30:.1f} GiB) and {available:,} are available; nothing was allocated. Use "
+            "FastNTKClassifier.unlearn, whose memory does not depend on the number of rows."
+        )
+    return needed
+
+
+def full_ntk(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+    block_bytes: int = _BLOCK_BYTES,
+) -> BaselineClassifier:
+    r"""Delete by the published formula with the Jacobian of every parameter of the network.
+
+    The kernel is a sum over blocks of parameters, so that the n C x p Jacobian never exists: one pass
+    of C backward passes over all rows for each block. The step in weights, :math:`J^T v`, is a single
+    backward pass. Rows, bytes and seconds are logged (logger "fastntk_sk.baselines.dual", and a
+    progress bar where the estimator is verbose) before the work begins.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        Fitted with anchor="finetuned"; not changed. The linearisation is at its weights, the ridge is
+        centred at the pretrained ones.
+
+    X_retain, y_retain, X_forget, y_forget : array-like
+
+    random_state : object, default=None
+        Not used: nothing is drawn.
+
+    block_bytes : int
+        Size of a block of the float32 Jacobian.
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+        With all weights displaced.
+
+    Raises
+    ------
+    ValueError
+        For the pretrained anchor.
+
+    InsufficientMemoryError
+        If kernel and block would not fit.
+
+    References
+    ----------
+    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923;
+    Golatkar et al., "Forgetting Outside the Box", arXiv:2003.02960.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import full_ntk
+    >>> X, y = load_iris(return_X_y=True)
+    >>> X, y = X[::3], y[::3]
+    >>> clf = FastNTKClassifier(anchor="finetuned", max_epochs=2, random_state=0).fit(X, y)
+    >>> full_ntk(clf, X[5:], y[5:], X[:5], y[:5]).classes_.tolist()
+    [0, 1, 2]
+    """
+    original = Original(estimator)
+    if original.model.moved is None:
+        raise ValueError(
+            'Expected an estimator with anchor="finetuned", got the pretrained anchor, whose '
+            "predictions are not those of a network with one set of weights."
+        )
+    frozen, model = estimator._state.frozen, original.model
+    net = model.network_at(original.parameters.delta)
+    W = original.parameters.W.to(model.readout)
+    start = -model.displacement(original.parameters)  # to the pretrained values
+    n_classes = len(original.classes)
+    rows = [
+        part
+        for X, y in ((X_retain, y_retain), (X_forget, y_forget))
+        for part in original.batches(X, y, model.batch_size)
+    ]
+    batches, labels = [batch for batch, _, _ in rows], torch.cat([y.cpu() for _, y, _ in rows])
+    m = len(labels) * n_classes
+    everything = select(net, "full")
+    size = max(1, block_bytes // (4 * m))
+    blocks = range(0, everything.size, size)
+    needed = check_dual_memory(len(labels), n_classes) + 2 * block_bytes
+    if needed > available_memory():
+        raise InsufficientMemoryError(
+            f"Kernel and block need {needed:,} bytes and {available_memory():,} are available; nothing "
+            "was allocated. Lower block_bytes or the number of rows."
+        )
+    began = time.perf_counter()
+    with torch.no_grad():
+        h = torch.cat([net(batch).cpu() for batch in batches])
+    forward = time.perf_counter() - began
+    logger.info(
+        "full NTK: %d rows x %d classes x %d parameters in %d blocks, %.1f GiB, about %.0f s",
+        len(labels),
+        n_classes,
+        everything.size,
+        len(blocks),
+        needed / 2**30,
+        forward * 3 * n_classes * len(blocks),
+    )
+    h = torch.cat([h, h.new_ones(len(h), 1)], dim=1).double() / model.scale_h
+    kernel = torch.zeros(m, m, dtype=torch.float64)
+    for first in tqdm(blocks, "full NTK", unit="block", disable=not estimator.verbose):
+        J = _jacobian_block(net, everything, batches, W[:, :-1], first, first + size)
+        kernel += (J @ J.T).double()
+    energy = kernel.diagonal().mean().clamp_min(torch.finfo(kernel.dtype).tiny)
+    weight = frozen.tangent_scale / energy
+    kernel *= weight
+    view = kernel.view(len(labels), n_classes, len(labels), n_classes)
+    readout_kernel = h @ h.T
+    for c in range(n_classes):
+        view[:, c, :, c] += readout_kernel
+    # the ridge is centred at the pretrained values, where W is zero: f_0 = J (theta_0 - theta)
+    tangent = TangentNetwork(net, model.tangent.subset, batches[0][:2])
+    change = torch.cat([tangent.directional(batch, start.to(W))[1].cpu() for batch in batches])
+    at_centre = (change @ W[:, :-1].cpu().T).double()
+    error = (at_centre - targets(labels, n_classes, frozen.target_scale)).flatten()
+    forget = (torch.arange(len(labels)) >= len(y_retain)).repeat_interleave(n_classes)
+    dual = published_step(kernel, error, forget, alpha=frozen.alpha)
+    kernel.diagonal().add_(frozen.alpha)
+    dual -= torch.cholesky_solve(error[:, None], torch.linalg.cholesky(kernel))[:, 0]
+    dual = dual.view(len(labels), n_classes)
+    step = _transposed(net, everything, batches, W[:, :-1], dual)
+    with torch.no_grad():
+        centre = model.tangent.subset.split(start.to(W))
+        for name, part in everything.split(step * weight.to(step)).items():
+            parameter = net.get_parameter(name)
+            parameter.add_(part + centre.get(name, 0))
+    solved = Parameters((dual.T @ h / model.scale_h).to(W.dtype), torch.zeros_like(start))
+    model = replace(model, backbone=replace(model.backbone, net=net))
+    return BaselineClassifier(model, solved, True, original.classes, original.sharpness)
+
+
+def _jacobian_block(
+    net: torch.nn.Module, everything: Subset, batches: list[Tensor], V: Tensor, first: int, last: int
+) -> Tensor:
+    """Return columns `first` to `last` of the Jacobian of all parameters, of shape (n C, columns)."""
+    ends = np.cumsum([0, *(shape.numel() for shape in everything.shapes)])
+    inside = [i for i in range(len(everything.names)) if ends[i] < last and ends[i + 1] > first]
+    chosen = Subset(
+        tuple(everything.names[i] for i in inside), tuple(everything.shapes[i] for i in inside)
+    )
+    tangent = TangentNetwork(net, chosen, batches[0][:2])
+    low = first - int(ends[inside[0]])
+    width = min(last, everything.size) - first
+    n_rows = sum(len(batch) for batch in batches)
+    block, start = torch.empty(n_rows, len(V), width, dtype=V.dtype), 0
+    for batch in batches:
+        _, J = tangent.jacobian(batch, V, lambda rows: rows[:, low : low + width].contiguous())
+        block[start : start + len(batch)] = J
+        start += len(batch)
+    return block.flatten(0, 1)
+
+
+def _transposed(
+    net: torch.nn.Module, everything: Subset, batches: list[Tensor], V: Tensor, dual: Tensor
+) -> Tensor:
+    """Return J^T v of shape (p,): one backward pass a batch."""
+    leaves = {
+        name: net.get_parameter(name).detach().clone().requires_grad_() for name in everything.names
+    }
+    total, start = torch.zeros(everything.size, dtype=V.dtype, device=V.device), 0
+    for batch in batches:
+        part = dual[start : start + len(batch)].to(V)
+        start += len(batch)
+        with torch.enable_grad():
+            scores = functional_call(net, leaves, (batch,)) @ V.T
+        slopes = torch.autograd.grad(
+            (scores * part).sum(), list(leaves.values()), materialize_grads=True
+        )
+        total += torch.cat([slope.flatten() for slope in slopes])
+    return total

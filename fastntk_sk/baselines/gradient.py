@@ -1,0 +1,250 @@
+"""Baselines of the Fast-NTK paper that take gradient steps, and retraining itself."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+
+from .network import BaselineClassifier, Original, descend
+
+
+def retrain(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+) -> Any:
+    """Fit a clone on the retain set alone: the oracle that every method is compared with.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        Fitted or not; only its parameters are used.
+
+    X_retain, y_retain : array-like
+        The rows that may stay.
+
+    X_forget, y_forget : array-like
+        Not used; every baseline has this signature.
+
+    random_state : int, default=None
+        Replaces the estimator's own; None keeps it.
+
+    Returns
+    -------
+    oracle : FastNTKClassifier
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import retrain
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> retrain(clf, X[10:], y[10:], X[:10], y[:10]).n_samples_learned_
+    140
+    """
+    oracle = clone(estimator)
+    if random_state is not None:
+        oracle.set_params(random_state=random_state)
+    if hasattr(oracle, "partial_fit") and oracle.get_params()["anchor"] == "pretrained":
+        return oracle.partial_fit(X_retain, y_retain, classes=estimator.classes_)
+    return oracle.fit(X_retain, y_retain)
+
+
+def finetune(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+    epochs: int = 5,
+    learning_rate: float = 2e-3,
+    batch_size: int = 50,
+) -> BaselineClassifier:
+    """Go on training on the retain set, and hope that the rest fades.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier or BaselineClassifier
+        Fitted; not changed. Its network and readout are trained.
+
+    X_retain, y_retain, X_forget, y_forget : array-like
+        What stays, and what was to be forgotten (not used here).
+
+    random_state : int or None, default=None
+        Order of the rows.
+
+    epochs, batch_size : int
+
+    learning_rate : float
+        Of AdamW, without weight decay.
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+
+    References
+    ----------
+    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import finetune
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> finetune(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
+    [0, 1, 2]
+    """
+    original = Original(estimator)
+    network = descend(
+        original,
+        original.network(),
+        X_retain,
+        y_retain,
+        cross_entropy,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        draws=seeded(random_state),
+    )
+    return original.result(network)
+
+
+def max_loss(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+    epochs: int = 3,
+    learning_rate: float = 5e-4,
+    batch_size: int = 50,
+) -> BaselineClassifier:
+    """Climb the cross entropy of the forget set (gradient ascent).
+
+    Parameters
+    ----------
+    estimator, X_retain, y_retain, X_forget, y_forget, random_state, epochs, learning_rate, batch_size
+        As in :func:`finetune`; the retain set is not used.
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+
+    References
+    ----------
+    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import max_loss
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> worse = max_loss(clf, X[10:], y[10:], X[:10], y[:10], random_state=0, learning_rate=0.1)
+    >>> bool(worse.score(X[:10], y[:10]) < clf.score(X[:10], y[:10]))
+    True
+    """
+    original = Original(estimator)
+    network = descend(
+        original,
+        original.network(),
+        X_forget,
+        y_forget,
+        lambda *batch: -cross_entropy(*batch),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        draws=seeded(random_state),
+    )
+    return original.result(network)
+
+
+def random_label(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+    epochs: int = 3,
+    learning_rate: float = 5e-4,
+    batch_size: int = 50,
+) -> BaselineClassifier:
+    """Train on the forget set under wrong labels, drawn at random.
+
+    Parameters
+    ----------
+    estimator, X_retain, y_retain, X_forget, y_forget, random_state, epochs, learning_rate, batch_size
+        As in :func:`finetune`; the retain set is not used.
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+
+    References
+    ----------
+    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import random_label
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> worse = random_label(clf, X[10:], y[10:], X[:10], y[:10], random_state=0, learning_rate=0.1)
+    >>> bool(worse.score(X[:10], y[:10]) < clf.score(X[:10], y[:10]))
+    True
+    """
+    original, draws = Original(estimator), seeded(random_state)
+    network = descend(
+        original,
+        original.network(),
+        X_forget,
+        wrong_labels(y_forget, original.classes, draws),
+        cross_entropy,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        draws=draws,
+    )
+    return original.result(network)
+
+
+def wrong_labels(y: Any, classes: np.ndarray, draws: torch.Generator) -> np.ndarray:
+    """Draw for each row another of the classes than its own."""
+    index = np.searchsorted(classes, np.asarray(y))
+    shift = torch.randint(1, len(classes), (len(index),), generator=draws).numpy()
+    return classes[(index + shift) % len(classes)]
+
+
+def seeded(random_state: Any) -> torch.Generator:
+    """Return a generator of its own for a scikit-learn random_state; global ones are left alone."""
+    seed = secrets.randbits(31)
+    if random_state is not None:
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+    return torch.Generator().manual_seed(seed)
+
+
+def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Return the mean cross entropy of a batch, as `descend` calls it."""
+    return nn.functional.cross_entropy(scores, labels)

@@ -1,0 +1,206 @@
+"""What baselines start from and return: scores of a linearised model's network at other weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from torch import Tensor
+
+from ..finetuning import SubspaceNetwork
+from ..linearized import LinearizedModel, Parameters
+from ..preprocessing import Rows
+from ..projection import Projection
+from ..validation import encode_labels
+
+
+class BaselineClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier at given weights, as a baseline leaves it; it cannot be fitted.
+
+    Parameters
+    ----------
+    model : LinearizedModel
+        Network, subset and preprocessing of the original estimator.
+
+    parameters : Parameters
+        Readout and displacement of the subset from the model's anchor.
+
+    network : bool
+        Whether the displaced network predicts, or the linearised model.
+
+    classes : ndarray of shape (n_classes,)
+
+    sharpness : float
+        Of the softmax in `predict_proba`, the original's.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    """
+
+    def __init__(
+        self,
+        model: LinearizedModel,
+        parameters: Parameters,
+        network: bool,
+        classes: np.ndarray,
+        sharpness: float,
+    ) -> None:
+        self.model = model
+        self.parameters = parameters
+        self.network = network
+        self.classes = classes
+        self.sharpness = sharpness
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Class labels."""
+        return self.classes
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return scores of shape (n, n_classes), or (n,) for two classes."""
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict class labels of shape (n,)."""
+        return self.classes[self._scores(X).argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the softmax of the sharpened scores, of shape (n, n_classes)."""
+        return softmax(self.sharpness * self._scores(X), axis=1)
+
+    def _scores(self, X: Any) -> np.ndarray:
+        rows = _rows(self.model, X)
+        return self.model.scores(self.parameters, rows, network=self.network)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+class Original:
+    """The network of a fitted estimator, with the rows of a baseline: where every baseline starts.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier or BaselineClassifier
+        Fitted; not changed.
+    """
+
+    def __init__(self, estimator: Any) -> None:
+        check_is_fitted(estimator)
+        if isinstance(estimator, BaselineClassifier):
+            self.model, self.parameters = estimator.model, estimator.parameters
+            self.sharpness = estimator.sharpness
+        else:
+            state = estimator._state
+            self.model, self.parameters = state.model, state.parameters
+            self.sharpness = math.log(99 * (len(estimator.classes_) - 1)) / state.frozen.target_scale
+        self.classes = estimator.classes_
+
+    def network(self) -> SubspaceNetwork:
+        """Return a trainable copy whose plain softmax is the estimator's `predict_proba`."""
+        model, delta = self.model, self.parameters.delta.clone()
+        subset = model.tangent.subset
+        V = model.readout * self.sharpness if model.moved is None and subset.names else None
+        return SubspaceNetwork(
+            model.backbone.net,
+            subset,
+            Projection(subset.size, subset.size, 0),
+            self.parameters.W * self.sharpness,
+            delta,
+            V,
+        ).to(model.readout.device)
+
+    def batches(
+        self, X: Any, y: Any, size: int, draws: torch.Generator | None = None
+    ) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Yield normalised batches, class indices and row numbers; shuffled if `draws` is given."""
+        rows = _rows(self.model, X)
+        check_consistent_length(rows, y)
+        labels = torch.from_numpy(encode_labels(np.asarray(y), self.classes))
+        if (labels < 0).any():
+            raise ValueError(
+                f"Expected labels among classes_ = {self.classes.tolist()}, got others. Pass the rows "
+                "with the labels that the estimator knows."
+            )
+        spec, readout = self.model.backbone.spec, self.model.readout
+        order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
+        for chosen in order.split(size):
+            batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
+            yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
+
+    def result(self, network: SubspaceNetwork) -> BaselineClassifier:
+        """Return the classifier of a trained network."""
+        W = network.W.detach().cpu() / self.sharpness
+        parameters = Parameters(W, network.z.detach().cpu().clone())
+        return BaselineClassifier(self.model, parameters, True, self.classes, self.sharpness)
+
+
+def descend(
+    original: Original,
+    network: SubspaceNetwork,
+    X: Any,
+    y: Any,
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    draws: torch.Generator,
+    masks: tuple[Tensor, Tensor] | None = None,
+) -> SubspaceNetwork:
+    """Take epochs of AdamW steps, without weight decay, on a loss.
+
+    Parameters
+    ----------
+    original : Original
+
+    network : SubspaceNetwork
+        Trained in place, and returned.
+
+    X, y : array-like
+
+    loss : callable
+        Of (inputs, scores, class indices, row numbers) of a batch.
+
+    epochs, batch_size : int
+
+    learning_rate : float
+
+    draws : torch.Generator
+        Order of the rows.
+
+    masks : tuple of Tensor, default=None
+        For z and W: entries that are 0 do not move.
+
+    Returns
+    -------
+    network : SubspaceNetwork
+    """
+    trained = [network.z, network.W]
+    before = copy.deepcopy([t.detach() for t in trained])
+    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    for _ in range(epochs):
+        for batch, labels, rows in original.batches(X, y, batch_size, draws):
+            optimiser.zero_grad()
+            loss(batch, network(batch), labels, rows).backward()
+            optimiser.step()
+            if masks is not None:
+                with torch.no_grad():
+                    for tensor, start, mask in zip(trained, before, masks, strict=True):
+                        tensor.copy_(start + mask * (tensor - start))
+    return network
+
+
+def _rows(model: LinearizedModel, X: Any) -> Rows:
+    if model.backbone.spec.size is None:
+        X = np.asarray(X, dtype=np.float32)
+    return Rows(X, model.backbone.spec)

@@ -1,0 +1,287 @@
+"""SCRUB, SalUn and SSD, written from their papers' formulas and applied to the trainable subset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..finetuning import SubspaceNetwork
+from .gradient import cross_entropy, seeded, wrong_labels
+from .network import BaselineClassifier, Original, descend
+
+
+def scrub(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+    epochs: int = 5,
+    max_epochs: int = 2,
+    alpha: float = 0.5,
+    gamma: float = 1.0,
+    temperature: float = 2.0,
+    learning_rate: float = 5e-4,
+    batch_size: int = 50,
+) -> BaselineClassifier:
+    r"""Depart from the original on the forget set, and stay close to it on the retain set.
+
+    .. math::
+
+        \min_w \frac{\alpha}{N_r} \sum_r d(x_r; w^o, w) + \frac{\gamma}{N_r} \sum_r \ell(f(x_r; w), y_r)
+        - \frac{1}{N_f} \sum_f d(x_f; w^o, w), \quad
+        d = KL( p(f(x; w^o)) \,\|\, p(f(x; w)) ) ,
+
+    alternating an epoch that maximises the last term with one that minimises the others; after
+    `max_epochs` only the latter go on. p is a softmax at `temperature`, and d is multiplied by its
+    square.
+
+    Parameters
+    ----------
+    estimator, X_retain, y_retain, X_forget, y_forget, random_state, learning_rate, batch_size
+        As in :func:`finetune`.
+
+    epochs : int
+        Epochs on the retain set.
+
+    max_epochs : int
+        Epochs on the forget set.
+
+    alpha, gamma, temperature : float
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+
+    References
+    ----------
+    Kurmanji et al., "Towards Unbounded Machine Unlearning", arXiv:2302.09880.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import scrub
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> scrub(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
+    [0, 1, 2]
+    """
+    original, draws = Original(estimator), seeded(random_state)
+    network, teacher = original.network(), original.network()
+
+    def departure(x: Tensor, scores: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = nn.functional.log_softmax(teacher(x) / temperature, dim=1)
+        found = nn.functional.log_softmax(scores / temperature, dim=1)
+        divergence = nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        return temperature**2 * divergence
+
+    steps: dict[str, Any] = {
+        "epochs": 1,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "draws": draws,
+    }
+    for epoch in range(epochs):
+        if epoch < max_epochs:
+            descend(
+                original,
+                network,
+                X_forget,
+                y_forget,
+                lambda x, scores, *_: -departure(x, scores),
+                **steps,
+            )
+        descend(
+            original,
+            network,
+            X_retain,
+            y_retain,
+            lambda x, scores, *rest: (
+                alpha * departure(x, scores) + gamma * cross_entropy(x, scores, *rest)
+            ),
+            **steps,
+        )
+    return original.result(network)
+
+
+def salun(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+    epochs: int = 5,
+    alpha: float = 1.0,
+    sparsity: float = 0.5,
+    learning_rate: float = 1e-3,
+    batch_size: int = 50,
+) -> BaselineClassifier:
+    r"""Train on random labels of the forget set, moving only salient weights.
+
+    .. math::
+
+        m = 1( |\nabla_w \ell(w^o; D_f)| \ge \gamma ), \quad
+        \min_w E_{D_f, y' \ne y} \, \ell(m \odot w + (1 - m) \odot w^o; x, y')
+        + \alpha \, E_{D_r} \, \ell(\cdot; x, y) ,
+
+    with :math:`\gamma` the quantile of the gradient's size that leaves `sparsity` of the weights
+    where they are (the paper's choice is the median, 0.5). Rows of both sets are mixed in batches.
+
+    Parameters
+    ----------
+    estimator, X_retain, y_retain, X_forget, y_forget, random_state, epochs, learning_rate, batch_size
+        As in :func:`finetune`.
+
+    alpha : float
+        Weight of the retain set.
+
+    sparsity : float
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+
+    References
+    ----------
+    Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
+    Classification and Generation", arXiv:2310.12508.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import salun
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> salun(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
+    [0, 1, 2]
+    """
+    original, draws = Original(estimator), seeded(random_state)
+    network = original.network()
+    slopes = [torch.zeros_like(t) for t in (network.z, network.W)]
+    for batch, labels, _ in original.batches(X_forget, y_forget, batch_size):
+        for total, slope in zip(slopes, _gradients(network, batch, labels), strict=True):
+            total += slope * len(labels)
+    sizes = torch.cat([slope.abs().flatten() for slope in slopes])
+    threshold = sizes.kthvalue(1 + int(sparsity * (len(sizes) - 1))).values
+    z_mask, W_mask = ((slope.abs() >= threshold).to(slope) for slope in slopes)
+    wrong = wrong_labels(y_forget, original.classes, draws)
+    n_f, n_r = len(wrong), len(y_retain)
+    weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
+    together = isinstance(X_forget, np.ndarray) and isinstance(X_retain, np.ndarray)
+    X = np.concatenate([X_forget, X_retain]) if together else [*X_forget, *X_retain]
+
+    def weighted(_: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        losses = nn.functional.cross_entropy(scores, labels, reduction="none")
+        return (losses * weights[rows].to(losses)).mean()
+
+    descend(
+        original,
+        network,
+        X,
+        np.concatenate([wrong, np.asarray(y_retain)]),
+        weighted,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        draws=draws,
+        masks=(z_mask, W_mask),
+    )
+    return original.result(network)
+
+
+def ssd(
+    estimator: Any,
+    X_retain: Any,
+    y_retain: Any,
+    X_forget: Any,
+    y_forget: Any,
+    *,
+    random_state: Any = None,
+    alpha: float = 10.0,
+    dampening: float = 1.0,
+) -> BaselineClassifier:
+    r"""Dampen the weights that matter more to the forget set than to the whole training set.
+
+    With the diagonal Fisher information :math:`I_D = E_D [ (\partial_w \ell)^2 ]`,
+
+    .. math::
+
+        w_i \leftarrow \beta_i w_i \ \text{ where } \ I_{D_f, i} > \alpha I_{D, i}, \quad
+        \beta_i = \min( \lambda I_{D, i} / I_{D_f, i}, 1 ) .
+
+    Parameters
+    ----------
+    estimator, X_retain, y_retain, X_forget, y_forget
+        As in :func:`finetune`.
+
+    random_state : object, default=None
+        Not used: nothing is drawn.
+
+    alpha : float
+        Selection threshold.
+
+    dampening : float
+        lambda.
+
+    Returns
+    -------
+    unlearned : BaselineClassifier
+
+    References
+    ----------
+    Foster et al., "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening",
+    arXiv:2308.07707.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import ssd
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y)
+    >>> ssd(clf, X[10:], y[10:], X[:10], y[:10]).classes_.tolist()
+    [0, 1, 2]
+    """
+    original = Original(estimator)
+    network = original.network()
+    retain, n_r = _squares(original, network, X_retain, y_retain)
+    forget, n_f = _squares(original, network, X_forget, y_forget)
+    model = original.model
+    anchor = [
+        model.backbone.net.get_parameter(name).detach().flatten() for name in model.tangent.subset.names
+    ]
+    values = [torch.cat([*anchor, network.z.new_zeros(0)]) + network.z.detach(), network.W.detach()]
+    dampened = []
+    for value, kept, gone in zip(values, retain, forget, strict=True):
+        whole, own = (kept + gone) / (n_r + n_f), gone / n_f
+        beta = (dampening * whole / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1)
+        dampened.append(torch.where(own > alpha * whole, beta * value, value))
+    with torch.no_grad():
+        network.z.add_(dampened[0] - values[0])
+        network.W.copy_(dampened[1])
+    return original.result(network)
+
+
+def _gradients(network: SubspaceNetwork, batch: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    loss = nn.functional.cross_entropy(network(batch), labels)
+    return torch.autograd.grad(loss, [network.z, network.W], materialize_grads=True)
+
+
+def _squares(original: Original, network: SubspaceNetwork, X: Any, y: Any) -> tuple[list[Tensor], int]:
+    """Return the sums over rows of squared gradients, and the number of rows."""
+    sums, n_rows = [torch.zeros_like(t) for t in (network.z, network.W)], 0
+    for batch, labels, _ in original.batches(X, y, 1):
+        n_rows += 1
+        for total, slope in zip(sums, _gradients(network, batch, labels), strict=True):
+            total += slope.square()
+    return sums, n_rows

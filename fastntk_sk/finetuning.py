@@ -1,0 +1,294 @@
+"""anchor="finetuned": SGD on the trainable subset and a readout, through skorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNetClassifier
+from skorch.callbacks import LRScheduler
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .exceptions import FineTuningError
+from .preprocessing import InputSpec, Rows
+from .projection import Projection
+from .randomness import generator
+from .subsets import Subset
+
+_BATCH = 50
+_SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """Where SGD ended.
+
+    Parameters
+    ----------
+    z : Tensor of shape (k,)
+        The subset is at theta_0 + Q z.
+
+    W : Tensor of shape (C, d + 1)
+        Readout on [features, 1].
+
+    logit_scale : float
+        Mean over the rows of the true class's logit less the mean of the others'.
+
+    history : list of dict
+        One for each epoch.
+    """
+
+    z: Tensor
+    W: Tensor
+    logit_scale: float
+    history: list[dict[str, Any]]
+
+
+class SquaredLoss(nn.Module):
+    r"""The squared loss of classification, :math:`\|f - scale \, (onehot(y) - 1/C)\|^2`.
+
+    Parameters
+    ----------
+    scale : float, default=10.0
+
+    reduction : {"none", "mean"}, default="none"
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.finetuning import SquaredLoss
+    >>> SquaredLoss(scale=2.0)(torch.tensor([[1.0, -1.0]]), torch.tensor([0]))
+    tensor([0.])
+    """
+
+    def __init__(self, scale: float = 10.0, reduction: str = "none") -> None:
+        super().__init__()
+        self.scale, self.reduction = scale, reduction
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each row, or their mean."""
+        n_classes = logits.shape[1]
+        onehot = nn.functional.one_hot(labels, n_classes).to(logits)
+        losses = (logits - self.scale * (onehot - 1 / n_classes)).square().sum(1)
+        return losses.mean() if self.reduction == "mean" else losses
+
+
+class SubspaceNetwork(nn.Module):
+    r"""A frozen network at theta + Q z under a linear readout; z and the readout are trained.
+
+    It never leaves eval mode: running statistics and dropout would let rows influence each other.
+
+    .. math:: f(x) = W [h(x; \theta + Q z), 1] + V (h(x; \theta + Q z) - h(x; \theta))
+
+    Parameters
+    ----------
+    net : nn.Module
+        Maps a batch to features h of shape (n, d); at theta.
+
+    subset : Subset
+
+    projection : Projection
+        Q.
+
+    readout : Tensor of shape (C, d + 1)
+        The first W.
+
+    z : Tensor of shape (k,), default=None
+        Where it starts; None is zero.
+
+    V : Tensor of shape (C, d), default=None
+        None leaves the second term out.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        subset: Subset,
+        projection: Projection,
+        readout: Tensor,
+        z: Tensor | None = None,
+        V: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.net, self.subset, self.projection, self.V = net, subset, projection, V
+        self.z = nn.Parameter(readout.new_zeros(projection.k) if z is None else z.clone())
+        self.W = nn.Parameter(readout.clone())
+
+    def train(self, mode: bool = True) -> SubspaceNetwork:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Map a batch to scores of shape (n, C); the rows' weights are for the loss."""
+        moved = self.projection.expand(self.z.cpu()).to(self.z.device)
+        parts = self.subset.split(moved)
+        displaced = {name: self.net.get_parameter(name) + part for name, part in parts.items()}
+        h = functional_call(self.net, displaced, (x,))
+        scores = h @ self.W[:, :-1].T + self.W[:, -1]
+        return scores if self.V is None else scores + (h - self.net(x)) @ self.V.T
+
+
+class _Tuner(NeuralNetClassifier):
+    """skorch's classifier with a weight for each row, and interruptions told apart."""
+
+    stopped_by_callback = False
+
+    def notify(self, method_name, **kwargs):
+        """Note where a callback ends training: skorch's way is to raise KeyboardInterrupt."""
+        try:
+            super().notify(method_name, **kwargs)
+        except KeyboardInterrupt:
+            self.stopped_by_callback = True
+            raise
+
+    def get_loss(self, y_pred, y_true, X, training=False):
+        """Return the weighted mean of the rows' losses."""
+        weight = X["weight"].to(y_pred)
+        losses = self.criterion_(y_pred, y_true.to(y_pred.device))
+        return (losses * weight).sum() / weight.sum()
+
+
+class _Dataset(torch.utils.data.Dataset):
+    def __init__(self, rows: Rows, labels: np.ndarray, weights: np.ndarray) -> None:
+        self.rows, self.labels, self.weights = rows, labels, weights
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int, float]:
+        return self.rows[i], self.labels[i], self.weights[i]
+
+
+def collate(spec: InputSpec, dtype: torch.dtype, items: Sequence[Any]) -> Any:
+    """Make skorch's batch ({"x", "weight"}, labels) of (content, label, weight)."""
+    rows, labels, weights = zip(*items, strict=True)
+    batch = {"x": spec.normalise(rows, dtype), "weight": torch.tensor(np.array(weights))}
+    return batch, torch.tensor(np.array(labels))
+
+
+def finetune(
+    network: SubspaceNetwork,
+    rows: Rows,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    *,
+    max_epochs: int,
+    learning_rate: float,
+    params: dict[str, Any] | None,
+    device: str,
+    seed: int,
+    verbose: int,
+) -> FineTuned:
+    """Fine-tune the subset and the readout.
+
+    By default AdamW without weight decay, cross entropy, batches of 50 and one cycle of the learning
+    rate; a coordinate of the subspace learns ten times as fast as the readout.
+
+    Parameters
+    ----------
+    network : SubspaceNetwork
+        Trained in place.
+
+    rows : Rows
+
+    labels : int64 ndarray of shape (n,)
+
+    weights : float64 ndarray of shape (n,)
+
+    max_epochs : int
+
+    learning_rate : float
+        Of the readout.
+
+    params : dict or None
+        Further arguments of :class:`skorch.NeuralNetClassifier`, which win over these. Callbacks are
+        added to the default schedule, which is called "schedule".
+
+    device : str
+
+    seed : int
+
+    verbose : int
+
+    Returns
+    -------
+    tuned : FineTuned
+
+    Raises
+    ------
+    FineTuningError
+        If the parameters became NaN or infinite.
+    """
+    dtype = network.W.dtype
+    params = copy.deepcopy(params or {})  # callbacks keep a state
+    batch_size = params.get("batch_size", _BATCH)
+    rates = [learning_rate]
+    if len(network.z):
+        rates.insert(0, _SUBSPACE_RATE * learning_rate)
+    together = lambda items: collate(rows.spec, dtype, items)  # noqa: E731
+    schedule = LRScheduler(
+        policy=torch.optim.lr_scheduler.OneCycleLR,
+        max_lr=rates,
+        total_steps=max_epochs * -(-len(rows) // batch_size),
+        step_every="batch",
+    )
+    settings = {
+        "criterion": nn.CrossEntropyLoss,
+        "criterion__reduction": "none",
+        "optimizer": torch.optim.AdamW,
+        "optimizer__weight_decay": 0.0,
+        "optimizer__param_groups": [("z", {"lr": rates[0]})] if len(network.z) else [],
+        "lr": learning_rate,
+        "max_epochs": max_epochs,
+        "batch_size": batch_size,
+        "train_split": None,
+        "iterator_train__shuffle": True,
+        "iterator_train__generator": generator(seed, "batches"),
+        "iterator_train__collate_fn": together,
+        "iterator_valid__collate_fn": together,
+        "iterator_valid__generator": generator(seed, "batches"),
+        "classes": list(range(len(network.W))),
+        "device": device,
+        "verbose": verbose,
+        **params,
+        "callbacks": [("schedule", schedule), *(params.get("callbacks") or [])],
+    }
+    tuner = _Tuner(network, **settings).initialize()
+    dataset = _Dataset(rows, labels, weights)
+    # not tuner.fit, for which an interruption by the user is the end of training too
+    tuner.notify("on_train_begin", X=dataset, y=labels)
+    try:
+        tuner.fit_loop(dataset, labels)
+    except KeyboardInterrupt:
+        if not tuner.stopped_by_callback:
+            raise
+    tuner.notify("on_train_end", X=dataset, y=labels)
+    trained = tuner.module_
+    z, W = (p.detach().cpu().clone() for p in (trained.z, trained.W))
+    if not (z.isfinite().all() and W.isfinite().all()):
+        raise FineTuningError(
+            f"Fine-tuning diverged: parameters are NaN or infinite after {len(tuner.history)} epochs. "
+            f"Lower learning_rate (it is {learning_rate:g}) or scale the inputs."
+        )
+    margins, total = 0.0, 0.0
+    with torch.no_grad():
+        for batch, truth in tuner.get_iterator(dataset):
+            logits = trained(batch["x"].to(device)).double().cpu()
+            true = logits.gather(1, truth[:, None])[:, 0]
+            others = (logits.sum(1) - true) / (logits.shape[1] - 1)
+            margins += float(((true - others) * batch["weight"]).sum())
+            total += float(batch["weight"].sum())
+    history = [
+        {
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in epoch.items()
+            if isinstance(value, (int, float, str, bool, np.generic))
+        }
+        for epoch in tuner.history.to_list()
+    ]
+    return FineTuned(z, W, margins / total, history)
