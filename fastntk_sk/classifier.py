@@ -235,7 +235,12 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         self.verbose = verbose
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        sample_ids: Any = None,
+        classes: Any = None,
     ) -> FastNTKClassifier:
         """Learn from scratch: fine-tuning if the anchor asks for it, one pass and one solve.
 
@@ -255,6 +260,9 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
             What deletion requests will name, such as a person's id; it may repeat. Only a keyed
             digest is kept.
 
+        classes : array-like of shape (n_classes,), default=None
+            All class labels, for rows that lack one of them; by default those of `y`.
+
         Returns
         -------
         self : FastNTKClassifier
@@ -271,7 +279,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         FineTuningError
             If SGD diverged.
         """
-        return self._start(X, y, None, sample_weight, sample_ids)
+        return self._start(X, y, classes, sample_weight, sample_ids)
 
     def partial_fit(
         self,

@@ -185,13 +185,13 @@ def test_weights_count_in_the_loss(blobs):
 
 def test_the_same_seed_is_the_same_fit_and_global_seeds_stay(blobs):
     X, y = blobs
-    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.random.get_rng_state(), np.random.mtrand._rand.get_state()[1].copy()
     one, two = tuned().fit(X, y), tuned().fit(X, y)
     np.testing.assert_array_equal(one.readout_, two.readout_)
     assert (one.readout_ != tuned(random_state=1).fit(X, y).readout_).any()
     one.to_module()
     assert torch.equal(before[0], torch.random.get_rng_state())
-    assert (before[1] == np.random.get_state()[1]).all()
+    assert (before[1] == np.random.mtrand._rand.get_state()[1]).all()
 
 
 def test_save_and_load(blobs, tmp_path):

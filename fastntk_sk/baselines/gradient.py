@@ -28,7 +28,7 @@ def retrain(
     Parameters
     ----------
     estimator : FastNTKClassifier
-        Fitted or not; only its parameters are used.
+        Fitted; only its parameters and class names are used.
 
     X_retain, y_retain : array-like
         The rows that may stay.
@@ -56,9 +56,7 @@ def retrain(
     oracle = clone(estimator)
     if random_state is not None:
         oracle.set_params(random_state=random_state)
-    if hasattr(oracle, "partial_fit") and oracle.get_params()["anchor"] == "pretrained":
-        return oracle.partial_fit(X_retain, y_retain, classes=estimator.classes_)
-    return oracle.fit(X_retain, y_retain)
+    return oracle.fit(X_retain, y_retain, classes=estimator.classes_)
 
 
 def finetune(
@@ -220,7 +218,7 @@ def random_label(
         original,
         original.network(),
         X_forget,
-        wrong_labels(y_forget, original.classes, draws),
+        wrong_labels(original, y_forget, draws),
         cross_entropy,
         epochs=epochs,
         learning_rate=learning_rate,
@@ -230,11 +228,11 @@ def random_label(
     return original.result(network)
 
 
-def wrong_labels(y: Any, classes: np.ndarray, draws: torch.Generator) -> np.ndarray:
+def wrong_labels(original: Original, y: Any, draws: torch.Generator) -> np.ndarray:
     """Draw for each row another of the classes than its own."""
-    index = np.searchsorted(classes, np.asarray(y))
-    shift = torch.randint(1, len(classes), (len(index),), generator=draws).numpy()
-    return classes[(index + shift) % len(classes)]
+    index, n_classes = original.encode(y), len(original.classes)
+    shift = torch.randint(1, n_classes, (len(index),), generator=draws).numpy()
+    return original.classes[(index + shift) % n_classes]
 
 
 def seeded(random_state: Any) -> torch.Generator:

@@ -95,11 +95,11 @@ class Original:
     """
 
     def __init__(self, estimator: Any) -> None:
-        check_is_fitted(estimator)
         if isinstance(estimator, BaselineClassifier):
             self.model, self.parameters = estimator.model, estimator.parameters
             self.sharpness = estimator.sharpness
         else:
+            check_is_fitted(estimator)
             state = estimator._state
             self.model, self.parameters = state.model, state.parameters
             self.sharpness = math.log(99 * (len(estimator.classes_) - 1)) / state.frozen.target_scale
@@ -119,18 +119,23 @@ class Original:
             V,
         ).to(model.readout.device)
 
+    def encode(self, y: Any) -> np.ndarray:
+        """Return class indices of shape (n,)."""
+        labels = encode_labels(np.asarray(y), self.classes)
+        if (labels < 0).any():
+            raise ValueError(
+                f"Expected labels among classes_ = {self.classes.tolist()}, got others. Pass the rows "
+                "with the labels that the estimator knows."
+            )
+        return labels
+
     def batches(
         self, X: Any, y: Any, size: int, draws: torch.Generator | None = None
     ) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Yield normalised batches, class indices and row numbers; shuffled if `draws` is given."""
         rows = _rows(self.model, X)
         check_consistent_length(rows, y)
-        labels = torch.from_numpy(encode_labels(np.asarray(y), self.classes))
-        if (labels < 0).any():
-            raise ValueError(
-                f"Expected labels among classes_ = {self.classes.tolist()}, got others. Pass the rows "
-                "with the labels that the estimator knows."
-            )
+        labels = torch.from_numpy(self.encode(y))
         spec, readout = self.model.backbone.spec, self.model.readout
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
         for chosen in order.split(size):

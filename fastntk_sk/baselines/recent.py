@@ -174,7 +174,7 @@ def salun(
     sizes = torch.cat([slope.abs().flatten() for slope in slopes])
     threshold = sizes.kthvalue(1 + int(sparsity * (len(sizes) - 1))).values
     z_mask, W_mask = ((slope.abs() >= threshold).to(slope) for slope in slopes)
-    wrong = wrong_labels(y_forget, original.classes, draws)
+    wrong = wrong_labels(original, y_forget, draws)
     n_f, n_r = len(wrong), len(y_retain)
     weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
     together = isinstance(X_forget, np.ndarray) and isinstance(X_retain, np.ndarray)

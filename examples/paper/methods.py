@@ -1,0 +1,78 @@
+"""The rows of the table: every method with the settings that it may choose from on validation data."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from tasks import Problem
+
+from fastntk_sk import baselines
+from fastntk_sk.exceptions import EmptyClassWarning
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to forget, and the settings that are tried on validation rows."""
+
+    run: Callable[..., Any]
+    grid: tuple[dict[str, Any], ...] = ({},)
+    largest: int = 10**9  # training images beyond which it is not run
+
+
+def unlearn(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None):
+    """Forget in closed form, without the retain set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EmptyClassWarning)
+        return copy.deepcopy(estimator).unlearn(X_forget, y_forget)
+
+
+def _rates(*rates: float, **others: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({"learning_rate": rate, **others} for rate in rates)
+
+
+METHODS = {
+    "ours, fine-tuned anchor": Method(unlearn),
+    "Fast-NTK, dual form": Method(baselines.fast_ntk_dual, largest=1000),
+    "full NTK": Method(baselines.full_ntk, largest=300),
+    "Max Loss": Method(baselines.max_loss, _rates(1e-4, 3e-4, 1e-3)),
+    "Random Label": Method(baselines.random_label, _rates(1e-4, 3e-4, 1e-3)),
+    "finetune": Method(baselines.finetune, _rates(5e-4, 2e-3, 5e-3)),
+    "SCRUB": Method(baselines.scrub, _rates(5e-4, 2e-3) + _rates(5e-4, 2e-3, max_epochs=3, epochs=6)),
+    "SalUn": Method(baselines.salun, _rates(5e-4, 1e-3, 3e-3)),
+    "SSD": Method(
+        baselines.ssd, tuple({"alpha": a, "dampening": d} for a in (2.0, 10.0) for d in (0.1, 1.0))
+    ),
+}
+
+
+def measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Return what a call returns, its seconds, and by how many MiB it raised the process's peak."""
+    process, done, peak = psutil.Process(), threading.Event(), [0]
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        result = call()
+    finally:
+        seconds = time.perf_counter() - start
+        done.set()
+        watcher.join()
+    return result, {"seconds": seconds, "peak_mib": max(0, peak[0] - before) / 2**20}
+
+
+def forget(method: Method, settings: dict[str, Any], original: Any, rows: Problem, seed: int) -> Any:
+    """Run a method on the rows of a problem."""
+    return method.run(original, *rows.retain, *rows.forget, random_state=seed, **settings)

@@ -1,0 +1,144 @@
+"""What is learned and what is to be forgotten: Fashion-MNIST, two backbones, four forget sets."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from _common import CACHE, fashion_mnist
+
+from fastntk_sk import FastNTKClassifier
+
+FORGET = ("flipped labels", "random", "part of a class", "a class")
+VALIDATION = 1000  # the seed whose rows choose hyper-parameters: its test rows are training images
+
+
+@dataclass(frozen=True)
+class Task:
+    """A backbone, a number of training images and a kind of forget set."""
+
+    backbone: str
+    n: int
+    forget: str
+
+    def __str__(self) -> str:
+        return f"{self.backbone}, {self.n:,} images, {self.forget}"
+
+
+@dataclass
+class Problem:
+    """Rows of one draw; a set is a pair (X, y)."""
+
+    learned: tuple
+    forget: tuple
+    retain: tuple
+    test: tuple
+
+
+TASKS = [
+    *(Task("lite0", 1000, kind) for kind in FORGET),
+    *(Task("lite0", 300, kind) for kind in FORGET[:2]),
+    *(Task("vit", 1000, kind) for kind in FORGET),
+    *(Task("lite0", 5000, kind) for kind in FORGET[:2]),
+]
+SMALL = [Task("mlp", 200, kind) for kind in FORGET[:2]]
+
+
+def problem(task: Task, seed: int, n_test: int = 2000) -> Problem:
+    """Draw the rows of a seed; no training row is in two draws of one task."""
+    X, y, X_test, y_test = _images(task)
+    n_test = min(n_test, len(X) // 5)
+    order = np.random.default_rng(0).permutation(len(X))
+    place = 4 if seed == VALIDATION else seed % 4
+    rows = order[n_test + place * task.n :][: task.n]
+    draws = np.random.default_rng(seed)
+    if seed == VALIDATION:
+        X_test, y_test = X[order[:n_test]], y[order[:n_test]]
+    else:
+        tests = draws.permutation(len(X_test))[:n_test]
+        X_test, y_test = X_test[tests], y_test[tests]
+    X, y = X[rows], y[rows].copy()
+    classes = np.unique(y)
+    forget = np.zeros(task.n, dtype=bool)
+    if task.forget in ("flipped labels", "random"):
+        forget[draws.choice(task.n, task.n // 10, replace=False)] = True
+    else:
+        members = np.flatnonzero(y == draws.choice(classes))
+        forget[members[: len(members) // (5 if task.forget == "part of a class" else 1)]] = True
+    if task.forget == "flipped labels":
+        shift = draws.integers(1, len(classes), forget.sum())
+        y[forget] = classes[(np.searchsorted(classes, y[forget]) + shift) % len(classes)]
+    return Problem((X, y), (X[forget], y[forget]), (X[~forget], y[~forget]), (X_test, y_test))
+
+
+def estimator(task: Task, anchor: str, seed: int, **settings) -> FastNTKClassifier:
+    """Return the unfitted estimator of a task."""
+    kinds = {
+        "lite0": {"backbone": "tf_efficientnet_lite0", "trainable": "norm", "image_size": 64},
+        "vit": {"backbone": small_vit, "trainable": "prompt", "image_size": 28, "n_prompts": 10},
+        "mlp": {"backbone": "mlp", "n_components": 64, "finetune_params": {"batch_size": 10}},
+    }
+    return FastNTKClassifier(**(kinds[task.backbone] | settings), anchor=anchor, random_state=seed)
+
+
+def with_ridge(fitted: FastNTKClassifier, alpha: float) -> FastNTKClassifier:
+    """Return a copy that is solved again, without another pass or another fine-tuning."""
+    state = fitted._state
+    frozen = dataclasses.replace(state.frozen, alpha=alpha)
+    solved = dataclasses.replace(state, frozen=frozen)._solved(state.statistics, state.class_rows)
+    return copy.copy(fitted)._commit(solved, fitted.classes_)
+
+
+def small_vit() -> torch.nn.Module:
+    """Return a small ViT that was pretrained on the first five classes; the first call trains it."""
+    path = CACHE / "vit-on-classes-0-to-4.safetensors"
+    net = timm.create_model(
+        "vit_tiny_patch16_224", img_size=28, patch_size=7, depth=4, num_classes=5, class_token=True
+    )
+    if not path.exists():
+        print("pretraining a small ViT on the first five classes", flush=True)
+        torch.manual_seed(0)
+        net.init_weights()
+        X, y, *_ = fashion_mnist()
+        X, y = _as_tensor(X[y < 5]), torch.from_numpy(y[y < 5])
+        optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
+        steps = 3 * -(-len(y) // 128)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=steps)
+        net.train()
+        for _ in range(3):
+            for rows in torch.randperm(len(y)).split(128):
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(net(X[rows]), y[rows]).backward()
+                optimiser.step()
+                schedule.step()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(net.state_dict(), path)
+    net.load_state_dict(load_file(path))
+    net.reset_classifier(0)
+    return net.eval()
+
+
+def _as_tensor(X: np.ndarray) -> torch.Tensor:
+    return (torch.from_numpy(X)[:, None].float() / 255).sub(0.5).div(0.5).expand(-1, 3, -1, -1)
+
+
+def _images(task: Task) -> tuple[np.ndarray, ...]:
+    if task.backbone == "mlp":
+        from sklearn.datasets import load_digits
+
+        X, y = load_digits(return_X_y=True)
+        X = X.astype(np.float32)
+        return X[:1400], y[:1400], X[1400:], y[1400:]
+    X, y, X_test, y_test = fashion_mnist()
+    if task.backbone == "vit":  # pretrained on the other half of the classes
+        X, y, X_test, y_test = X[y >= 5], y[y >= 5], X_test[y_test >= 5], y_test[y_test >= 5]
+    return X, y, X_test, y_test

@@ -1,0 +1,48 @@
+"""Metrics, attacks and reports whose numbers mean what they say.
+
+Each names its formula and its direction; what compares with a retrained model refuses to run without
+one.
+"""
+
+from ._checks import MissingOracleError, NoNoiseFloorWarning
+from .attacks import ULiRAResult, population_mia_auc, u_lira
+from .display import UnlearningDisplay
+from .divergence import klom
+from .gaps import algebraic_gap, linearisation_gap
+from .metrics import (
+    accuracy_gaps,
+    activation_distance,
+    margins,
+    prediction_agreement,
+    tug_of_war,
+)
+from .poisons import GaussianUnlearningScore, gaussian_unlearning_score
+from .relearning import relearn_curve, relearn_time
+from .report import unlearning_report
+from .selection import make_forget_scorer
+from .shadows import ShadowMargins, shadow_margins
+
+__all__ = [
+    "GaussianUnlearningScore",
+    "MissingOracleError",
+    "NoNoiseFloorWarning",
+    "ShadowMargins",
+    "ULiRAResult",
+    "UnlearningDisplay",
+    "accuracy_gaps",
+    "activation_distance",
+    "algebraic_gap",
+    "gaussian_unlearning_score",
+    "klom",
+    "linearisation_gap",
+    "make_forget_scorer",
+    "margins",
+    "population_mia_auc",
+    "prediction_agreement",
+    "relearn_curve",
+    "relearn_time",
+    "shadow_margins",
+    "tug_of_war",
+    "u_lira",
+    "unlearning_report",
+]

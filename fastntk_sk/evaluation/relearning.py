@@ -1,0 +1,129 @@
+"""How fast a model that was made to forget learns the forgotten rows again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..baselines.gradient import seeded
+from ..baselines.network import Original
+
+
+def relearn_curve(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    forget: Any,
+    *,
+    n_steps: int = 100,
+    learning_rate: float = 5e-4,
+    batch_size: int = 50,
+    random_state: Any = 0,
+) -> np.ndarray:
+    """Train on all rows again, and follow the loss of the forgotten ones.
+
+    AdamW on the trainable subset and the readout, from the estimator's weights, with the same batches
+    for every model of one `random_state`.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier or BaselineClassifier
+        Fitted; not changed.
+
+    X, y : array-like
+        The training set with the forget set in it.
+
+    forget : pair (X, y)
+
+    n_steps : int, default=100
+
+    learning_rate : float, default=5e-4
+
+    batch_size : int, default=50
+
+    random_state : int, default=0
+        Order of the rows.
+
+    Returns
+    -------
+    losses : ndarray of shape (n_steps + 1,)
+        Mean cross entropy of the forget set before the first step and after each.
+
+    Raises
+    ------
+    ValueError
+        If `y` holds a label that the estimator does not know.
+
+    References
+    ----------
+    Golatkar et al., "Eternal Sunshine of the Spotless Net", arXiv:1911.04933.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.evaluation import relearn_curve
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X[30:], y[30:])
+    >>> losses = relearn_curve(clf, X, y, (X[:30], y[:30]), n_steps=5, learning_rate=0.01)
+    >>> bool(losses[-1] < losses[0])
+    True
+    """
+    original = Original(estimator)
+    network, draws = original.network(), seeded(random_state)
+    X_forget, y_forget = forget
+    held = list(original.batches(X_forget, y_forget, batch_size))
+
+    def loss_of_forgotten() -> float:
+        with torch.no_grad():
+            losses = [
+                nn.functional.cross_entropy(network(batch), labels, reduction="sum")
+                for batch, labels, _ in held
+            ]
+        return float(sum(losses)) / len(y_forget)
+
+    optimiser = torch.optim.AdamW([network.z, network.W], lr=learning_rate, weight_decay=0.0)
+    curve = [loss_of_forgotten()]
+    while len(curve) <= n_steps:
+        for batch, labels, _ in original.batches(X, y, batch_size, draws):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(network(batch), labels).backward()
+            optimiser.step()
+            curve.append(loss_of_forgotten())
+            if len(curve) > n_steps:
+                break
+    return np.array(curve)
+
+
+def relearn_time(losses: Any, original_loss: float) -> float:
+    """Return the first step at which the forget loss is back at the original's.
+
+    It means something only beside the same number of the oracle: the ideal is the oracle's. Much
+    fewer steps tell that the rows were hidden rather than forgotten, much more that the model was
+    damaged on them.
+
+    Parameters
+    ----------
+    losses : array-like of shape (n_steps + 1,)
+        As `relearn_curve` returns them.
+
+    original_loss : float
+        Of the forget set under the model before deletion.
+
+    Returns
+    -------
+    steps : float
+        Infinite if the curve does not come back.
+
+    Examples
+    --------
+    >>> from fastntk_sk.evaluation import relearn_time
+    >>> relearn_time([2.0, 1.0, 0.4, 0.5], original_loss=0.4)
+    2.0
+    """
+    reached = np.flatnonzero(np.asarray(losses) <= original_loss)
+    return float(reached[0]) if len(reached) else math.inf

@@ -1,0 +1,228 @@
+"""All metrics of several models in one table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._checks import NoNoiseFloorWarning, check_dataset, check_oracle, optional
+from .attacks import population_mia_auc
+from .metrics import activation_distance, prediction_agreement, tug_of_war
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NOISE_FLOOR = "second oracle (noise floor)"
+_OWN_ROWS = ("original", "oracle", _NOISE_FLOOR)
+
+
+def unlearning_report(
+    unlearned: Any,
+    *,
+    original: Any,
+    oracle: Any,
+    second_oracle: Any = None,
+    retain: Any,
+    forget: Any,
+    test: Any,
+    relearn_steps: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """Compare models with a retrained one, and with the chance of retraining.
+
+    Parameters
+    ----------
+    unlearned : estimator or dict of str to estimator
+        One model (its row is "unlearned"), or several by name.
+
+    original : estimator
+        The model before the deletion.
+
+    oracle : estimator
+        Retrained on the retain set.
+
+    second_oracle : estimator, default=None
+        Retrained once more with another seed. Its row is the noise floor: a model is as good as
+        retrained where it scores no worse than this one.
+
+    retain, forget, test : pair (X, y)
+
+    relearn_steps : dict of str to float, default=None
+        Steps to relearn the forget set, by row; adds a column.
+
+    Returns
+    -------
+    report : DataFrame
+        One row a model: "original", the unlearned ones, "oracle", "second oracle (noise floor)".
+
+        ========================== ====================================================
+        column                     ideal value
+        ========================== ====================================================
+        accuracy_retain            the oracle's
+        accuracy_forget            the oracle's, which is not zero
+        accuracy_test              the oracle's
+        tow                        1; :func:`tug_of_war`
+        activation_distance_forget 0; :func:`activation_distance`
+        activation_distance_test   0
+        agreement_test             1; :func:`prediction_agreement`
+        mia_auc                    the oracle's; :func:`population_mia_auc`
+        relearn_steps              the oracle's
+        ========================== ====================================================
+
+        The oracle has NaN where it would be compared with itself. `report.attrs["noise_floor"]` is
+        a dict of what the second oracle scores in these columns, or None.
+
+    Raises
+    ------
+    MissingOracleError
+        If `oracle` is None.
+
+    NotFittedError
+        If a model is not fitted.
+
+    ValueError
+        If a model is the oracle itself or has other classes, if an unlearned one is the original
+        itself, if a set is empty, or if names clash or are unknown.
+
+    ImportError
+        If pandas is not installed.
+
+    Warns
+    -----
+    NoNoiseFloorWarning
+        If there is no second oracle.
+
+    Notes
+    -----
+    Each model sees each set once: labels are the most probable classes of `predict_proba`.
+
+    Examples
+    --------
+    >>> from copy import deepcopy
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.evaluation import unlearning_report
+    >>> X, y = load_iris(return_X_y=True)
+    >>> forget, retain, test = (X[::5], y[::5]), (X[1::5], y[1::5]), (X[2::5], y[2::5])
+    >>> original = FastNTKClassifier(random_state=0).fit(*retain).partial_fit(*forget)
+    >>> oracle, second = (FastNTKClassifier(random_state=seed).fit(*retain) for seed in (0, 1))
+    >>> report = unlearning_report(
+    ...     deepcopy(original).unlearn(*forget), original=original, oracle=oracle,
+    ...     second_oracle=second, retain=retain, forget=forget, test=test,
+    ... )
+    >>> report["tow"].index.tolist()
+    ['original', 'unlearned', 'oracle', 'second oracle (noise floor)']
+    >>> float(report.loc["unlearned", "tow"])
+    1.0
+    """
+    pandas = optional("pandas")
+    models = named_models(unlearned, original, oracle)
+    if second_oracle is None:
+        warnings.warn(
+            "There is no second oracle: nothing says which differences are those of any two "
+            "retrainings. Retrain once more with another seed and pass it as second_oracle.",
+            NoNoiseFloorWarning,
+            stacklevel=2,
+        )
+    else:
+        check_oracle(second_oracle, oracle)
+        models[_NOISE_FLOOR] = second_oracle
+    unknown = sorted(set(relearn_steps or {}) - set(models))
+    if unknown:
+        raise ValueError(f"Expected relearn_steps of rows among {list(models)}, got {unknown}.")
+    sets = {
+        name: check_dataset(dataset, name)
+        for name, dataset in {"retain": retain, "forget": forget, "test": test}.items()
+    }
+    reference = _Remembering(oracle)
+    rows = {
+        name: _row(reference if model is oracle else _Remembering(model), reference, sets)
+        for name, model in models.items()
+    }
+    report = pandas.DataFrame.from_dict(rows, orient="index")
+    if relearn_steps is not None:
+        report["relearn_steps"] = pandas.Series(relearn_steps, dtype=float)
+    compared = report.columns[report.loc["oracle"].isna()].drop("relearn_steps", errors="ignore")
+    report.attrs["noise_floor"] = (
+        None if second_oracle is None else report.loc[_NOISE_FLOOR, compared].to_dict()
+    )
+    return report
+
+
+def named_models(unlearned: Any, original: Any, oracle: Any) -> dict[str, Any]:
+    """Return the models by the names of their rows.
+
+    Parameters
+    ----------
+    unlearned : estimator or dict of str to estimator
+
+    original : estimator
+
+    oracle : estimator or None
+
+    Returns
+    -------
+    models : dict of str to estimator
+        "original", the unlearned ones, "oracle".
+
+    Raises
+    ------
+    MissingOracleError, NotFittedError, ValueError
+        As in :func:`unlearning_report`.
+    """
+    named = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
+    clashing = [name for name in _OWN_ROWS if name in named]
+    if not named or clashing:
+        raise ValueError(
+            f"Expected at least one unlearned model, of names other than {_OWN_ROWS}, got {list(named)}."
+        )
+    for model in (original, *named.values()):
+        check_oracle(model, oracle)
+    if any(model is original for model in named.values()):
+        raise ValueError(
+            "Expected the model before the deletion as original, got the very same object as an "
+            "unlearned one. unlearn works in place: keep a copy.deepcopy of the model first."
+        )
+    return {"original": original, **named, "oracle": oracle}
+
+
+class _Remembering:
+    """An estimator that looks at each set once.
+
+    Parameters
+    ----------
+    estimator : estimator
+    """
+
+    def __init__(self, estimator: Any) -> None:
+        self.estimator = estimator
+        self.classes_ = estimator.classes_
+        self.seen: dict[int, np.ndarray] = {}
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return probabilities, remembered by the identity of X."""
+        if id(X) not in self.seen:
+            self.seen[id(X)] = np.asarray(self.estimator.predict_proba(X))
+        return self.seen[id(X)]
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable classes."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+def _row(model: _Remembering, oracle: _Remembering, sets: dict[str, Any]) -> dict[str, float]:
+    """Return the columns of one model; NaN where it would be compared with itself."""
+    row = {f"accuracy_{name}": float(np.mean(model.predict(X) == y)) for name, (X, y) in sets.items()}
+    X_forget, X_test = sets["forget"][0], sets["test"][0]
+    compared = {
+        "tow": lambda: tug_of_war(model, oracle, **sets),
+        "activation_distance_forget": lambda: activation_distance(model, oracle, X_forget),
+        "activation_distance_test": lambda: activation_distance(model, oracle, X_test),
+        "agreement_test": lambda: prediction_agreement(model, oracle, X_test),
+    }
+    for name, metric in compared.items():
+        row[name] = float("nan") if model is oracle else metric()
+    row["mia_auc"] = population_mia_auc(model, sets["forget"], sets["test"])
+    return row

@@ -1,0 +1,204 @@
+"""Baselines start from the estimator's own network, do what their formulas say, and change nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import nn
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.baselines import (
+    BaselineClassifier,
+    dual,
+    fast_ntk_dual,
+    finetune,
+    full_ntk,
+    max_loss,
+    random_label,
+    retrain,
+    salun,
+    scrub,
+    ssd,
+)
+from fastntk_sk.baselines.gradient import wrong_labels
+from fastntk_sk.baselines.network import Original
+from fastntk_sk.exceptions import InsufficientMemoryError
+
+STEPPING = [finetune, max_loss, random_label, scrub, salun]
+ALL = [*STEPPING, ssd, fast_ntk_dual, full_ntk]
+
+
+@pytest.fixture
+def flipped(blobs):
+    """A fine-tuned model that has learned 12 wrong labels, and the rows."""
+    X, y = blobs
+    y = np.r_[(y[:12] + 1) % 3, y[12:]]
+    clf = FastNTKClassifier(
+        anchor="finetuned", max_epochs=40, finetune_params={"batch_size": 6}, alpha=1e-4, random_state=0
+    )
+    return clf.fit(X, y), (X[12:], y[12:], X[:12], y[:12])
+
+
+@pytest.mark.parametrize("baseline", ALL, ids=lambda b: b.__name__)
+def test_a_baseline_leaves_its_estimator_and_the_global_seeds_alone(flipped, baseline):
+    clf, rows = flipped
+    before = clf.decision_function(rows[0]), torch.random.get_rng_state(), copy.deepcopy(rows)
+    one, two = baseline(clf, *rows, random_state=3), baseline(clf, *rows, random_state=3)
+    np.testing.assert_array_equal(one.decision_function(rows[0]), two.decision_function(rows[0]))
+    np.testing.assert_array_equal(clf.decision_function(rows[0]), before[0])
+    assert torch.equal(torch.random.get_rng_state(), before[1])
+    for a, b in zip(rows, before[2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(one.predict_proba(rows[2]).sum(1), 1)
+    assert isinstance(one, BaselineClassifier)
+    assert one.score(rows[0], rows[1]) > 0.2
+
+
+@pytest.mark.parametrize("baseline", STEPPING, ids=lambda b: b.__name__)
+def test_no_epochs_is_the_original(flipped, baseline):
+    clf, rows = flipped
+    same = baseline(clf, *rows, random_state=0, epochs=0)
+    np.testing.assert_allclose(same.predict_proba(rows[0]), clf.predict_proba(rows[0]), rtol=1e-6)
+    with pytest.raises(ValueError, match="Expected labels among classes_"):
+        baseline(clf, rows[0], rows[1] + 5, rows[2], rows[3] + 5)
+
+
+def test_where_the_stepping_baselines_go(flipped):
+    clf, rows = flipped
+    X_retain, y_retain, X_forget, y_forget = rows
+    before = clf.score(X_forget, y_forget)
+    assert before > 0.5
+    for baseline in (max_loss, random_label, scrub, salun):
+        after = baseline(clf, *rows, random_state=0, learning_rate=5e-3)
+        assert after.score(X_forget, y_forget) < before
+    assert finetune(clf, *rows, random_state=0).score(X_retain, y_retain) > 0.9
+
+
+def test_the_pretrained_anchor_keeps_its_two_terms(blobs):
+    """W h(theta) + V (h(theta) - h(theta_0)) is what baselines train there."""
+    X, y = blobs
+    clf = FastNTKClassifier(predict_with="network", random_state=0).fit(X, y)
+    same = finetune(clf, X[5:], y[5:], X[:5], y[:5], epochs=0)
+    np.testing.assert_allclose(same.decision_function(X), clf.decision_function(X), rtol=1e-9)
+    network = Original(clf).network()
+    with torch.no_grad():
+        scores = network(torch.from_numpy(X.astype(np.float32)).double()).numpy()
+    proba = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    np.testing.assert_allclose(proba, clf.predict_proba(X), rtol=1e-6)
+    with pytest.raises(ValueError, match='Expected an estimator with anchor="finetuned"'):
+        full_ntk(clf, X[5:], y[5:], X[:5], y[:5])
+
+
+def test_retraining_is_a_fit_on_the_retain_set(flipped):
+    clf, rows = flipped
+    oracle = retrain(clf, *rows)
+    np.testing.assert_array_equal(
+        oracle.readout_, FastNTKClassifier(**clf.get_params()).fit(*rows[:2]).readout_
+    )
+    assert (retrain(clf, *rows, random_state=5).readout_ != oracle.readout_).any()
+    assert clf.random_state == 0
+
+
+@pytest.mark.parametrize("anchor", ["pretrained", "finetuned"])
+def test_the_published_form_is_our_deletion(blobs, anchor):
+    X, y = blobs
+    clf = FastNTKClassifier(anchor=anchor, max_epochs=3, n_components=30, random_state=0).fit(X, y)
+    published = fast_ntk_dual(clf, X[9:], y[9:], X[:9], y[:9])
+    clf.unlearn(X[:9])
+    np.testing.assert_allclose(published.parameters.W, clf.readout_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(published.decision_function(X), clf.decision_function(X), atol=1e-7)
+
+
+@pytest.mark.parametrize("block_bytes", [4 * 2**30, 4 * 100 * 30_001])
+def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
+    X, y = blobs[0][:25], blobs[1][:25]
+    clf = FastNTKClassifier(anchor="finetuned", max_epochs=3, random_state=0).fit(X, y)
+    found = full_ntk(clf, X[5:], y[5:], X[:5], y[:5], block_bytes=block_bytes)
+    model, frozen = clf._state.model, clf._state.frozen
+    net = model.network_at(clf._state.parameters.delta)
+    names = [name for name, _ in net.named_parameters()]
+    W = clf._state.parameters.W
+    x = torch.from_numpy(np.vstack([X[5:], X[:5]]).astype(np.float32)).double()
+    labels = np.r_[y[5:], y[:5]]
+    J = reference.jacobian(net, names, x, W[:, :-1]).detach()
+    h = torch.cat([net(x), torch.ones(len(x), 1)], 1).detach() / model.scale_h
+    kernel = torch.einsum("icp,jdp->icjd", J, J).reshape(75, 75)
+    weight = frozen.tangent_scale / kernel.diagonal().mean()
+    theta = {name: p.detach().clone() for name, p in net.named_parameters()}
+    moved = dict(model.tangent.subset.split(torch.from_numpy(clf.displacement_)))
+    start = torch.cat(
+        [-moved[n].flatten() if n in moved else torch.zeros(theta[n].numel()) for n in names]
+    )
+    offset = (J @ start.double()).numpy()
+    # refit on the retain set alone: the published step must end there
+    retain = np.repeat(np.arange(25) < 20, 3)
+    blocks = torch.kron(h @ h.T, torch.eye(3, dtype=torch.float64))
+    full = (kernel * weight + blocks)[retain][:, retain].numpy()
+    targets = frozen.target_scale * (np.eye(3)[labels] - 1 / 3)
+    dual_of = np.linalg.solve(full + frozen.alpha * np.eye(60), (targets - offset).ravel()[retain])
+    expected_W = (dual_of.reshape(20, 3).T @ h[:20].numpy()) / model.scale_h
+    np.testing.assert_allclose(found.parameters.W, expected_W, rtol=1e-6, atol=1e-9)
+    step = weight * (J.reshape(75, -1)[retain].T @ torch.from_numpy(dual_of)) + start
+    after = torch.cat([p.detach().flatten() for _, p in found.model.backbone.net.named_parameters()])
+    before = torch.cat([theta[n].flatten() for n in names])
+    np.testing.assert_allclose(after - before, step, rtol=1e-5, atol=1e-9)
+
+
+def test_dual_forms_say_their_bytes_first(flipped, monkeypatch):
+    clf, rows = flipped
+    monkeypatch.setattr(dual, "available_memory", lambda: 1000)
+    for baseline in (fast_ntk_dual, full_ntk):
+        with pytest.raises(InsufficientMemoryError, match=r"needs [\d,]+ bytes"):
+            baseline(clf, *rows)
+    assert dual.dual_bytes(5000, 10) == 8 * 4 * 50_000**2
+    needed = dual.dual_bytes(60, 3)
+    monkeypatch.setattr(dual, "available_memory", lambda: needed)
+    with pytest.raises(InsufficientMemoryError, match="Lower block_bytes"):
+        full_ntk(clf, *rows)
+
+
+def test_ssd_dampens_by_the_ratio_of_informations(blobs):
+    """The readout alone: squared gradients by a loop over plain torch."""
+    X, y = blobs
+    clf = FastNTKClassifier(anchor="finetuned", trainable="head", random_state=0).fit(X, y)
+    found = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7)
+    original = Original(clf)
+    x = torch.from_numpy(X.astype(np.float32)).double()
+    net, W = original.model.backbone.net, (original.parameters.W * original.sharpness).requires_grad_()
+    squares = []
+    for row, label in zip(x, y, strict=True):
+        scores = W @ torch.cat([net(row[None])[0], torch.ones(1)])
+        loss = nn.functional.cross_entropy(scores[None], torch.tensor([label]))
+        squares.append(torch.autograd.grad(loss, W)[0] ** 2)
+    whole, own = torch.stack(squares).mean(0), torch.stack(squares[:6]).mean(0)
+    chosen = own > 1.5 * whole
+    assert 0 < chosen.sum() < chosen.numel()
+    beta = torch.where(chosen, (0.7 * whole / own).clamp(max=1), torch.ones_like(own))
+    np.testing.assert_allclose(found.parameters.W, beta * original.parameters.W, rtol=1e-6)
+    untouched = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1e12)
+    np.testing.assert_allclose(untouched.parameters.W, original.parameters.W)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_salun_moves_the_salient_weights_only(flipped, sparsity):
+    clf, rows = flipped
+    found = salun(clf, *rows, random_state=0, sparsity=sparsity)
+    original = Original(clf)
+    moved = torch.cat(
+        [
+            (found.parameters.W - original.parameters.W).flatten(),
+            found.parameters.delta - original.parameters.delta,
+        ]
+    )
+    assert (moved.abs() > 1e-12).double().mean() == pytest.approx(1 - sparsity, abs=0.02)
+
+
+def test_wrong_labels_are_wrong(blobs):
+    X, y = blobs
+    names = np.array(["a", "b", "c"])[y]
+    original = Original(FastNTKClassifier(random_state=0).fit(X, names))
+    wrong = wrong_labels(original, names, torch.Generator().manual_seed(0))
+    assert (wrong != names).all()
+    assert set(wrong) == {"a", "b", "c"}

@@ -1,0 +1,273 @@
+import pickle
+import subprocess
+import sys
+from copy import deepcopy
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.evaluation import (
+    MissingOracleError,
+    NoNoiseFloorWarning,
+    UnlearningDisplay,
+    accuracy_gaps,
+    activation_distance,
+    make_forget_scorer,
+    margins,
+    population_mia_auc,
+    prediction_agreement,
+    tug_of_war,
+    unlearning_report,
+)
+
+X, Y = load_iris(return_X_y=True)
+NOISY = np.where(np.arange(150) % 5 == 0, (Y + 1) % 3, Y)
+FORGET, RETAIN, TEST = ((X[i::5], NOISY[i::5]) for i in range(3))
+SETS = {"retain": RETAIN, "forget": FORGET, "test": TEST}
+GAPS = ["tow", "activation_distance_forget", "activation_distance_test", "agreement_test"]
+
+
+@pytest.fixture(scope="module")
+def models():
+    original = FastNTKClassifier(random_state=0, alpha=0.01).fit(*RETAIN).partial_fit(*FORGET)
+    return {
+        "unlearned": deepcopy(original).unlearn(*FORGET),
+        "original": original,
+        "oracle": FastNTKClassifier(random_state=0, alpha=0.01).fit(*RETAIN),
+        "second_oracle": FastNTKClassifier(random_state=1, alpha=0.01).fit(*RETAIN),
+    }
+
+
+def three(models):
+    return {name: models[name] for name in ("original", "oracle", "second_oracle")}
+
+
+def test_report_holds_what_the_metrics_say(models):
+    report = unlearning_report(
+        {"ours": models["unlearned"], "nothing": deepcopy(models["original"])},
+        **three(models),
+        **SETS,
+        relearn_steps={"ours": 7, "oracle": 8},
+    )
+    rows = ["original", "ours", "nothing", "oracle", "second oracle (noise floor)"]
+    assert report.index.tolist() == rows
+    of_row = dict(zip(rows, [models["original"], models["unlearned"]], strict=False))
+    oracle = models["oracle"]
+    for name, model in of_row.items():
+        row = report.loc[name]
+        assert row["tow"] == pytest.approx(tug_of_war(model, oracle, **SETS))
+        assert row["mia_auc"] == pytest.approx(population_mia_auc(model, FORGET, TEST))
+        assert row["agreement_test"] == prediction_agreement(model, oracle, TEST[0])
+        for of in ("forget", "test"):
+            expected = activation_distance(model, oracle, SETS[of][0])
+            assert row[f"activation_distance_{of}"] == pytest.approx(expected)
+        gaps = accuracy_gaps(model, oracle, **SETS)
+        for of, (rows_of, labels) in SETS.items():
+            assert row[f"accuracy_{of}"] == pytest.approx(model.score(rows_of, labels))
+            found = abs(row[f"accuracy_{of}"] - report.loc["oracle", f"accuracy_{of}"])
+            assert found == pytest.approx(gaps[of])
+    assert report.loc["original"].equals(report.loc["nothing"])
+    # exact deletion: the oracle's predictions; and what is compared with itself is not a number
+    assert report.loc["ours", "tow"] == 1
+    assert report.loc["ours", "activation_distance_test"] < 1e-9
+    assert report.loc["original", "activation_distance_forget"] > 1e-2
+    assert report.columns[report.loc["oracle"].isna()].tolist() == GAPS
+    floor = report.attrs["noise_floor"]
+    assert list(floor) == GAPS
+    assert floor["activation_distance_test"] > 1e-6
+    steps = report["relearn_steps"].to_numpy()
+    np.testing.assert_array_equal(steps, [np.nan, 7, np.nan, 8, np.nan])
+
+
+def test_report_without_a_noise_floor_says_so(models):
+    with pytest.warns(NoNoiseFloorWarning, match="second oracle"):
+        report = unlearning_report(
+            models["unlearned"], original=models["original"], oracle=models["oracle"], **SETS
+        )
+    assert report.attrs["noise_floor"] is None
+    assert report.index.tolist() == ["original", "unlearned", "oracle"]
+
+
+def test_report_sees_each_set_once(models, monkeypatch):
+    seen = []
+    whole = FastNTKClassifier.predict_proba
+    monkeypatch.setattr(
+        FastNTKClassifier, "predict_proba", lambda self, X: seen.append(len(X)) or whole(self, X)
+    )
+    unlearning_report(models["unlearned"], **three(models), **SETS)
+    assert len(seen) == 4 * 3
+
+
+def test_report_of_other_estimators():
+    original = LogisticRegression(max_iter=500).fit(X, NOISY)
+    oracle, second = (LogisticRegression(max_iter=500, C=C).fit(*RETAIN) for C in (1, 1.1))
+    report = unlearning_report(
+        deepcopy(oracle), original=original, oracle=oracle, second_oracle=second, **SETS
+    )
+    assert report.loc["unlearned", "tow"] == 1
+
+
+def test_report_refuses(models):
+    unlearned, some = models["unlearned"], three(models)
+    with pytest.raises(MissingOracleError):
+        unlearning_report(unlearned, **(some | {"oracle": None}), **SETS)
+    for name in ("original", "second_oracle"):
+        with pytest.raises(ValueError, match="very same object"):
+            unlearning_report(unlearned, **(some | {name: models["oracle"]}), **SETS)
+        with pytest.raises(NotFittedError):
+            unlearning_report(unlearned, **(some | {name: FastNTKClassifier()}), **SETS)
+    with pytest.raises(ValueError, match="in place"):
+        unlearning_report(some["original"], **some, **SETS)
+    for bad in ({}, {"oracle": unlearned}, {"original": unlearned}):
+        with pytest.raises(ValueError, match="of names other than"):
+            unlearning_report(bad, **some, **SETS)
+    with pytest.raises(ValueError, match=r"got \['theirs'\]"):
+        unlearning_report(unlearned, **some, **SETS, relearn_steps={"theirs": 3})
+    with pytest.raises(ValueError, match="row in test"):
+        unlearning_report(unlearned, **some, **(SETS | {"test": (X[:0], Y[:0])}))
+
+
+def test_missing_packages_say_how_to_install_them(models, monkeypatch):
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr("fastntk_sk.evaluation._checks.import_module", absent)
+    with pytest.raises(ImportError, match=r"pandas.*fastntk_sk\[evaluation\]"):
+        unlearning_report(models["unlearned"], **three(models), **SETS)
+    with pytest.raises(ImportError, match=r"matplotlib.*fastntk_sk\[evaluation\]"):
+        UnlearningDisplay({}, {}, {}).plot()
+
+
+def test_evaluation_imports_neither_pandas_nor_matplotlib():
+    code = (
+        "import sys, fastntk_sk; before = set(sys.modules); import fastntk_sk.evaluation;"
+        "assert not {'pandas', 'matplotlib'} & (set(sys.modules) - before)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------- scorer
+
+
+def score_by_hand(train, test, forget, alpha, *, target=None, weight=1.0):
+    """Refit without the rows: what the scorer should find, up to rounding."""
+    kept = np.setdiff1d(train, forget)
+    model = FastNTKClassifier(random_state=0, alpha=alpha).fit(X[kept], NOISY[kept])
+    learned = np.intersect1d(train, forget)
+    utility = np.mean(model.predict(X[test]) == NOISY[test])
+    found = np.mean(model.predict(X[learned]) == NOISY[learned])
+    return utility - weight * abs(found - (utility if target is None else target))
+
+
+@pytest.mark.parametrize("setting", [{}, {"target": 0.1, "weight": 2.5}, {"weight": 0}])
+def test_scorer_in_a_search_equals_refits(setting):
+    forget = np.arange(0, 150, 5)
+    scorer = make_forget_scorer(X[forget], NOISY[forget], **setting)
+    folds = StratifiedKFold(3, shuffle=True, random_state=0)
+    alphas = [0.01, 100.0]
+    search = GridSearchCV(
+        FastNTKClassifier(random_state=0),
+        {"alpha": alphas},
+        scoring=scorer,
+        cv=folds,
+        error_score="raise",
+    ).fit(X, NOISY)
+    for i, alpha in enumerate(alphas):
+        expected = [
+            score_by_hand(train, test, forget, alpha, **setting) for train, test in folds.split(X, NOISY)
+        ]
+        found = [search.cv_results_[f"split{fold}_test_score"][i] for fold in range(3)]
+        np.testing.assert_allclose(found, expected)
+    assert search.best_params_["alpha"] in alphas
+
+
+def test_scorer_leaves_the_model_alone_and_takes_pipelines(models):
+    scorer = make_forget_scorer(*FORGET)
+    original = models["original"]
+    before = original.readout_.copy()
+    expected = scorer(original, *TEST)
+    assert original.n_samples_forgotten_ == 0
+    np.testing.assert_array_equal(original.readout_, before)
+    pipeline = make_pipeline(FunctionTransformer(), original)
+    assert scorer(pipeline, *TEST) == expected
+    assert original.n_samples_forgotten_ == 0
+    assert pickle.loads(pickle.dumps(scorer))(original, *TEST) == expected
+    unlearned = models["unlearned"]
+    accuracy = unlearned.score(*TEST)
+    assert expected == pytest.approx(accuracy - abs(unlearned.score(*FORGET) - accuracy))
+
+
+def test_scorer_errors(models):
+    with pytest.raises(ValueError, match="got none"):
+        make_forget_scorer(X[:3] + 9, Y[:3])(models["original"], *TEST)
+    for bad, match in [
+        ({"target": 2}, "target"),
+        ({"target": "test"}, "'validation' or a number"),
+        ({"weight": -1}, "weight"),
+        ({"weight": np.inf}, "finite"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            make_forget_scorer(*FORGET, **bad)
+    with pytest.raises(ValueError, match="at least one row"):
+        make_forget_scorer(X[:0], Y[:0])
+
+
+# ---------------------------------------------------------------- display
+
+
+@pytest.fixture
+def close():
+    yield
+    plt.close("all")
+
+
+def display(models, **more):
+    return UnlearningDisplay.from_estimators(
+        models["unlearned"], original=models["original"], oracle=models["oracle"], **SETS, **more
+    )
+
+
+def test_display_draws_accuracies_and_margins(models, close):
+    curves = {"unlearned": [2.0, 1.0], "oracle": [2.1, 0.9, 0.5]}
+    before = dict(plt.rcParams)
+    shown = display(models, relearn_losses=curves)
+    assert dict(plt.rcParams) == before
+    bars, *histograms, relearning = shown.axes_
+    names = ["original", "unlearned", "oracle"]
+    for name, container in zip(names, bars.containers, strict=True):
+        assert container.get_label() == name
+        expected = [models[name].score(*SETS[of]) for of in ("retain", "forget", "test")]
+        assert [bar.get_height() for bar in container] == pytest.approx(expected)
+    for name, ax in zip(names, histograms, strict=True):
+        assert ax.get_title() == name
+        assert ax.get_xlim() == histograms[0].get_xlim()
+        for dataset, container in zip((FORGET, TEST), ax.containers, strict=True):
+            edges = np.append([bar.get_x() for bar in container], ax.get_xlim()[1])
+            density, _ = np.histogram(margins(models[name], *dataset), edges, density=True)
+            heights = [bar.get_height() for bar in container]
+            np.testing.assert_allclose(heights, density, atol=1e-6)
+    for line, curve in zip(relearning.lines, curves.values(), strict=True):
+        assert line.get_ydata().tolist() == curve
+    shown.figure_.canvas.draw()
+
+
+def test_display_on_given_axes(models, close):
+    figure, axes = plt.subplots(2, 2)
+    shown = display(models, ax=axes)
+    assert shown.figure_ is figure
+    assert shown.plot(axes) is shown
+    with pytest.raises(ValueError, match="4 axes"):
+        shown.plot(axes[0])
+
+
+def test_display_needs_an_oracle(models):
+    with pytest.raises(MissingOracleError):
+        display(models | {"oracle": None})
