@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import unique_labels
 from torch import nn
 from tqdm import tqdm
@@ -23,6 +24,15 @@ from .state import State
 from .validation import check_training_rows, encode_labels
 
 _COLUMNS = ("n_features_in_", "feature_names_in_")
+
+
+def _can_add(classifier: Any) -> bool:
+    if classifier.anchor == "finetuned" and not hasattr(classifier, "_state"):
+        raise AttributeError(
+            'Expected a fitted estimator for anchor="finetuned": SGD needs its rows together. Call fit '
+            "first; partial_fit then adds rows at the anchor that it found."
+        )
+    return True
 
 
 class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstimator):
@@ -281,6 +291,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         """
         return self._start(X, y, classes, sample_weight, sample_ids)
 
+    @available_if(_can_add)
     def partial_fit(
         self,
         X: Any,
@@ -307,15 +318,12 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         Raises
         ------
         ValueError
-            If `y` holds a label that is not in `classes_`, or if the first call would have to
-            fine-tune.
+            If `y` holds a label that is not in `classes_`.
+
+        AttributeError
+            If anchor="finetuned" and the estimator is not fitted: SGD needs its rows together.
         """
         if not hasattr(self, "_state"):
-            if self.anchor == "finetuned":
-                raise ValueError(
-                    'Expected a fitted estimator for anchor="finetuned": SGD needs its rows together. '
-                    "Call fit first; partial_fit then adds rows at the anchor that it found."
-                )
             return self._start(X, y, classes, sample_weight, sample_ids)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ValueError(

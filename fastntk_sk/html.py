@@ -24,6 +24,7 @@ def state_table(classifier: Any) -> str:
         "learned": f"{classifier.n_samples_learned_:,} rows",
         "forgotten": f"{classifier.n_samples_forgotten_:,} rows",
         "last deletion": receipts[-1]["exactness"] if receipts else "none yet",
+        "anchor": classifier._state.frozen.anchor,
         "trainable": f"{projection.p:,} parameters in {projection.k:,} components",
     }
     rows = "".join(

@@ -26,12 +26,18 @@ from fastntk_sk.exceptions import (
 )
 from fastntk_sk.solvers import solve_dual
 
-EXPECTED_FAILURES: dict[str, str] = {}
+EXPECTED_FAILURES: dict[str, dict[str, str]] = {
+    "pretrained": {},
+    "finetuned": {"check_n_features_in_after_fitting": "partial_fit adds to a fit, SGD cannot start it"},
+}
 
 
 @parametrize_with_checks(
-    [FastNTKClassifier(random_state=0)],
-    expected_failed_checks=lambda estimator: EXPECTED_FAILURES,
+    [
+        FastNTKClassifier(random_state=0),
+        FastNTKClassifier(anchor="finetuned", max_epochs=8, n_components=200, random_state=0),
+    ],
+    expected_failed_checks=lambda estimator: EXPECTED_FAILURES[estimator.anchor],
 )
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 def test_scikit_learn_contract(estimator, check):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -28,9 +30,31 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     namespace: dict = {}
     exec(blocks[1], namespace)
     assert namespace["clf"].n_samples_learned_ == 147
+    exec(blocks[2], namespace)
+    assert namespace["report"].index[-1] == "second oracle (noise floor)"
+    assert namespace["report"].loc["ours", "tow"] > 0.8
     # the first block is the same calls on images that the reader has
     assert re.findall(r"clf\.(\w+)", blocks[0]) == ["unlearn", "predict"]
 
 
 def test_the_quickstart_is_short():
     assert len((ROOT / "examples/quickstart/plot_forget.py").read_text().splitlines()) < 120
+
+
+def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
+    script = ROOT / "examples/paper/reproduce.py"
+    command = [sys.executable, "-W", "ignore", str(script), "--small", "--out", str(tmp_path)]
+    first = subprocess.run([*command, "--tasks", "mlp, 200 images, flipped"], capture_output=True)
+    assert first.returncode == 0, first.stderr.decode()
+    before = (tmp_path / "results.csv").read_text()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results.csv").read_text().startswith(before)
+    results = pd.read_csv(tmp_path / "results.csv")
+    assert results.groupby("task").size().tolist() == [16, 16]
+    ours = results[results["model"] == "ours, pretrained anchor"]
+    assert (ours["algebraic_gap"] < 1e-6).all()
+    published = results[results["model"] == "Fast-NTK, dual form"].reset_index()
+    primal = results[results["model"] == "ours, fine-tuned anchor"].reset_index()
+    assert (published["accuracy_test"] == primal["accuracy_test"]).all()
+    assert "| SalUn |" in (tmp_path / "README.md").read_text()

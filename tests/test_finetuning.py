@@ -214,8 +214,9 @@ class _Interrupted(nn.CrossEntropyLoss):
 def test_failures_leave_the_estimator_as_it_was(blobs):
     X, y = blobs
     clf = tuned()
-    with pytest.raises(ValueError, match="Call fit first"):
+    with pytest.raises(AttributeError, match="has no attribute 'partial_fit'") as caught:
         clf.partial_fit(X, y)
+    assert "Call fit first" in str(caught.value.__cause__)
     clf.fit(X, y)
     before = clf.decision_function(X)
     with pytest.raises(FineTuningError, match="Lower learning_rate"):
