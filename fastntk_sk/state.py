@@ -185,9 +185,7 @@ class State:
         started = time.perf_counter()
         drift, _ = self.drift()
         statistics = self.statistics.copy()
-        labels, weights = _labels_and_weights(removals)
-        wanted = (rows[removal.row] for removal in removals)
-        self.model.learn(statistics, progress(wanted, "forgetting", len(removals)), labels, -weights)
+        labels = self._pass(statistics, rows, removals, progress, "forgetting", -1.0)
         class_rows = self.class_rows - np.bincount(labels, minlength=len(self.class_rows))
         changed = self._solved(
             statistics,
@@ -263,9 +261,7 @@ class State:
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
         statistics = self.model.empty_statistics()
-        labels, weights = _labels_and_weights(removals)
-        wanted = (rows[removal.row] for removal in removals)
-        self.model.learn(statistics, progress(wanted, "rebuilding", len(removals)), labels, weights)
+        self._pass(statistics, rows, removals, progress, "rebuilding", 1.0)
         return replace(
             self._solved(statistics, self.class_rows),
             environment=self._environment_here(),
@@ -318,6 +314,22 @@ class State:
             "batch_size": model.batch_size,
         }
 
+    def _pass(
+        self,
+        statistics: Statistics,
+        rows: Rows,
+        removals: list[Removal],
+        progress: Progress,
+        what: str,
+        sign: float,
+    ) -> np.ndarray:
+        """Add learned rows, or subtract them, under the ledger's labels, which are returned."""
+        labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
+        weights = np.array([removal.entry.weight for removal in removals])
+        wanted = (rows[removal.row] for removal in removals)
+        self.model.learn(statistics, progress(wanted, what, len(removals)), labels, sign * weights)
+        return labels
+
     def _environment_here(self) -> dict[str, Any]:
         return environment(self.frozen.device, self.model.readout.dtype)
 
@@ -341,8 +353,3 @@ class State:
             seconds_per_solve=time.perf_counter() - started,
             **changes,
         )
-
-
-def _labels_and_weights(removals: list[Removal]) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
-    return labels, np.array([removal.entry.weight for removal in removals])
