@@ -49,8 +49,9 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
     The fit needs the rows only through sums, so that :meth:`unlearn` subtracts the forgotten rows
     and solves again: exact for the linearised model, that is, the parameters of a fit that never
     saw the rows, up to rounding; in any order, any number of times, without the rest of the data.
-    What exactness does not cover (the backbone's own pretraining data, hyper-parameters that were
-    chosen with the rows, class names, models published earlier) is listed in docs/exactness.md.
+    What exactness does not cover (a fine-tuned anchor, the backbone's own pretraining data,
+    hyper-parameters that were chosen with the rows, class names, models published earlier) is listed
+    in docs/exactness.md.
 
     Parameters
     ----------
@@ -113,8 +114,9 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         Further arguments of :class:`skorch.NeuralNetClassifier`: "callbacks" (added to the one-cycle
         schedule, which "callbacks__schedule": None takes away), "train_split", "optimizer",
         "criterion" (:class:`torch.nn.CrossEntropyLoss`; `finetuning.SquaredLoss` for squared loss),
-        "batch_size". As the subset is trained as a displacement, "optimizer__weight_decay" is an
-        L2 penalty toward the pretrained values.
+        "batch_size". As the subset is trained as a displacement, "optimizer__weight_decay" pulls it
+        toward the pretrained values (and the readout toward zero): decoupled with the default AdamW,
+        an L2 penalty with :class:`torch.optim.SGD` or :class:`torch.optim.Adam`.
 
     predict_with : {"auto", "linear", "network"}, default="auto"
         "linear" evaluates the linearised model with one directional derivative; "network" puts the
@@ -153,14 +155,14 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         The move of the trainable parameters from their pretrained values.
 
     history_ : list of dict
-        Epochs of fine-tuning, as skorch records them.
+        Only for the fine-tuned anchor: its epochs as skorch records them, on all rows of the fit.
 
     linearity_ : float
         Only for the fine-tuned anchor: relative difference between the centred scores of the network
-        and of the linearised model on learned rows after fit. Deletion is exact for the linearised
-        model; where this is small (below about 0.3), the network follows it, and its predictions
-        change as the linearised ones do. Where it is large, raise `alpha`, train for fewer epochs,
-        or predict with "linear".
+        and of the linearised model, at fit, on rows of the fit (some may be forgotten since).
+        Deletion is exact for the linearised model: the smaller this is, the closer does the network
+        follow it (examples/benchmarks prints it beside what was forgotten). Where it is large, raise
+        `alpha`, train for fewer epochs, or predict with "linear".
 
     n_samples_learned_ : int
         Number of rows that the model rests on now.
@@ -178,8 +180,9 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
 
     Notes
     -----
-    A pickle, and the folder of :meth:`save`, hold the statistics and the ledger, which describe the
-    remaining training data: they are private.
+    A pickle, and the private files of :meth:`save`, hold the statistics and the ledger, which describe
+    the remaining training data, and a fine-tuned anchor, which has seen forgotten rows too: they are
+    private. After a deletion, release :meth:`to_module`.
 
     References
     ----------
@@ -345,7 +348,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         return self._commit(state, self.classes_)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return the scores of the linearised model, about target_scale * (onehot - 1/C).
+        """Return the scores of the model (see `predict_with`), about target_scale * (onehot - 1/C).
 
         Parameters
         ----------

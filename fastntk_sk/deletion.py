@@ -41,9 +41,10 @@ class UnlearningMixin:
     def unlearn(
         self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
     ) -> Self:
-        """Forget rows: the result is that of a fit that never saw them.
+        """Forget rows: the result is that of statistics which never saw them.
 
-        Exact for the linearised model. Needs only the forgotten rows; atomic: when an error is
+        Exact for the linearised model; at the pretrained anchor that is a fit without the rows, at a
+        fine-tuned one the anchor has seen them. Needs only the forgotten rows; atomic: when an error is
         raised, nothing has changed.
 
         Parameters
@@ -161,7 +162,7 @@ class UnlearningMixin:
         Returns
         -------
         self : FastNTKClassifier
-            The estimator of one fit on all rows. Each part keeps its ledger and key.
+            The estimator of one fit on all rows (of one anchor). Each part keeps its ledger and key.
 
         Raises
         ------
@@ -250,8 +251,9 @@ def unlearn(
         As in :meth:`FastNTKClassifier.unlearn`.
 
     strict : bool, default=False
-        Raise instead of warning where fitted steps before the classifier have seen the rows. What
-        else can make a deletion approximate (numerical drift) warns, and stands in the receipt.
+        Raise instead of warning where fitted steps before the classifier have seen the rows, and
+        where a fine-tuned anchor has. What else can make a deletion approximate (numerical drift)
+        warns, and stands in the receipt.
 
     Returns
     -------
@@ -264,7 +266,7 @@ def unlearn(
         If there is no `FastNTKClassifier` inside.
 
     InexactDeletionError
-        With `strict`, if fitted steps have seen the rows. Nothing was changed.
+        With `strict`, if fitted steps or a fine-tuned anchor have seen the rows. Nothing was changed.
 
     Warns
     -----
@@ -305,6 +307,12 @@ def unlearn(
                 "Expected a FastNTKClassifier, a Pipeline that ends in one or a refitted search over "
                 f"either, got {type(inner).__name__}. Call unlearn on the classifier inside it."
             )
+    if strict and _tuned(inner):
+        raise InexactDeletionError(
+            "The fine-tuned anchor has seen the forgotten rows: the deletion is exact for the model "
+            'linearised there, and approximate against a retraining. Fit with anchor="pretrained", or '
+            "without strict. Nothing was changed."
+        )
     if seen_by:
         message = (
             f"The fitted steps {', '.join(seen_by)} have seen the forgotten rows and still remember "
@@ -316,3 +324,8 @@ def unlearn(
         warnings.warn(message, InexactDeletionWarning, stacklevel=2)
     inner._forget(X, y_forget, sample_ids, copies, seen_by=seen_by, searched_by=searched_by)
     return estimator
+
+
+def _tuned(classifier: UnlearningMixin) -> bool:
+    check_is_fitted(classifier)
+    return classifier._state.frozen.anchor == "finetuned"

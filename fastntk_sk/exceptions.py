@@ -95,3 +95,7 @@ class PrivacyWarning(UserWarning):
 
 class EmptyClassWarning(UserWarning):
     """A class has no row left; its name is still in ``classes_``."""
+
+
+class UnsavedParameterWarning(UserWarning):
+    """A parameter of the estimator could not be saved; what was learned is not touched."""

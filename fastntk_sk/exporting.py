@@ -26,6 +26,7 @@ class ExportMixin:
         module : nn.Module
             A timm model with its classifier (`classes_` are its outputs), or a Sequential of
             "backbone" and "readout"; float tensors of normalised images in, scores out. In eval mode.
+            This is what to release after a deletion: it holds the solved weights and nothing of SGD's.
 
         Raises
         ------
@@ -38,7 +39,8 @@ class ExportMixin:
                 'Expected anchor="finetuned", got anchor="pretrained", whose predictions are not those '
                 "of plain weights. Fit with the other anchor, or use save and load."
             )
-        return self._state.model.to_module(self._state.parameters)
+        state = self._state
+        return state.model.to_module(state.parameters, state.class_rows == 0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the whole estimator, with its private statistics and ledger, to a folder.

@@ -207,7 +207,7 @@ def finetune(
 
     params : dict or None
         Further arguments of :class:`skorch.NeuralNetClassifier`, which win over these. Callbacks are
-        added to the default schedule, which is called "schedule".
+        added to the default schedule; "callbacks__schedule": None takes that away.
 
     device : str
 
@@ -223,20 +223,23 @@ def finetune(
     ------
     FineTuningError
         If the parameters became NaN or infinite.
+
+    ValueError
+        If `params` holds what the estimator has a parameter for.
     """
     dtype = network.W.dtype
     params = copy.deepcopy(params or {})  # callbacks keep a state
-    batch_size = params.get("batch_size", _BATCH)
+    for name, own in (("max_epochs", "max_epochs"), ("lr", "learning_rate")):
+        if name in params:
+            raise ValueError(
+                f"Expected finetune_params without {name!r}: set the estimator's own {own} instead."
+            )
+    callbacks = list(params.pop("callbacks", None) or [])
+    scheduled = params.pop("callbacks__schedule", True)
     rates = [learning_rate]
     if len(network.z):
         rates.insert(0, _SUBSPACE_RATE * learning_rate)
     together = lambda items: collate(rows.spec, dtype, items)  # noqa: E731
-    schedule = LRScheduler(
-        policy=torch.optim.lr_scheduler.OneCycleLR,
-        max_lr=rates,
-        total_steps=max_epochs * -(-len(rows) // batch_size),
-        step_every="batch",
-    )
     settings = {
         "criterion": nn.CrossEntropyLoss,
         "criterion__reduction": "none",
@@ -245,7 +248,7 @@ def finetune(
         "optimizer__param_groups": [("z", {"lr": rates[0]})] if len(network.z) else [],
         "lr": learning_rate,
         "max_epochs": max_epochs,
-        "batch_size": batch_size,
+        "batch_size": _BATCH,
         "train_split": None,
         "iterator_train__shuffle": True,
         "iterator_train__generator": generator(seed, "batches"),
@@ -256,10 +259,20 @@ def finetune(
         "device": device,
         "verbose": verbose,
         **params,
-        "callbacks": [("schedule", schedule), *(params.get("callbacks") or [])],
     }
     tuner = _Tuner(network, **settings).initialize()
     dataset = _Dataset(rows, labels, weights)
+    if scheduled:
+        learned, _ = tuner.get_split_datasets(dataset, labels)
+        schedule = LRScheduler(
+            policy=torch.optim.lr_scheduler.OneCycleLR,
+            max_lr=rates,
+            total_steps=max_epochs * len(tuner.get_iterator(learned, training=True)),
+            cycle_momentum=bool({"momentum", "betas"} & set(tuner.optimizer_.defaults)),
+            step_every="batch",
+        )
+        callbacks.insert(0, ("schedule", schedule))
+    tuner.set_params(callbacks=callbacks).initialize_callbacks()
     # not tuner.fit, for which an interruption by the user is the end of training too
     tuner.notify("on_train_begin", X=dataset, y=labels)
     try:

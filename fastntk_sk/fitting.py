@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import unique_labels
 
 from .backbones import takes_vectors
 from .finetuning import SubspaceNetwork, finetune
-from .linearized import LinearizedModel, relative_gap
+from .linearized import LinearizedModel, Parameters, relative_gap
 from .preprocessing import Rows
 from .state import Frozen, Progress, State
 from .validation import check_parameters, check_training_rows, encode_labels
@@ -117,7 +117,8 @@ def first_state(
         # logits that SGD left without any margin still need targets to tell the classes apart
         frozen = replace(frozen, target_scale=max(1.0, tuned.logit_scale))
     model = model.tuned(tuned.z, tuned.W[:, :-1].to(model.readout), seed)
-    state = replace(State.empty(model, frozen), history=tuned.history)
+    at_anchor = Parameters(tuned.W, torch.zeros(model.projection.p, dtype=tuned.W.dtype))
+    state = replace(State.empty(model, frozen), sgd=at_anchor, history=tuned.history)
     state = state.learn(rows, labels, weights, ids, progress)
     return replace(state, linearity=_linearity(state, rows)), names
 

@@ -45,7 +45,7 @@ class Parameters:
 
 @dataclass
 class LinearizedModel:
-    r"""Everything that is fixed before the first row is seen.
+    r"""Everything that is fixed before the first row enters the statistics.
 
     .. math:: f(x) = W \tilde h(x) + \sqrt{s} J(x) Q z, \quad
               J(x) = \partial_\theta [V h(x; \theta)]_{\theta_0}
@@ -60,7 +60,8 @@ class LinearizedModel:
         Q, from p trainable parameters to k components.
 
     readout : Tensor of shape (C, d)
-        V: N(0, 1/d), seeded for each class by its index, never a function of the data.
+        V. At the pretrained anchor N(0, 1/d), seeded for each class by its index, never a function
+        of the data; at a fine-tuned one what SGD learned.
 
     scale_h, scale_J : float
         Powers of two that bring the mean energy (squared norm of a row) of augmented features and
@@ -267,9 +268,19 @@ class LinearizedModel:
             if everything or name.endswith(".prompt") or name in tuned
         }
 
-    def to_module(self, parameters: Parameters) -> nn.Module:
-        """Return the displaced network with its readout as one module; see the classifier."""
-        return with_readout(self.network_at(parameters.delta), parameters.W)
+    def to_module(self, parameters: Parameters, empty: np.ndarray) -> nn.Module:
+        """Return the displaced network with its readout as one module; see the classifier.
+
+        Parameters
+        ----------
+        parameters : Parameters
+
+        empty : bool ndarray of shape (C,)
+            Classes without rows: their bias is -inf, so that they are never predicted.
+        """
+        W = parameters.W.clone()
+        W[torch.from_numpy(empty), -1] = -math.inf
+        return with_readout(self.network_at(parameters.delta), W)
 
     def network_at(self, delta: Tensor) -> nn.Module:
         """Return a copy of the network of features with the subset displaced from the anchor."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import warnings
 from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from .backbones import check_digest
-from .exceptions import StateFormatError, StateMismatchError
+from .exceptions import StateFormatError, StateMismatchError, UnsavedParameterWarning
 from .ledger import Entry, Ledger, Segment
 from .linearized import LinearizedModel, Parameters
 from .state import Frozen, State
@@ -91,6 +92,7 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
     manifest = _read_manifest(folder)
     content = {name: _read(folder, file) for name, file in manifest["files"].items()}
     tensors, private = load_tensors(content["model"]), load_tensors(content["statistics"])
+    anchored = private if "moved" in private else tensors
     records = json.loads(content["records"])
     setup, params = manifest["setup"], manifest["params"]
     backbone = setup["backbone"] if backbone is None else backbone
@@ -119,10 +121,10 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
         dtype=dtype,
         device=frozen.device,
         seed=frozen.seed,
-        network={n[8:]: t for n, t in tensors.items() if n.startswith("network.")},
+        network={n[8:]: t for n, t in anchored.items() if n.startswith("network.")},
         units=(setup["scale_h"], setup["scale_J"], setup["position_gap"]),
-        readout=tensors["readout"],
-        moved=tensors.get("moved"),
+        readout=anchored["readout"],
+        moved=private.get("moved"),
     )
     check_digest(model.backbone, setup["backbone_digest"])
     if model.projection.digest() != setup["projection_digest"]:
@@ -138,7 +140,7 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
             Statistics.from_tensors(private, 1 / model.scale_h),
             _ledger(private),
             np.array(records["class_rows"], dtype=np.int64),
-            Parameters(tensors["W"], tensors["delta"]),
+            Parameters(tensors["W"], private.get("delta", tensors["displacement"])),
             records["environment"],
             probes,
             records["n_forgotten"],
@@ -146,8 +148,11 @@ def load(cls: type, path: str | os.PathLike[str], *, backbone: Any, device: str 
             records["residual"],
             records["seconds_per_row"],
             records["seconds_per_solve"],
-            records["history"],
-            records["linearity"],
+            sgd=Parameters(private["sgd"], torch.zeros_like(private["delta"]))
+            if "sgd" in private
+            else None,
+            history=records["history"],
+            linearity=records["linearity"],
         ),
         classes,
     )
@@ -164,6 +169,16 @@ def _description(classifier: Any) -> dict[str, Any]:
     params = classifier.get_params(deep=False)
     if not isinstance(params["backbone"], str):
         params["backbone"] = None
+    try:
+        _json(params["finetune_params"])
+    except (StateFormatError, ValueError):
+        warnings.warn(
+            "finetune_params holds objects that JSON cannot, and is saved as None. A loaded estimator "
+            "predicts and unlearns the same; set the parameter again before another fit.",
+            UnsavedParameterWarning,
+            stacklevel=4,
+        )
+        params["finetune_params"] = None
     if not isinstance(params["random_state"], (int, np.integer, type(None))):
         params["random_state"] = state.frozen.seed
     classes = classifier.classes_
@@ -190,17 +205,20 @@ def _description(classifier: Any) -> dict[str, Any]:
 
 
 def _tensors(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what predicts, and what describes the remaining training data."""
-    model = {
-        "W": state.parameters.W,
-        "delta": state.parameters.delta,
+    """Return what predicts, and what describes training data: statistics, ledger, a tuned anchor."""
+    model = {"W": state.parameters.W, "displacement": state.model.displacement(state.parameters)}
+    anchored = {
         "readout": state.model.readout.cpu(),
         **{f"network.{n}": t.cpu() for n, t in state.model.own_tensors().items()},
     }
-    if state.model.moved is not None:
-        model["moved"] = state.model.moved
     probes = {f"probe.{i:04}": probe for i, probe in enumerate(state.probes)}
     private = state.statistics.tensors() | probes
+    if state.model.moved is None:
+        model |= anchored
+    else:  # SGD has seen rows that may be forgotten by now
+        assert state.sgd is not None
+        private |= anchored | {"moved": state.model.moved, "delta": state.parameters.delta}
+        private["sgd"] = state.sgd.W
     for i, segment in enumerate(state.ledger.segments):
         lines = [(d, e, n) for d, entries in segment.rows.items() for e, n in entries.items()]
         empty = bytes(len(segment.key))

@@ -65,7 +65,7 @@ class State:
     Parameters
     ----------
     model : LinearizedModel
-        Fixed before the first row was seen.
+        Fixed before the first row of the statistics was seen (a fine-tuned anchor has seen rows).
 
     frozen : Frozen
 
@@ -95,11 +95,14 @@ class State:
     seconds_per_row, seconds_per_solve : float, default=0.0
         Measured; they feed estimates only.
 
+    sgd : Parameters, default=None
+        For a fine-tuned anchor: the readout as SGD left it, without a displacement from the anchor.
+
     history : list of dict, default=[]
-        Epochs of fine-tuning.
+        Epochs of fine-tuning, on all rows of the fit.
 
     linearity : float, default=0.0
-        Relative difference between the network and the linearised model after fit.
+        Relative difference between the network and the linearised model on rows of the fit.
 
     session : str, default=""
         The process of `environment`; empty after a load.
@@ -118,6 +121,7 @@ class State:
     residual: float = 0.0
     seconds_per_row: float = 0.0
     seconds_per_solve: float = 0.0
+    sgd: Parameters | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     linearity: float = 0.0
     session: str = ""

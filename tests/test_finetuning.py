@@ -1,16 +1,24 @@
 """anchor="finetuned": SGD first, then one solve that forgets without SGD and without the retain set."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import reference
 import timm
 import torch
-from skorch.callbacks import EarlyStopping
+from safetensors.torch import load_file
+from skorch.callbacks import Callback, EarlyStopping
 from skorch.dataset import ValidSplit
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier, fitting
-from fastntk_sk.exceptions import FineTuningError, StateMismatchError
+from fastntk_sk import FastNTKClassifier, fitting, unlearn
+from fastntk_sk.exceptions import (
+    FineTuningError,
+    InexactDeletionError,
+    StateMismatchError,
+    UnsavedParameterWarning,
+)
 from fastntk_sk.finetuning import SquaredLoss
 from fastntk_sk.state import State
 
@@ -156,7 +164,7 @@ def test_skorch_is_reachable(blobs, capsys):
     assert "valid_loss" in clf.history_[0]
     assert capsys.readouterr().out == ""
     assert clf.finetune_params["callbacks"] == [stop]
-    assert not hasattr(stop, "misses_")
+    assert (stop.misses_, stop.dynamic_threshold_) == (0, None)
 
 
 def test_squared_loss_and_pull_toward_the_pretrained_values(blobs):
@@ -204,6 +212,54 @@ def test_save_and_load(blobs, tmp_path):
     assert (loaded.history_, loaded.linearity_) == (clf.history_, clf.linearity_)
     np.testing.assert_array_equal(loaded.unlearn(X[:5]).readout_, clf.unlearn(X[:5]).readout_)
     np.testing.assert_array_equal(loaded.displacement_, clf.displacement_)
+
+
+class _Rates(Callback):
+    seen: ClassVar[list[float]] = []
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.append(net.optimizer_.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"iterator_train__batch_size": 7},
+        {"batch_size": -1},
+        {"optimizer": torch.optim.Adagrad},
+        {"train_split": ValidSplit(3), "batch_size": 16},
+    ],
+    ids=["iterator", "whole", "adagrad", "split"],
+)
+def test_the_schedule_fits_every_loop(blobs, params):
+    X, y = blobs
+    _Rates.seen.clear()
+    clf = tuned(finetune_params=params | {"callbacks": [_Rates()]}).fit(X, y)
+    assert len(clf.history_) == 8
+    assert _Rates.seen[-1] < 0.1 * max(_Rates.seen)  # the cycle is complete
+
+
+@pytest.mark.parametrize("name", ["max_epochs", "lr"])
+def test_the_estimators_own_parameters_are_not_doubled(blobs, name):
+    with pytest.raises(ValueError, match="set the estimator's own"):
+        tuned(finetune_params={name: 1}).fit(*blobs)
+
+
+def test_files_that_may_travel_hold_nothing_of_sgd(blobs, tmp_path):
+    X, y = blobs
+    clf = tuned(finetune_params={"criterion": SquaredLoss}).fit(X, y).unlearn(X[:5])
+    with pytest.warns(UnsavedParameterWarning, match="saved as None"):
+        clf.save(tmp_path)
+    (public,) = tmp_path.glob("model-*.safetensors")
+    tensors = load_file(public)
+    assert set(tensors) == {"W", "displacement"}
+    np.testing.assert_array_equal(tensors["displacement"], clf.displacement_)
+    loaded = FastNTKClassifier.load(tmp_path)
+    np.testing.assert_array_equal(loaded.unlearn(X[5:9]).readout_, clf.unlearn(X[5:9]).readout_)
+    np.testing.assert_array_equal(loaded._state.sgd.W, clf._state.sgd.W)
+    with pytest.raises(InexactDeletionError, match="anchor has seen"):
+        unlearn(clf, X[9:12], strict=True)
+    assert clf.n_samples_learned_ == 51
 
 
 class _Interrupted(nn.CrossEntropyLoss):

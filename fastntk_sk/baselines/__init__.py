@@ -7,11 +7,12 @@ estimator that they do not change, and return a fitted one.
 
 from .dual import fast_ntk_dual, full_ntk
 from .gradient import finetune, max_loss, random_label, retrain
-from .network import BaselineClassifier
+from .network import BaselineClassifier, before_solve, untrained
 from .recent import salun, scrub, ssd
 
 __all__ = [
     "BaselineClassifier",
+    "before_solve",
     "fast_ntk_dual",
     "finetune",
     "full_ntk",
@@ -21,4 +22,5 @@ __all__ = [
     "salun",
     "scrub",
     "ssd",
+    "untrained",
 ]

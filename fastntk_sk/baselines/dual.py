@@ -38,7 +38,8 @@ def fast_ntk_dual(
 ) -> BaselineClassifier:
     """Delete by the published formula on the subset: all rows are needed, and O((n C)^3).
 
-    The same linearised problem as `FastNTKClassifier.unlearn`, hence the same answer.
+    The same linearised problem as `FastNTKClassifier.unlearn`, hence the same answer; every row counts
+    once, whatever its weight was at fit.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def fast_ntk_dual(
         centre=model.centre(frozen.tangent_scale),
     )
     parameters = model.publish(solution.W, solution.z, frozen.tangent_scale)
-    return BaselineClassifier(model, parameters, frozen.network, original.classes, original.sharpness)
+    return original.at(parameters, y_retain, frozen.network)
 
 
 def dual_bytes(n_rows: int, n_classes: int, width: int = 0) -> int:
@@ -133,10 +134,14 @@ def full_ntk(
 ) -> BaselineClassifier:
     r"""Delete by the published formula with the Jacobian of every parameter of the network.
 
+    The published step is taken from the solution on all rows of the problem linearised at the trained
+    weights, with labels as targets and the ridge centred at the pretrained weights; adding it to the
+    trained weights themselves leaves most of the memory in place.
+
     The kernel is a sum over blocks of parameters, so that the n C x p Jacobian never exists: one pass
     of C backward passes over all rows for each block. The step in weights, :math:`J^T v`, is a single
-    backward pass. Rows, bytes and seconds are logged (logger "fastntk_sk.baselines.dual", and a
-    progress bar where the estimator is verbose) before the work begins.
+    backward pass. Rows, bytes and seconds are said before the work begins: logged, and printed where
+    the estimator is verbose.
 
     Parameters
     ----------
@@ -212,15 +217,14 @@ def full_ntk(
     with torch.no_grad():
         h = torch.cat([net(batch).cpu() for batch in batches])
     forward = time.perf_counter() - began
-    logger.info(
-        "full NTK: %d rows x %d classes x %d parameters in %d blocks, %.1f GiB, about %.0f s",
-        len(labels),
-        n_classes,
-        everything.size,
-        len(blocks),
-        needed / 2**30,
-        forward * 3 * n_classes * len(blocks),
+    seconds = forward * (1 + 2 * n_classes) * len(blocks)  # a backward pass is about two forwards
+    announced = (
+        f"full NTK: {len(labels):,} rows x {n_classes} classes x {everything.size:,} parameters in "
+        f"{len(blocks)} blocks, {needed / 2**30:.1f} GiB, about {seconds:.0f} s"
     )
+    logger.info(announced)
+    if estimator.verbose:
+        print(announced)
     h = torch.cat([h, h.new_ones(len(h), 1)], dim=1).double() / model.scale_h
     kernel = torch.zeros(m, m, dtype=torch.float64)
     for first in tqdm(blocks, "full NTK", unit="block", disable=not estimator.verbose):
@@ -250,8 +254,8 @@ def full_ntk(
             parameter = net.get_parameter(name)
             parameter.add_(part + centre.get(name, 0))
     solved = Parameters((dual.T @ h / model.scale_h).to(W.dtype), torch.zeros_like(start))
-    model = replace(model, backbone=replace(model.backbone, net=net))
-    return BaselineClassifier(model, solved, True, original.classes, original.sharpness)
+    original.model = replace(model, backbone=replace(model.backbone, net=net))
+    return original.at(solved, y_retain)
 
 
 def _jacobian_block(

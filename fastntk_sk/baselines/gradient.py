@@ -119,7 +119,7 @@ def finetune(
         batch_size=batch_size,
         draws=seeded(random_state),
     )
-    return original.result(network)
+    return original.result(network, y_retain)
 
 
 def max_loss(
@@ -172,7 +172,7 @@ def max_loss(
         batch_size=batch_size,
         draws=seeded(random_state),
     )
-    return original.result(network)
+    return original.result(network, y_retain)
 
 
 def random_label(
@@ -225,7 +225,7 @@ def random_label(
         batch_size=batch_size,
         draws=draws,
     )
-    return original.result(network)
+    return original.result(network, y_retain)
 
 
 def wrong_labels(original: Original, y: Any, draws: torch.Generator) -> np.ndarray:

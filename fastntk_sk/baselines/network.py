@@ -40,6 +40,9 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
     sharpness : float
         Of the softmax in `predict_proba`, the original's.
 
+    empty : bool ndarray of shape (n_classes,), default=None
+        Classes without rows in the retain set, which are never predicted.
+
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
@@ -52,12 +55,14 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         network: bool,
         classes: np.ndarray,
         sharpness: float,
+        empty: np.ndarray | None = None,
     ) -> None:
         self.model = model
         self.parameters = parameters
         self.network = network
         self.classes = classes
         self.sharpness = sharpness
+        self.empty = empty
 
     @property
     def classes_(self) -> np.ndarray:
@@ -79,7 +84,13 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
 
     def _scores(self, X: Any) -> np.ndarray:
         rows = _rows(self.model, X)
-        return self.model.scores(self.parameters, rows, network=self.network)
+        scores = self.model.scores(self.parameters, rows, network=self.network)
+        if self.empty is not None:
+            scores[:, self.empty] = -np.inf
+        return scores
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        return f"{type(self).__name__}({self.model.backbone.name}, {len(self.classes)} classes)"
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -106,7 +117,11 @@ class Original:
         self.classes = estimator.classes_
 
     def network(self) -> SubspaceNetwork:
-        """Return a trainable copy whose plain softmax is the estimator's `predict_proba`."""
+        """Return a trainable copy whose plain softmax is the `predict_proba` of the network.
+
+        That is the estimator's own where it predicts with the network, as the fine-tuned anchor does;
+        a linearised estimator is taken in its network form.
+        """
         model, delta = self.model, self.parameters.delta.clone()
         subset = model.tangent.subset
         V = model.readout * self.sharpness if model.moved is None and subset.names else None
@@ -142,11 +157,61 @@ class Original:
             batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
             yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
 
-    def result(self, network: SubspaceNetwork) -> BaselineClassifier:
-        """Return the classifier of a trained network."""
+    def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:
+        """Return the classifier of a trained network; classes without retained rows are empty."""
         W = network.W.detach().cpu() / self.sharpness
-        parameters = Parameters(W, network.z.detach().cpu().clone())
-        return BaselineClassifier(self.model, parameters, True, self.classes, self.sharpness)
+        return self.at(Parameters(W, network.z.detach().cpu().clone()), y_retain)
+
+    def at(self, parameters: Parameters, y_retain: Any, network: bool = True) -> BaselineClassifier:
+        """Return the classifier at given parameters."""
+        empty = np.bincount(self.encode(y_retain), minlength=len(self.classes)) == 0
+        return BaselineClassifier(self.model, parameters, network, self.classes, self.sharpness, empty)
+
+
+def before_solve(estimator: Any) -> BaselineClassifier:
+    """Return the network of a fine-tuned estimator as SGD left it, before the closing solve.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        Fitted with anchor="finetuned". SGD has seen all rows of the fit, forgotten ones included.
+
+    Returns
+    -------
+    network : BaselineClassifier
+        A plain SGD model: an original for baselines, or (of an estimator that was fitted on the
+        retain set) a plain retraining.
+
+    Raises
+    ------
+    ValueError
+        For the pretrained anchor.
+    """
+    original = Original(estimator)
+    if estimator._state.sgd is None:
+        raise ValueError(
+            'Expected an estimator with anchor="finetuned", got the pretrained anchor, which has no '
+            "SGD. Fit with the other anchor."
+        )
+    empty = estimator._state.class_rows == 0
+    return BaselineClassifier(original.model, estimator._state.sgd, True, original.classes, 1.0, empty)
+
+
+def untrained(estimator: Any) -> BaselineClassifier:
+    """Return a fresh model: the pretrained values, and a readout of zeros.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier or BaselineClassifier
+
+    Returns
+    -------
+    fresh : BaselineClassifier
+    """
+    original = Original(estimator)
+    start = Parameters(original.parameters.W, torch.zeros_like(original.parameters.delta))
+    parameters = Parameters(torch.zeros_like(start.W), -original.model.displacement(start))
+    return BaselineClassifier(original.model, parameters, True, original.classes, original.sharpness)
 
 
 def descend(
@@ -161,8 +226,9 @@ def descend(
     batch_size: int,
     draws: torch.Generator,
     masks: tuple[Tensor, Tensor] | None = None,
+    optimiser: torch.optim.Optimizer | None = None,
 ) -> SubspaceNetwork:
-    """Take epochs of AdamW steps, without weight decay, on a loss.
+    """Take epochs of steps on a loss.
 
     Parameters
     ----------
@@ -186,13 +252,17 @@ def descend(
     masks : tuple of Tensor, default=None
         For z and W: entries that are 0 do not move.
 
+    optimiser : Optimizer, default=None
+        One that goes on; None is a new AdamW without weight decay.
+
     Returns
     -------
     network : SubspaceNetwork
     """
     trained = [network.z, network.W]
     before = copy.deepcopy([t.detach() for t in trained])
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    if optimiser is None:
+        optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     for _ in range(epochs):
         for batch, labels, rows in original.batches(X, y, batch_size, draws):
             optimiser.zero_grad()

@@ -28,6 +28,7 @@ def scrub(
     temperature: float = 2.0,
     learning_rate: float = 5e-4,
     batch_size: int = 50,
+    forget_batch_size: int = 16,
 ) -> BaselineClassifier:
     r"""Depart from the original on the forget set, and stay close to it on the retain set.
 
@@ -39,7 +40,8 @@ def scrub(
 
     alternating an epoch that maximises the last term with one that minimises the others; after
     `max_epochs` only the latter go on. p is a softmax at `temperature`, and d is multiplied by its
-    square.
+    square. One AdamW does both. (d has no gradient where the two models are the same, so that the
+    first epoch on the forget set hardly moves.)
 
     Parameters
     ----------
@@ -53,6 +55,9 @@ def scrub(
         Epochs on the forget set.
 
     alpha, gamma, temperature : float
+
+    forget_batch_size : int
+        Rows a step of the epochs on the forget set.
 
     Returns
     -------
@@ -74,19 +79,11 @@ def scrub(
     """
     original, draws = Original(estimator), seeded(random_state)
     network, teacher = original.network(), original.network()
-
-    def departure(x: Tensor, scores: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = nn.functional.log_softmax(teacher(x) / temperature, dim=1)
-        found = nn.functional.log_softmax(scores / temperature, dim=1)
-        divergence = nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
-        return temperature**2 * divergence
-
     steps: dict[str, Any] = {
         "epochs": 1,
         "learning_rate": learning_rate,
-        "batch_size": batch_size,
         "draws": draws,
+        "optimiser": torch.optim.AdamW([network.z, network.W], lr=learning_rate, weight_decay=0.0),
     }
     for epoch in range(epochs):
         if epoch < max_epochs:
@@ -95,7 +92,8 @@ def scrub(
                 network,
                 X_forget,
                 y_forget,
-                lambda x, scores, *_: -departure(x, scores),
+                lambda x, scores, *_: -departure(teacher, x, scores, temperature),
+                batch_size=forget_batch_size,
                 **steps,
             )
         descend(
@@ -104,11 +102,22 @@ def scrub(
             X_retain,
             y_retain,
             lambda x, scores, *rest: (
-                alpha * departure(x, scores) + gamma * cross_entropy(x, scores, *rest)
+                alpha * departure(teacher, x, scores, temperature)
+                + gamma * cross_entropy(x, scores, *rest)
             ),
+            batch_size=batch_size,
             **steps,
         )
-    return original.result(network)
+    return original.result(network, y_retain)
+
+
+def departure(teacher: nn.Module, x: Tensor, scores: Tensor, temperature: float) -> Tensor:
+    r"""Return :math:`T^2 KL( p_{teacher} \| p )`, the mean over a batch, of softmaxes at T."""
+    with torch.no_grad():
+        wanted = nn.functional.log_softmax(teacher(x) / temperature, dim=1)
+    found = nn.functional.log_softmax(scores / temperature, dim=1)
+    divergence = nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
 
 
 def salun(
@@ -177,8 +186,9 @@ def salun(
     wrong = wrong_labels(original, y_forget, draws)
     n_f, n_r = len(wrong), len(y_retain)
     weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
-    together = isinstance(X_forget, np.ndarray) and isinstance(X_retain, np.ndarray)
-    X = np.concatenate([X_forget, X_retain]) if together else [*X_forget, *X_retain]
+    parts = [X.to_numpy() if hasattr(X, "iloc") else X for X in (X_forget, X_retain)]
+    together = all(isinstance(X, np.ndarray) for X in parts)
+    X = np.concatenate(parts) if together else [*parts[0], *parts[1]]
 
     def weighted(_: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")
@@ -196,7 +206,7 @@ def salun(
         draws=draws,
         masks=(z_mask, W_mask),
     )
-    return original.result(network)
+    return original.result(network, y_retain)
 
 
 def ssd(
@@ -269,7 +279,7 @@ def ssd(
     with torch.no_grad():
         network.z.add_(dampened[0] - values[0])
         network.W.copy_(dampened[1])
-    return original.result(network)
+    return original.result(network, y_retain)
 
 
 def _gradients(network: SubspaceNetwork, batch: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -71,13 +71,13 @@ def algebraic_gap(unlearned: Any, refit: Any) -> float:
                 f"Expected a FastNTKClassifier, got {type(model).__name__}: only linearised models "
                 "have an algebraic gap."
             )
-    mine, theirs = (model._state.signature() for model in (unlearned, refit))
+    mine, theirs = (_problem(model) for model in (unlearned, refit))
     differing = [name for name, value in mine.items() if theirs[name] != value]
     if differing:
         raise ValueError(
             f"Expected a refit of the same linearised model, got one that differs in {differing}. "
             "Fit it with the same parameters and an integer random_state; for anchor='finetuned' a "
-            "refit moves the anchor, and linearisation_gap is what compares."
+            "refit moves the anchor: compare with copy.deepcopy(unlearned).rebuild(X_retain)."
         )
     found, expected = (
         np.concatenate([model.readout_.ravel(), model.displacement_]).astype(np.float64)
@@ -138,6 +138,13 @@ def linearisation_gap(unlearned: Any, oracle: Any, X: Any) -> float:
         return float("inf")
     found, expected = (scores - scores.mean(axis=1, keepdims=True) for scores in (found, expected))
     return _relative(found - expected, expected)
+
+
+def _problem(model: Any) -> dict[str, Any]:
+    """Return what two estimators share if they solve the same ridge problem on their rows."""
+    frozen = model._state.frozen
+    scales = ("alpha", "tangent_scale", "target_scale")
+    return model._state.signature() | {name: getattr(frozen, name) for name in scales}
 
 
 def _columns(scores: Any) -> np.ndarray:

@@ -266,7 +266,11 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
     labels = class_indices(y, estimator.classes_)
     probabilities = np.asarray(estimator.predict_proba(X), dtype=np.float64)
     z = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
-    rows = np.arange(len(labels))
-    of_label = z[rows, labels]
-    z[rows, labels] = -np.inf
-    return of_label - logsumexp(z, axis=1)
+    return margins_of(z, labels)
+
+
+def margins_of(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the margins of log probabilities, or of scores, which differ by a constant a row."""
+    rows, others = np.arange(len(labels)), z.copy()
+    others[rows, labels] = -np.inf
+    return z[rows, labels] - logsumexp(others, axis=1)

@@ -26,8 +26,9 @@ def relearn_curve(
 ) -> np.ndarray:
     """Train on all rows again, and follow the loss of the forgotten ones.
 
-    AdamW on the trainable subset and the readout, from the estimator's weights, with the same batches
-    for every model of one `random_state`.
+    AdamW on the trainable subset and the readout, from the estimator's weights (in the network form,
+    where it predicts with the linearised model), with the same batches for every model of one
+    `random_state`. Compare with the oracle and with a fresh model (`baselines.untrained`).
 
     Parameters
     ----------

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from tqdm import tqdm
 
+from ..linearized import LinearizedModel
 from ..preprocessing import Rows
 from ..solvers import solve_schur
 from ._checks import class_indices
+from .metrics import margins_of
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,16 @@ def shadow_margins(
 ) -> ShadowMargins:
     r"""Learn random parts of the rows many times, unlearn a part of each, and score all rows.
 
-    Every model learns a random `retain + forget` of the rows and then unlearns the `forget` part by
-    the estimator's own deletion: negative weights added to its statistics, and one solve. Rows that
-    it unlearned and rows that it never saw are then outside of retained sets of one size, drawn in
-    one way: if deletion is perfect, their margins have one distribution.
+    Every model learns a random `retain + forget` of the rows and then unlearns the `forget` part as
+    the estimator does: negative weights added to its statistics, and one solve. What is subtracted
+    comes from a second pass, in another order and other batches, so that a Jacobian which depends on
+    them shows. Rows that a model unlearned and rows that it never saw are then outside of retained
+    sets of one size, drawn in one way: if deletion is perfect, their margins have one distribution.
+    The rounding of published parameters is not part of it.
 
     .. math:: m(x, y) = z_y - \log \sum_{c \ne y} e^{z_c}, \quad z = \log p(x)
 
-    The Jacobians of all rows are computed once and kept, n C k numbers of 4 (or 8) bytes.
+    The Jacobians of all rows are computed twice and kept: 2 n C k numbers of 4 (or 8) bytes.
 
     Parameters
     ----------
@@ -118,10 +121,13 @@ def shadow_margins(
         )
     model, frozen = state.model, state.frozen
     labels = class_indices(y, estimator.classes_)
-    parts = [model.tangents(batch) for batch in model.batches(Rows(X, model.backbone.spec))]
-    h, J = (torch.cat(part) for part in zip(*parts, strict=True))
-    truth, n = torch.from_numpy(labels), len(labels)
-    draws = check_random_state(random_state)
+    rows, n = estimator._rows(X), len(labels)
+    truth, draws = torch.from_numpy(labels), check_random_state(random_state)
+    passes = {
+        1.0: _tangents(model, rows, np.arange(n)),
+        -1.0: _tangents(model, rows, draws.permutation(n)),
+    }
+    h, J = passes[1.0]
     found = np.full((2, n_models, n), np.nan)
     n_retain, n_forget = round(retain * n), round(forget * n)
     sharpness = np.log(99 * (len(estimator.classes_) - 1)) / frozen.target_scale
@@ -129,9 +135,10 @@ def shadow_margins(
         order = draws.permutation(n)
         forgotten = order[n_retain : n_retain + n_forget]
         statistics = model.empty_statistics()
-        for rows, weight in ((order[: n_retain + n_forget], 1.0), (forgotten, -1.0)):
-            for chosen in torch.from_numpy(rows).split(256):
-                statistics.add(h[chosen], J[chosen], truth[chosen], torch.full((len(chosen),), weight))
+        for part, sign in ((order[: n_retain + n_forget], 1.0), (forgotten, -1.0)):
+            for chosen in torch.from_numpy(part).split(256):
+                of_rows = (features[chosen] for features in passes[sign])
+                statistics.add(*of_rows, truth[chosen], torch.full((len(chosen),), sign))
         solution = solve_schur(
             statistics,
             alpha=frozen.alpha,
@@ -139,14 +146,18 @@ def shadow_margins(
             target_scale=frozen.target_scale,
         )
         W, z = solution.W.to(h.dtype), (solution.z * frozen.tangent_scale**0.5).to(J.dtype)
-        margin = _margins(sharpness * (h @ W.T + J @ z).double().numpy(), labels)
+        margin = margins_of(sharpness * (h @ W.T + J @ z).double().numpy(), labels)
         unseen = order[n_retain + n_forget :]
         found[0, i, forgotten], found[1, i, unseen] = margin[forgotten], margin[unseen]
     return ShadowMargins(*found)
 
 
-def _margins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    rows = np.arange(len(labels))
-    true, others = scores[rows, labels], scores.copy()
-    others[rows, labels] = -np.inf
-    return true - logsumexp(others, axis=1)
+def _tangents(
+    model: LinearizedModel, rows: Rows, order: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features and Jacobians of all rows, computed in a given order."""
+    batches = model.batches(rows[i] for i in order)
+    parts = zip(*(model.tangents(batch) for batch in batches), strict=True)
+    back = torch.from_numpy(np.argsort(order))
+    h, J = (torch.cat(part)[back] for part in parts)
+    return h, J
