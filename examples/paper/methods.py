@@ -27,33 +27,39 @@ class Method:
 
 
 def unlearn(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None):
-    """Forget in closed form, without the retain set."""
+    """Forget in closed form, without the retain set; a fitted state is never changed in place."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyClassWarning)
-        return copy.deepcopy(estimator).unlearn(X_forget, y_forget)
+        return copy.copy(estimator).unlearn(X_forget, y_forget)
 
 
 def _rates(*rates: float, **others: Any) -> tuple[dict[str, Any], ...]:
     return tuple({"learning_rate": rate, **others} for rate in rates)
 
 
-METHODS = {
-    "ours, fine-tuned anchor": Method(unlearn),
+OURS = "ours"
+CLOSED = {
+    OURS: Method(unlearn),
     "Fast-NTK, dual form": Method(baselines.fast_ntk_dual, largest=1000),
     "full NTK": Method(baselines.full_ntk, largest=300),
-    "Max Loss": Method(baselines.max_loss, _rates(1e-4, 3e-4, 1e-3)),
-    "Random Label": Method(baselines.random_label, _rates(1e-4, 3e-4, 1e-3)),
-    "finetune": Method(baselines.finetune, _rates(5e-4, 2e-3, 5e-3)),
-    "SCRUB": Method(baselines.scrub, _rates(5e-4, 2e-3) + _rates(5e-4, 2e-3, max_epochs=3, epochs=6)),
-    "SalUn": Method(baselines.salun, _rates(5e-4, 1e-3, 3e-3)),
+}
+STEPPING = {
+    "Max Loss": Method(baselines.max_loss, _rates(1e-4, 3e-4, 1e-3, 3e-3)),
+    "Random Label": Method(baselines.random_label, _rates(1e-4, 3e-4, 1e-3, 3e-3)),
+    "finetune": Method(baselines.finetune, _rates(5e-4, 2e-3, 5e-3, 1e-2)),
+    "SCRUB": Method(
+        baselines.scrub,
+        _rates(5e-4, 2e-3, 5e-3) + _rates(2e-3, 5e-3, max_epochs=5, epochs=8, alpha=0.1),
+    ),
+    "SalUn": Method(baselines.salun, _rates(1e-4, 5e-4, 2e-3) + _rates(5e-4, 2e-3, alpha=5.0)),
     "SSD": Method(
-        baselines.ssd, tuple({"alpha": a, "dampening": d} for a in (2.0, 10.0) for d in (0.1, 1.0))
+        baselines.ssd, tuple({"alpha": a, "dampening": d} for a in (2.0, 10.0, 50.0) for d in (0.1, 1.0))
     ),
 }
 
 
 def measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """Return what a call returns, its seconds, and by how many MiB it raised the process's peak."""
+    """Return what a call returns, its seconds, and by how many MiB the process grew meanwhile."""
     process, done, peak = psutil.Process(), threading.Event(), [0]
     before = process.memory_info().rss
 

@@ -3,8 +3,8 @@
     python examples/paper/reproduce.py            # all tasks; an interrupted run goes on
     python examples/paper/reproduce.py --small    # a minute, on vectors
 
-Hyper-parameters of every method are chosen by tug of war on validation rows (training images that no
-draw learns), once for each task; test images are read at the end only. Writes results.csv and the
+Hyper-parameters are chosen on validation rows (training images that no draw learns), once for each
+task; test images are read at the end only. Writes results.csv and the
 tables of README.md.
 """
 
@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from methods import METHODS, forget, measured, unlearn
+from methods import CLOSED, OURS, STEPPING, forget, measured
 from tasks import SMALL, TASKS, VALIDATION, Problem, Task, estimator, problem, with_ridge
 from tqdm import tqdm
 
 # after tasks, which makes the benchmarks' module importable
 from _common import COMMIT, table  # isort: skip
 
-from fastntk_sk.baselines import retrain
+from fastntk_sk.baselines import before_solve, retrain, untrained
 from fastntk_sk.baselines.dual import dual_bytes
 from fastntk_sk.evaluation import (
     algebraic_gap,
@@ -50,9 +50,13 @@ COLUMNS = {
     "seconds": "seconds",
     "peak_mib": "peak MiB",
 }
-OURS = {"finetuned": "ours, fine-tuned anchor", "pretrained": "ours, pretrained anchor"}
-# of alpha and of the targets' scale, which the estimator itself uses
-RIDGES = (0.03, 0.1, 0.25)
+# what each group of rows compares with; every group has its own original, oracle and second oracle
+GROUPS = {
+    "SGD": "plain SGD on the subset; the oracle is a plain SGD retraining",
+    "fine-tuned anchor": "SGD and the closing solve; the oracle is both, without the forget set",
+    "pretrained anchor": "no SGD; the oracle is a fit without the forget set",
+}
+RIDGES = (0.03, 0.1, 0.25, 1.0)
 RELEARN_STEPS = 40
 
 
@@ -61,115 +65,127 @@ def sets(rows: Problem) -> dict:
 
 
 def choose(task: Task, path: Path) -> dict:
-    """Return the settings of each method that have the best tug of war on validation rows."""
+    """Return the settings that are best on validation rows.
+
+    The ridge of the estimator by the accuracy of the original, before anything is forgotten; the
+    settings of a method by its tug of war with the oracle of its group.
+    """
     known = json.loads(path.read_text()) if path.exists() else {}
     if str(task) in known:
         return known[str(task)]
     rows = problem(task, VALIDATION)
-    chosen: dict = {}
     original = estimator(task, "finetuned", VALIDATION).fit(*rows.learned)
     oracle = retrain(original, *rows.retain, *rows.forget)
-    found = unlearn(original, *rows.retain, *rows.forget)
-    scores = [
-        tug_of_war(with_ridge(found, alpha), with_ridge(oracle, alpha), **sets(rows)) for alpha in RIDGES
-    ]
-    chosen["alpha"] = alpha = RIDGES[int(np.argmax(scores))]
-    original, oracle = with_ridge(original, alpha), with_ridge(oracle, alpha)
+    scores = [with_ridge(original, alpha).score(*rows.test) for alpha in RIDGES]
+    chosen: dict = {"alpha": RIDGES[int(np.argmax(scores))]}
     print(task, "ridge", [round(score, 4) for score in scores], flush=True)
-    for name, method in METHODS.items():
-        if task.n > method.largest:
-            continue
-        scores = [0.0]
-        if len(method.grid) > 1:
-            scores = [
-                tug_of_war(forget(method, settings, original, rows, 0), oracle, **sets(rows))
-                for settings in method.grid
-            ]
+    start, target = before_solve(original), before_solve(oracle)
+    for name, method in STEPPING.items():
+        scores = [
+            tug_of_war(forget(method, settings, start, rows, 0), target, **sets(rows))
+            for settings in method.grid
+        ]
         chosen[name] = method.grid[int(np.argmax(scores))]
-        print(task, name, [round(s, 4) for s in scores], flush=True)
+        print(task, name, [round(score, 4) for score in scores], flush=True)
     path.write_text(json.dumps(known | {str(task): chosen}, indent=1))
     return chosen
 
 
 def run(task: Task, seed: int, chosen: dict) -> pd.DataFrame:
     """Return the lines of one task and seed."""
+    rows = problem(task, seed)
     frames = []
     for anchor in ("finetuned", "pretrained"):
-        rows = problem(task, seed)
         settings = {"alpha": chosen["alpha"]} if anchor == "finetuned" else {}
-        costs: dict[str, dict[str, float]] = {}
-        original, costs["original"] = measured(
+        original, fitting = measured(
             lambda: estimator(task, anchor, seed, **settings).fit(*rows.learned)  # noqa: B023
         )
-        oracle, costs["oracle"] = measured(
+        oracle, retraining = measured(
             lambda: retrain(original, *rows.retain, *rows.forget)  # noqa: B023
         )
         second = retrain(original, *rows.retain, *rows.forget, random_state=seed + 5000)
-        methods = METHODS if anchor == "finetuned" else {OURS[anchor]: METHODS[OURS["finetuned"]]}
+        costs = {"original": fitting, "oracle": retraining}
         found = {}
-        for name, method in methods.items():
+        for name, method in (CLOSED if anchor == "finetuned" else {OURS: CLOSED[OURS]}).items():
             if task.n > method.largest:
-                n_classes = len(original.classes_)
-                print(
-                    f"{name}: not run at {task.n:,} rows; its kernel alone needs "
-                    f"{dual_bytes(task.n, n_classes):,} bytes",
-                    flush=True,
-                )
+                needed = dual_bytes(task.n, len(original.classes_))
+                print(f"{name}: left out above {method.largest:,} rows; kernel and factors of "
+                      f"{task.n:,} need {needed:,} bytes", flush=True)  # fmt: skip
                 continue
-            found[name], costs[name] = measured(
-                lambda: forget(method, chosen.get(name, {}), original, rows, seed)  # noqa: B023
-            )
-        report = unlearning_report(
-            found, original=original, oracle=oracle, second_oracle=second, **sets(rows)
+            found[name], costs[name] = measured(lambda: forget(method, {}, original, rows, seed))  # noqa: B023
+        models = original, found, oracle, second
+        frames.append(
+            lines(f"{anchor.replace('finetuned', 'fine-tuned')} anchor", models, costs, rows, seed)
         )
-        steps: dict[str, float] = {}
-        for name, model in {"original": original, **found, "oracle": oracle}.items():
-            losses = relearn_curve(
-                model, *rows.learned, rows.forget, n_steps=RELEARN_STEPS, random_state=seed
-            )
-            if model is original:
-                loss = losses[0]
-            steps[name] = relearn_time(losses, loss)
-        report["relearn_steps"] = pd.Series(steps)
-        for name in ("seconds", "peak_mib"):
-            report[name] = pd.Series({model: cost[name] for model, cost in costs.items()})
         if anchor == "pretrained":
-            report.loc[OURS[anchor], "algebraic_gap"] = algebraic_gap(found[OURS[anchor]], oracle)
-        report.insert(0, "anchor", anchor)
-        frames.append(report.rename_axis("model").reset_index())
+            frames[-1].loc[frames[-1]["model"] == OURS, "algebraic_gap"] = algebraic_gap(
+                found[OURS], oracle
+            )
+            continue
+        start, ours = before_solve(original), found[OURS]
+        others = {OURS: ours}
+        for name, method in STEPPING.items():
+            others[name], costs[name] = measured(
+                lambda: forget(method, chosen[name], start, rows, seed)  # noqa: B023
+            )
+        models = start, others, before_solve(oracle), before_solve(second)
+        frames.append(lines("SGD", models, costs, rows, seed))
     result = pd.concat(frames)
     result.insert(0, "seed", seed)
     result.insert(0, "task", str(task))
     return result
 
 
+def lines(group: str, models: tuple, costs: dict, rows: Problem, seed: int) -> pd.DataFrame:
+    """Return the report of one group, with relearning and costs."""
+    original, found, oracle, second = models
+    report = unlearning_report(
+        found, original=original, oracle=oracle, second_oracle=second, **sets(rows)
+    )
+    steps: dict[str, float] = {}
+    relearning = {"original": original, **found, "oracle": oracle, report.index[-1]: second}
+    for name, model in (relearning | {"fresh model": untrained(original)}).items():
+        losses = relearn_curve(
+            model, *rows.learned, rows.forget, n_steps=RELEARN_STEPS, random_state=seed
+        )
+        if model is original:
+            loss = losses[0]
+        steps[name] = relearn_time(losses, loss)
+    report.loc["fresh model"] = np.nan
+    report["relearn_steps"] = pd.Series(steps)
+    for name in ("seconds", "peak_mib"):
+        report[name] = pd.Series({model: cost[name] for model, cost in costs.items()})
+    report.insert(0, "group", group)
+    return report.rename_axis("model").reset_index()
+
+
 def markdown(results: pd.DataFrame) -> str:
-    """Return one table a task: mean and standard deviation over the seeds."""
+    """Return a table for each task and group: mean and standard deviation over the seeds."""
     parts = []
     for task, of_task in results.groupby("task", sort=False):
-        lines = []
-        for (anchor, model), rows in of_task.groupby(["anchor", "model"], sort=False):
-            cells = [f"{model}" if model in OURS.values() else f"{model} ({anchor})"]
-            if anchor == "finetuned" and model in METHODS:
-                cells = [f"**{model}**" if model in OURS.values() else model]
-            for column in COLUMNS:
-                values = rows[column].to_numpy(float) * (100 if column.startswith("accuracy") else 1)
-                cells.append(_cell(values, column))
-            lines.append(cells)
-        seeds = of_task["seed"].nunique()
         parts.append(
-            f"### {task}\n\nMean and standard deviation over {seeds} seed(s).\n\n"
-            + table(["model", *COLUMNS.values()], lines)
+            f"### {task}\n\nMean and standard deviation over {of_task['seed'].nunique()} seed(s)."
         )
+        for group, meaning in GROUPS.items():
+            cells = [
+                [model, *(_cell(rows[column].to_numpy(float), column) for column in COLUMNS)]
+                for model, rows in of_task[of_task["group"] == group].groupby("model", sort=False)
+            ]
+            head = table(["model", *COLUMNS.values()], cells)
+            parts.append(f"**{group}**: {meaning}.\n\n{head}")
     return "\n\n".join(parts)
 
 
 def _cell(values: np.ndarray, column: str) -> str:
     if np.isnan(values).all():
         return ""
+    if column == "relearn_steps":
+        late = int(np.isinf(values).sum())
+        median = f"{np.median(values):.0f}" if late <= len(values) // 2 else f"> {RELEARN_STEPS}"
+        return median + (f" ({late} of {len(values)} later)" if late and median[0] != ">" else "")
+    if column.startswith("accuracy"):
+        values = 100 * values
     digits = {"tow": 3, "activation_distance_test": 3, "mia_auc": 3, "peak_mib": 0}.get(column, 1)
-    if np.isinf(values).any():
-        return f"> {RELEARN_STEPS}"
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
 
@@ -183,8 +199,8 @@ def main() -> None:
     args = parser.parse_args()
     tasks, seeds = (SMALL, 1) if args.small else (TASKS, args.seeds)
     args.out.mkdir(parents=True, exist_ok=True)
-    lines, page = args.out / "results.csv", args.out / "README.md"
-    done = pd.read_csv(lines) if lines.exists() else pd.DataFrame(columns=["task", "seed"])
+    sheet, page = args.out / "results.csv", args.out / "README.md"
+    done = pd.read_csv(sheet) if sheet.exists() else pd.DataFrame(columns=["task", "seed"])
     jobs = [
         (task, seed)
         for task in tasks
@@ -196,9 +212,9 @@ def main() -> None:
         frame = run(task, seed, choose(task, args.out / "chosen.json"))
         frame["commit"] = COMMIT
         done = frame if done.empty else pd.concat([done, frame])
-        partial = lines.with_suffix(".partial")
+        partial = sheet.with_suffix(".partial")
         done.to_csv(partial, index=False)
-        os.replace(partial, lines)
+        os.replace(partial, sheet)
         packages = ("fastntk_sk", "torch", "timm", "scikit-learn", "skorch", "numpy")
         stamp = (
             f"_`python examples/paper/reproduce.py`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "

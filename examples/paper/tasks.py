@@ -54,7 +54,7 @@ SMALL = [Task("mlp", 200, kind) for kind in FORGET[:2]]
 
 
 def problem(task: Task, seed: int, n_test: int = 2000) -> Problem:
-    """Draw the rows of a seed; no training row is in two draws of one task."""
+    """Draw the rows of a seed: disjoint training rows for four seeds, and others for validation."""
     X, y, X_test, y_test = _images(task)
     n_test = min(n_test, len(X) // 5)
     order = np.random.default_rng(0).permutation(len(X))
