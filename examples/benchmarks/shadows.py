@@ -64,8 +64,9 @@ def main() -> None:
     header = ["models compared", "U-LiRA AUC", "TPR at 1 % FPR", "KLoM mean", "KLoM 95th percentile"]
     text = table(header, lines) + (
         f"\n\n{args.models} shadow models of 500 retained and 250 unlearned rows (a quarter of the "
-        f"models for each kind and row), k = {args.components:,}: {seconds:.0f} seconds, the Jacobians of all rows included. Algebraic "
-        f"gap of forgetting the 100 flipped rows: {gap:.1e} (parameters rounded to float32)."
+        f"models for each kind and row), k = {args.components:,}: {seconds:.0f} seconds, the Jacobians "
+        f"of all rows included. Algebraic gap of forgetting the 100 flipped rows: {gap:.1e} "
+        "(parameters rounded to float32)."
     )
     publish("shadows", text)
 
