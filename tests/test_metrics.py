@@ -224,3 +224,19 @@ def test_empty_rows_and_unknown_labels(u, r):
         margins(u, X, [0, 7, 0, 1])
     with pytest.raises(NotFittedError):
         margins(Table(U), X, Y)
+
+
+@pytest.mark.parametrize("changed", [{"alpha": 5.0}, {"tangent_scale": 2.0}, {"target_scale": 3.0}])
+def test_the_algebraic_gap_is_of_one_problem(blobs, changed):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0).fit(X, y)
+    other = FastNTKClassifier(random_state=0, **changed).fit(X, y)
+    with pytest.raises(ValueError, match=f"differs in .*{next(iter(changed))}"):
+        algebraic_gap(clf, other)
+
+
+def test_the_algebraic_gap_at_a_fine_tuned_anchor(blobs):
+    X, y = blobs
+    clf = FastNTKClassifier(anchor="finetuned", max_epochs=3, random_state=0).fit(X, y)
+    clf.unlearn(X[:9])
+    assert algebraic_gap(clf, deepcopy(clf).rebuild(X[9:], y[9:])) < 1e-9

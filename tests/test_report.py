@@ -271,3 +271,18 @@ def test_display_on_given_axes(models, close):
 def test_display_needs_an_oracle(models):
     with pytest.raises(MissingOracleError):
         display(models | {"oracle": None})
+
+
+def test_an_oracle_that_has_seen_the_rows_is_refused(blobs):
+    X, y = blobs
+    forget, retain = (X[:6], y[:6]), (X[6:], y[6:])
+    original = FastNTKClassifier(random_state=0).fit(X, y)
+    impostor = FastNTKClassifier(random_state=1).fit(X, y)
+    honest = FastNTKClassifier(random_state=0).fit(*retain)
+    sets = {"retain": retain, "forget": forget, "test": retain}
+    unlearned = deepcopy(original).unlearn(*forget)
+    for oracles in ((impostor, honest), (honest, impostor)):
+        with pytest.raises(ValueError, match="never learned the forget set"):
+            unlearning_report(
+                unlearned, original=original, oracle=oracles[0], second_oracle=oracles[1], **sets
+            )

@@ -83,8 +83,9 @@ def unlearning_report(
         If a model is not fitted.
 
     ValueError
-        If a model is the oracle itself or has other classes, if an unlearned one is the original
-        itself, if a set is empty, or if names clash or are unknown.
+        If a model is the oracle itself or has other classes, if an oracle has learned the forget
+        set, if an unlearned model is the original itself, if a set is empty, or if names clash or
+        are unknown.
 
     ImportError
         If pandas is not installed.
@@ -136,6 +137,12 @@ def unlearning_report(
         name: check_dataset(dataset, name)
         for name, dataset in {"retain": retain, "forget": forget, "test": test}.items()
     }
+    for model in (oracle, second_oracle):
+        if hasattr(model, "can_unlearn") and model.can_unlearn(*sets["forget"])["n_rows"]:
+            raise ValueError(
+                "Expected an oracle that never learned the forget set, got one whose ledger holds all "
+                "of it. Retrain on the retain set alone: baselines.retrain(...)."
+            )
     reference = _Remembering(oracle)
     rows = {
         name: _row(reference if model is oracle else _Remembering(model), reference, sets)
