@@ -57,4 +57,5 @@ def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
     published = rows.loc[("fine-tuned anchor", "Fast-NTK, dual form"), "accuracy_test"]
     ours = rows.loc[("fine-tuned anchor", "ours"), "accuracy_test"]
     assert published.tolist() == ours.tolist()
+    assert (tmp_path / "tow.png").stat().st_size > 10_000
     assert "| SalUn |" in (tmp_path / "README.md").read_text()

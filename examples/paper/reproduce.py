@@ -176,6 +176,27 @@ def markdown(results: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+def picture(results: pd.DataFrame, path: Path) -> None:
+    """Draw the tug of war of every method, with the noise floor, one panel a task."""
+    import matplotlib.pyplot as plt
+
+    tasks = list(results["task"].unique())
+    figure, axes = plt.subplots(
+        len(tasks), 1, figsize=(8, 2.6 * len(tasks)), squeeze=False, constrained_layout=True
+    )
+    for ax, task in zip(axes[:, 0], tasks, strict=True):
+        rows = results[(results["task"] == task) & (results["group"] == "SGD")]
+        tow = rows.groupby("model", sort=False)["tow"].agg(["mean", "std"]).dropna(subset="mean")
+        floor = tow.filter(like="second oracle", axis=0)["mean"].iloc[0]
+        tow = tow.drop(tow.filter(like="second oracle", axis=0).index)
+        ax.bar(tow.index, tow["mean"], yerr=tow["std"].fillna(0), color="tab:blue", capsize=3)
+        ax.axhline(floor, color="black", linestyle="--", label="second retraining")
+        ax.set(title=task, ylabel="tug of war", ylim=(0, 1.05))
+        ax.legend(loc="lower right")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def _cell(values: np.ndarray, column: str) -> str:
     if np.isnan(values).all():
         return ""
@@ -226,6 +247,8 @@ def main() -> None:
         section = f"<!-- results -->\n{markdown(done)}\n\n{stamp}\n<!-- /results -->"
         found = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
         page.write_text(found.sub(lambda _, new=section: new, text))
+    if not done.empty:
+        picture(done, args.out / "tow.png")
     print(markdown(done))
 
 
