@@ -68,7 +68,7 @@ def test_energy_units_are_powers_of_two_and_see_no_data(digits):
         assert np.log2(scale) == int(np.log2(scale))
     assert torch.equal(one.readout, two.readout)
     synthetic = one.backbone.synthetic(32, 0, None, torch.float32)
-    h, J = one._batch(synthetic)
+    h, J = one.tangents(synthetic)
     for energy in (h.square().sum(1).mean(), J.square().sum(2).mean()):
         assert 0.4 < float(energy) < 2.5
 
