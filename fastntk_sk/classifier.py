@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -398,8 +397,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         probabilities : ndarray of shape (n, n_classes)
         """
         scores = self._scores(X)
-        sharpness = math.log(99 * (scores.shape[1] - 1)) / self._state.frozen.target_scale
-        return softmax(sharpness * scores, axis=1)
+        return softmax(self._state.sharpness * scores, axis=1)
 
     def _start(self, X, y, classes, sample_weight, sample_ids) -> FastNTKClassifier:
         """Build the model and learn the first rows; the estimator changes at the end."""

@@ -307,7 +307,8 @@ def unlearn(
                 "Expected a FastNTKClassifier, a Pipeline that ends in one or a refitted search over "
                 f"either, got {type(inner).__name__}. Call unlearn on the classifier inside it."
             )
-    if strict and _tuned(inner):
+    check_is_fitted(inner)
+    if strict and inner._state.frozen.anchor == "finetuned":
         raise InexactDeletionError(
             "The fine-tuned anchor has seen the forgotten rows: the deletion is exact for the model "
             'linearised there, and approximate against a retraining. Fit with anchor="pretrained", or '
@@ -324,8 +325,3 @@ def unlearn(
         warnings.warn(message, InexactDeletionWarning, stacklevel=2)
     inner._forget(X, y_forget, sample_ids, copies, seen_by=seen_by, searched_by=searched_by)
     return estimator
-
-
-def _tuned(classifier: UnlearningMixin) -> bool:
-    check_is_fitted(classifier)
-    return classifier._state.frozen.anchor == "finetuned"

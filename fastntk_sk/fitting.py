@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
 
 from .backbones import takes_vectors
@@ -17,7 +15,7 @@ from .finetuning import SubspaceNetwork, finetune
 from .linearized import LinearizedModel, Parameters, relative_gap
 from .preprocessing import Rows
 from .state import Frozen, Progress, State
-from .validation import check_parameters, check_training_rows, encode_labels
+from .validation import check_parameters, check_training_rows, draw_seed, encode_labels
 
 _LINEARITY_ROWS = 200
 
@@ -56,9 +54,7 @@ def first_state(
         estimator, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
     )
     names, labels = _check_classes(y, classes)
-    seed = secrets.randbits(31)  # for None: the global generator is left alone
-    if get("random_state") is not None:
-        seed = int(check_random_state(get("random_state")).randint(2**31 - 1))
+    seed = draw_seed(get("random_state"))
     device = get("device")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,9 +62,9 @@ def first_state(
     if precision == "auto":
         precision = "float64" if isinstance(get("backbone"), str) and vectors else "float32"
     tuning = get("anchor") == "finetuned"
-    predict_with = {"auto": "network" if tuning else "linear"}.get(
-        get("predict_with"), get("predict_with")
-    )
+    predict_with = get("predict_with")
+    if predict_with == "auto":
+        predict_with = "network" if tuning else "linear"
     frozen = Frozen(
         seed=seed,
         alpha=float(get("alpha")),

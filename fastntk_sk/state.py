@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 import warnings
@@ -212,6 +213,17 @@ class State:
             environment=here,
         )
         return replace(changed, receipts=[*self.receipts, receipt])
+
+    @property
+    def sharpness(self) -> float:
+        r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
+        return math.log(99 * (len(self.class_rows) - 1)) / self.frozen.target_scale
+
+    def resolved(self, *, alpha: float, tangent_scale: float | None = None) -> State:
+        """Return the state solved again with another ridge, without another pass."""
+        s = self.frozen.tangent_scale if tangent_scale is None else tangent_scale
+        changed = replace(self, frozen=replace(self.frozen, alpha=alpha, tangent_scale=s))
+        return changed._solved(self.statistics, self.class_rows)
 
     def check_rest(self, removals: list[Removal]) -> None:
         """Raise ForgetsEverythingError if no row would be left."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import secrets
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_scalar, column_or_1d
+from sklearn.utils import check_random_state, check_scalar, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
 
@@ -20,6 +21,13 @@ _CHOICES = {
     "precision": ("auto", "float32", "float64"),
     "copies": ("one", "all"),
 }
+
+
+def draw_seed(random_state: Any) -> int:
+    """Return the seed of a scikit-learn random_state; None is fresh, and leaves global ones alone."""
+    if random_state is None:
+        return secrets.randbits(31)
+    return int(check_random_state(random_state).randint(2**31 - 1))
 
 
 def check_choice(name: str, value: Any) -> None:

@@ -81,16 +81,24 @@ def table(header: list[str], rows: list[list[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def publish(name: str, text: str) -> None:
-    """Print a result and put it into its place in README.md, with versions and commit."""
-    packages = ("fastntk_sk", "torch", "timm", "scikit-learn", "numpy")
+def stamp(script: str) -> str:
+    """Return what measured a result, when, and with which versions and commit."""
+    packages = ("fastntk_sk", "torch", "timm", "scikit-learn", "skorch", "numpy")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    stamp = (
-        f"_`python examples/benchmarks/{name}.py`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "
+    return (
+        f"_`python examples/{script}`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "
         f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores._"
     )
-    print(text)
-    page = RESULTS.read_text()
-    section = f"<!-- {name} -->\n{text}\n\n{stamp}\n<!-- /{name} -->"
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of a section in a page."""
     found = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
-    RESULTS.write_text(found.sub(lambda _: section, page))
+    section = f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
+    page.write_text(found.sub(lambda _: section, page.read_text()))
+
+
+def publish(name: str, text: str) -> None:
+    """Print a result and put it into its place in README.md, with versions and commit."""
+    print(text)
+    put(RESULTS, name, f"{text}\n\n{stamp(f'benchmarks/{name}.py')}")

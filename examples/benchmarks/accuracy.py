@@ -35,12 +35,20 @@ CHOICE = CACHE / "accuracy-choice.json"
 
 
 def learn(X, y):
-    """Return for each k a state without rows, and the statistics of the rows.
+    """Return for each k a state with the statistics of the rows.
 
     One pass serves all k: a batch's Jacobians are computed once and projected three times. The
     statistics serve every alpha and tangent_scale.
     """
-    frozen = Frozen(0, alpha=1.0, tangent_scale=1.0, target_scale=1.0, network=False, device="cpu")
+    frozen = Frozen(
+        0,
+        alpha=1.0,
+        tangent_scale=1.0,
+        target_scale=1.0,
+        anchor="pretrained",
+        network=False,
+        device="cpu",
+    )
     learned = {}
     for k in COMPONENTS:
         model = LinearizedModel.build(
@@ -58,33 +66,32 @@ def learn(X, y):
             device="cpu",
             seed=0,
         )
-        state = dataclasses.replace(State.empty(model, frozen), class_rows=np.ones(10, dtype=np.int64))
-        learned[k] = state, state.statistics
+        learned[k] = dataclasses.replace(
+            State.empty(model, frozen), class_rows=np.ones(10, dtype=np.int64)
+        )
     return extend(learned, X, y)
 
 
 def extend(learned, X, y):
     """Add rows to the statistics of every k."""
-    model = learned[COMPONENTS[0]][0].model
+    model = learned[COMPONENTS[0]].model
     rows, labels = list(Rows(X, model.backbone.spec)), torch.from_numpy(y)
     for start in range(0, len(y), 32):
         batch = model.backbone.spec.normalise(rows[start : start + 32], torch.float32)
         h, J = model.tangent.jacobian(batch, model.readout)
         h = torch.cat([h, torch.ones(len(h), 1)], dim=1)
-        for state, statistics in learned.values():
+        for state in learned.values():
             own = state.model
             projected = own.projection.project(J.flatten(0, 1)).unflatten(0, J.shape[:2])
-            statistics.add(
+            state.statistics.add(
                 h / own.scale_h, projected / own.scale_J, labels[start : start + 32], torch.ones(len(h))
             )
     return learned
 
 
-def with_ridge(learned, alpha, tangent_scale):
-    """Solve statistics for given hyper-parameters."""
-    state, statistics = learned
-    frozen = dataclasses.replace(state.frozen, alpha=alpha, tangent_scale=tangent_scale)
-    solved = dataclasses.replace(state, frozen=frozen)._solved(statistics, state.class_rows)
+def with_ridge(state, alpha, tangent_scale):
+    """Solve a state for given hyper-parameters."""
+    solved = state.resolved(alpha=alpha, tangent_scale=tangent_scale)
     return FastNTKClassifier(BACKBONE)._commit(solved, np.arange(10))
 
 

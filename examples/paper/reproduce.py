@@ -4,8 +4,7 @@
     python examples/paper/reproduce.py --small    # a minute, on vectors
 
 Hyper-parameters are chosen on validation rows (training images that no draw learns), once for each
-task; test images are read at the end only. Writes results.csv and the
-tables of README.md.
+task; test images are read at the end only. Writes results.csv, the tables of README.md and a picture.
 """
 
 from __future__ import annotations
@@ -13,10 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
-import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +21,7 @@ from tasks import SMALL, TASKS, VALIDATION, Problem, Task, estimator, problem, w
 from tqdm import tqdm
 
 # after tasks, which makes the benchmarks' module importable
-from _common import COMMIT, table  # isort: skip
+from _common import COMMIT, put, stamp, table  # isort: skip
 
 from fastntk_sk.baselines import before_solve, retrain, untrained
 from fastntk_sk.baselines.dual import dual_bytes
@@ -122,8 +117,7 @@ def run(task: Task, seed: int, chosen: dict) -> pd.DataFrame:
                 found[OURS], oracle
             )
             continue
-        start, ours = before_solve(original), found[OURS]
-        others = {OURS: ours}
+        start, others = before_solve(original), {OURS: found[OURS]}
         for name, method in STEPPING.items():
             others[name], costs[name] = measured(
                 lambda: forget(method, chosen[name], start, rows, seed)  # noqa: B023
@@ -236,17 +230,9 @@ def main() -> None:
         partial = sheet.with_suffix(".partial")
         done.to_csv(partial, index=False)
         os.replace(partial, sheet)
-        packages = ("fastntk_sk", "torch", "timm", "scikit-learn", "skorch", "numpy")
-        stamp = (
-            f"_`python examples/paper/reproduce.py`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "
-            f"Python {platform.python_version()}, "
-            + ", ".join(f"{package} {version(package)}" for package in packages)
-            + f", {os.cpu_count()} cores._"
-        )
-        text = page.read_text() if page.exists() else "<!-- results -->\n<!-- /results -->\n"
-        section = f"<!-- results -->\n{markdown(done)}\n\n{stamp}\n<!-- /results -->"
-        found = re.compile(r"<!-- results -->.*?<!-- /results -->", re.DOTALL)
-        page.write_text(found.sub(lambda _, new=section: new, text))
+        if not page.exists():
+            page.write_text("<!-- results -->\n<!-- /results -->\n")
+        put(page, "results", f"{markdown(done)}\n\n{stamp('paper/reproduce.py')}")
     if not done.empty:
         picture(done, args.out / "tow.png")
     print(markdown(done))

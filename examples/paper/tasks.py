@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,10 +91,7 @@ def estimator(task: Task, anchor: str, seed: int, **settings) -> FastNTKClassifi
 
 def with_ridge(fitted: FastNTKClassifier, alpha: float) -> FastNTKClassifier:
     """Return a copy that is solved again, without another pass or another fine-tuning."""
-    state = fitted._state
-    frozen = dataclasses.replace(state.frozen, alpha=alpha)
-    solved = dataclasses.replace(state, frozen=frozen)._solved(state.statistics, state.class_rows)
-    return copy.copy(fitted)._commit(solved, fitted.classes_)
+    return copy.copy(fitted)._commit(fitted._state.resolved(alpha=alpha), fitted.classes_)
 
 
 def small_vit() -> torch.nn.Module:

@@ -84,11 +84,8 @@ def fast_ntk_dual(
     n_rows = len(y_retain) + len(y_forget)
     width = n_classes * (model.d + 1) + k
     check_dual_memory(n_rows, n_classes, width)
-    parts = []
-    for X, y in ((X_retain, y_retain), (X_forget, y_forget)):
-        for batch, labels, _ in original.batches(X, y, model.batch_size):
-            parts.append((*model.tangents(batch), labels.cpu()))
-    h, J, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    batches, labels = original.all_batches((X_retain, y_retain), (X_forget, y_forget))
+    h, J = map(torch.cat, zip(*map(model.tangents, batches), strict=True))
     solution = solve_published(
         h,
         J,
@@ -197,12 +194,7 @@ def full_ntk(
     W = original.parameters.W.to(model.readout)
     start = -model.displacement(original.parameters)  # to the pretrained values
     n_classes = len(original.classes)
-    rows = [
-        part
-        for X, y in ((X_retain, y_retain), (X_forget, y_forget))
-        for part in original.batches(X, y, model.batch_size)
-    ]
-    batches, labels = [batch for batch, _, _ in rows], torch.cat([y.cpu() for _, y, _ in rows])
+    batches, labels = original.all_batches((X_retain, y_retain), (X_forget, y_forget))
     m = len(labels) * n_classes
     everything = select(net, "full")
     size = max(1, block_bytes // (4 * m))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from .network import BaselineClassifier, Original, descend
+from ..validation import draw_seed
+from .network import BaselineClassifier, Original, adamw, descend
 
 
 def retrain(
@@ -108,14 +107,15 @@ def finetune(
     [0, 1, 2]
     """
     original = Original(estimator)
-    network = descend(
+    network = original.network()
+    descend(
         original,
-        original.network(),
+        network,
         X_retain,
         y_retain,
         cross_entropy,
+        adamw(network, learning_rate),
         epochs=epochs,
-        learning_rate=learning_rate,
         batch_size=batch_size,
         draws=seeded(random_state),
     )
@@ -161,14 +161,15 @@ def max_loss(
     True
     """
     original = Original(estimator)
-    network = descend(
+    network = original.network()
+    descend(
         original,
-        original.network(),
+        network,
         X_forget,
         y_forget,
         lambda *batch: -cross_entropy(*batch),
+        adamw(network, learning_rate),
         epochs=epochs,
-        learning_rate=learning_rate,
         batch_size=batch_size,
         draws=seeded(random_state),
     )
@@ -214,14 +215,15 @@ def random_label(
     True
     """
     original, draws = Original(estimator), seeded(random_state)
-    network = descend(
+    network = original.network()
+    descend(
         original,
-        original.network(),
+        network,
         X_forget,
         wrong_labels(original, y_forget, draws),
         cross_entropy,
+        adamw(network, learning_rate),
         epochs=epochs,
-        learning_rate=learning_rate,
         batch_size=batch_size,
         draws=draws,
     )
@@ -237,10 +239,7 @@ def wrong_labels(original: Original, y: Any, draws: torch.Generator) -> np.ndarr
 
 def seeded(random_state: Any) -> torch.Generator:
     """Return a generator of its own for a scikit-learn random_state; global ones are left alone."""
-    seed = secrets.randbits(31)
-    if random_state is not None:
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(draw_seed(random_state))
 
 
 def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:

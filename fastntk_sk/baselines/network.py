@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -113,7 +111,7 @@ class Original:
             check_is_fitted(estimator)
             state = estimator._state
             self.model, self.parameters = state.model, state.parameters
-            self.sharpness = math.log(99 * (len(estimator.classes_) - 1)) / state.frozen.target_scale
+            self.sharpness = state.sharpness
         self.classes = estimator.classes_
 
     def network(self) -> SubspaceNetwork:
@@ -156,6 +154,11 @@ class Original:
         for chosen in order.split(size):
             batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
             yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
+
+    def all_batches(self, *sets: tuple[Any, Any]) -> tuple[list[Tensor], Tensor]:
+        """Return the batches of several sets (X, y), of the model's size, and all class indices."""
+        parts = [part for X, y in sets for part in self.batches(X, y, self.model.batch_size)]
+        return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
 
     def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:
         """Return the classifier of a trained network; classes without retained rows are empty."""
@@ -214,20 +217,24 @@ def untrained(estimator: Any) -> BaselineClassifier:
     return BaselineClassifier(original.model, parameters, True, original.classes, original.sharpness)
 
 
+def adamw(network: SubspaceNetwork, learning_rate: float) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay on what a network trains."""
+    return torch.optim.AdamW([network.z, network.W], lr=learning_rate, weight_decay=0.0)
+
+
 def descend(
     original: Original,
     network: SubspaceNetwork,
     X: Any,
     y: Any,
     loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    optimiser: torch.optim.Optimizer,
     *,
     epochs: int,
-    learning_rate: float,
     batch_size: int,
     draws: torch.Generator,
     masks: tuple[Tensor, Tensor] | None = None,
-    optimiser: torch.optim.Optimizer | None = None,
-) -> SubspaceNetwork:
+) -> None:
     """Take epochs of steps on a loss.
 
     Parameters
@@ -235,34 +242,26 @@ def descend(
     original : Original
 
     network : SubspaceNetwork
-        Trained in place, and returned.
+        Trained in place.
 
     X, y : array-like
 
     loss : callable
         Of (inputs, scores, class indices, row numbers) of a batch.
 
-    epochs, batch_size : int
+    optimiser : Optimizer
+        See `adamw`.
 
-    learning_rate : float
+    epochs, batch_size : int
 
     draws : torch.Generator
         Order of the rows.
 
     masks : tuple of Tensor, default=None
         For z and W: entries that are 0 do not move.
-
-    optimiser : Optimizer, default=None
-        One that goes on; None is a new AdamW without weight decay.
-
-    Returns
-    -------
-    network : SubspaceNetwork
     """
     trained = [network.z, network.W]
-    before = copy.deepcopy([t.detach() for t in trained])
-    if optimiser is None:
-        optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    before = [] if masks is None else [tensor.detach().clone() for tensor in trained]
     for _ in range(epochs):
         for batch, labels, rows in original.batches(X, y, batch_size, draws):
             optimiser.zero_grad()
@@ -272,7 +271,6 @@ def descend(
                 with torch.no_grad():
                     for tensor, start, mask in zip(trained, before, masks, strict=True):
                         tensor.copy_(start + mask * (tensor - start))
-    return network
 
 
 def _rows(model: LinearizedModel, X: Any) -> Rows:

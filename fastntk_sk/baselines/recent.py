@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..finetuning import SubspaceNetwork
 from .gradient import cross_entropy, seeded, wrong_labels
-from .network import BaselineClassifier, Original, descend
+from .network import BaselineClassifier, Original, adamw, descend
 
 
 def scrub(
@@ -79,12 +79,7 @@ def scrub(
     """
     original, draws = Original(estimator), seeded(random_state)
     network, teacher = original.network(), original.network()
-    steps: dict[str, Any] = {
-        "epochs": 1,
-        "learning_rate": learning_rate,
-        "draws": draws,
-        "optimiser": torch.optim.AdamW([network.z, network.W], lr=learning_rate, weight_decay=0.0),
-    }
+    optimiser = adamw(network, learning_rate)
     for epoch in range(epochs):
         if epoch < max_epochs:
             descend(
@@ -93,8 +88,10 @@ def scrub(
                 X_forget,
                 y_forget,
                 lambda x, scores, *_: -departure(teacher, x, scores, temperature),
+                optimiser,
+                epochs=1,
                 batch_size=forget_batch_size,
-                **steps,
+                draws=draws,
             )
         descend(
             original,
@@ -105,8 +102,10 @@ def scrub(
                 alpha * departure(teacher, x, scores, temperature)
                 + gamma * cross_entropy(x, scores, *rest)
             ),
+            optimiser,
+            epochs=1,
             batch_size=batch_size,
-            **steps,
+            draws=draws,
         )
     return original.result(network, y_retain)
 
@@ -200,8 +199,8 @@ def salun(
         X,
         np.concatenate([wrong, np.asarray(y_retain)]),
         weighted,
+        adamw(network, learning_rate),
         epochs=epochs,
-        learning_rate=learning_rate,
         batch_size=batch_size,
         draws=draws,
         masks=(z_mask, W_mask),

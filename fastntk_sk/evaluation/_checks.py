@@ -115,6 +115,12 @@ def check_dataset(dataset: Any, name: str) -> tuple[Any, np.ndarray]:
     return X, y
 
 
+def check_sets(retain: Any, forget: Any, test: Any) -> dict[str, tuple[Any, np.ndarray]]:
+    """Return the three datasets of a deletion by name, each as `check_dataset` returns it."""
+    sets = {"retain": retain, "forget": forget, "test": test}
+    return {name: check_dataset(dataset, name) for name, dataset in sets.items()}
+
+
 def class_indices(y: Any, classes: np.ndarray) -> np.ndarray:
     """Return the index of each label among the classes.
 

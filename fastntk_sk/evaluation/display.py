@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._checks import check_dataset, optional
+from ._checks import check_sets, optional
 from .metrics import margins
 from .report import named_models
 
@@ -122,10 +122,7 @@ class UnlearningDisplay:
             As in :func:`unlearning_report`.
         """
         models = named_models(unlearned, original, oracle)
-        sets = {
-            name: check_dataset(dataset, name)
-            for name, dataset in zip(_SETS, (retain, forget, test), strict=True)
-        }
+        sets = check_sets(retain, forget, test)
         accuracies = {
             name: {of: float(np.mean(model.predict(X) == y)) for of, (X, y) in sets.items()}
             for name, model in models.items()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logsumexp
 
-from ._checks import check_dataset, check_fitted, check_oracle, check_rows, class_indices
+from ._checks import check_dataset, check_fitted, check_oracle, check_rows, check_sets, class_indices
 
 
 def accuracy_gaps(
@@ -72,8 +72,7 @@ def accuracy_gaps(
     """
     check_oracle(unlearned, oracle)
     gaps = {}
-    for name, dataset in {"retain": retain, "forget": forget, "test": test}.items():
-        X, y = check_dataset(dataset, name)
+    for name, (X, y) in check_sets(retain, forget, test).items():
         of_unlearned, of_oracle = (np.mean(model.predict(X) == y) for model in (unlearned, oracle))
         gaps[name] = float(abs(of_unlearned - of_oracle))
     return gaps

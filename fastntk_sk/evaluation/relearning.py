@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..baselines.gradient import seeded
-from ..baselines.network import Original
+from ..baselines.network import Original, adamw
 
 
 def relearn_curve(
@@ -87,7 +87,7 @@ def relearn_curve(
             ]
         return float(sum(losses)) / len(y_forget)
 
-    optimiser = torch.optim.AdamW([network.z, network.W], lr=learning_rate, weight_decay=0.0)
+    optimiser = adamw(network, learning_rate)
     curve = [loss_of_forgotten()]
     while len(curve) <= n_steps:
         for batch, labels, _ in original.batches(X, y, batch_size, draws):

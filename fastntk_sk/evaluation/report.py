@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._checks import NoNoiseFloorWarning, check_dataset, check_oracle, optional
+from ._checks import NoNoiseFloorWarning, check_oracle, check_sets, optional
 from .attacks import population_mia_auc
 from .metrics import activation_distance, prediction_agreement, tug_of_war
 
@@ -133,10 +133,7 @@ def unlearning_report(
     unknown = sorted(set(relearn_steps or {}) - set(models))
     if unknown:
         raise ValueError(f"Expected relearn_steps of rows among {list(models)}, got {unknown}.")
-    sets = {
-        name: check_dataset(dataset, name)
-        for name, dataset in {"retain": retain, "forget": forget, "test": test}.items()
-    }
+    sets = check_sets(retain, forget, test)
     for model in (oracle, second_oracle):
         if hasattr(model, "can_unlearn") and model.can_unlearn(*sets["forget"])["n_rows"]:
             raise ValueError(

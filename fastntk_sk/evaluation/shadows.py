@@ -130,7 +130,6 @@ def shadow_margins(
     h, J = passes[1.0]
     found = np.full((2, n_models, n), np.nan)
     n_retain, n_forget = round(retain * n), round(forget * n)
-    sharpness = np.log(99 * (len(estimator.classes_) - 1)) / frozen.target_scale
     for i in tqdm(range(n_models), "shadow models", unit="model", disable=not verbose):
         order = draws.permutation(n)
         forgotten = order[n_retain : n_retain + n_forget]
@@ -146,7 +145,7 @@ def shadow_margins(
             target_scale=frozen.target_scale,
         )
         W, z = solution.W.to(h.dtype), (solution.z * frozen.tangent_scale**0.5).to(J.dtype)
-        margin = margins_of(sharpness * (h @ W.T + J @ z).double().numpy(), labels)
+        margin = margins_of(state.sharpness * (h @ W.T + J @ z).double().numpy(), labels)
         unseen = order[n_retain + n_forget :]
         found[0, i, forgotten], found[1, i, unseen] = margin[forgotten], margin[unseen]
     return ShadowMargins(*found)
