@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -57,12 +58,20 @@ class JacobianError(FastNTKError, RuntimeError):
     """A backbone whose rows influence each other has no per-sample Jacobian."""
 
 
+class PrecisionError(FastNTKError, ValueError):
+    """A precision is too coarse for the Jacobians of a backbone."""
+
+
 class FineTuningError(FastNTKError, RuntimeError):
     """Fine-tuning by SGD diverged."""
 
 
 class InsufficientMemoryError(FastNTKError, RuntimeError):
     """The statistics would not fit in memory; nothing was allocated."""
+
+
+class DistributedError(FastNTKError, RuntimeError):
+    """A rank of a process group was lost; nothing was learned."""
 
 
 class InexactDeletionError(FastNTKError, ValueError):
@@ -78,7 +87,31 @@ class StateMismatchError(FastNTKError, ValueError):
 
 
 class StateFormatError(FastNTKError, ValueError):
-    """A folder is not a saved state, is damaged, or is of a newer format."""
+    """Files are not what this library writes: damaged, forged, incomplete, or of a newer format."""
+
+
+class DecryptionError(StateFormatError):
+    """A private state is encrypted with another key, or the key is missing or malformed."""
+
+
+class NoPrivateStateError(FastNTKError, ValueError, AttributeError):
+    """A published adapter predicts; what it rests on is not in it (bases as of NotFittedError)."""
+
+
+class PublicationError(FastNTKError, ValueError):
+    """What was asked for would publish more than it may."""
+
+
+class ReceiptError(StateFormatError):
+    """Receipts were changed, or are not complete."""
+
+
+class HubError(FastNTKError, RuntimeError):
+    """The Hub could not be reached, or refused; the message says what to do."""
+
+
+class UnknownKeyWarning(UserWarning):
+    """A file holds settings of a later version, which are ignored."""
 
 
 class InexactDeletionWarning(UserWarning):
@@ -99,3 +132,9 @@ class EmptyClassWarning(UserWarning):
 
 class UnsavedParameterWarning(UserWarning):
     """A parameter of the estimator could not be saved; what was learned is not touched."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a sentence that suggests names like one that is unknown, or nothing."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .exceptions import AmbiguousSampleError, UnknownSampleError
 
-_SIZE = 32
+KEY_BYTES = 32
 
 
 class Entry(NamedTuple):
@@ -44,18 +44,18 @@ class Removal(NamedTuple):
 class Segment:
     """The rows that one site has learned, under that site's own key."""
 
-    key: bytes = field(default_factory=lambda: secrets.token_bytes(_SIZE))
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_BYTES))
     rows: dict[bytes, Counter[Entry]] = field(default_factory=dict)
 
     def digest(self, content: bytes) -> bytes:
         """Return the keyed digest of a content."""
-        return hashlib.blake2b(content, key=self.key, digest_size=_SIZE).digest()
+        return hashlib.blake2b(content, key=self.key, digest_size=KEY_BYTES).digest()
 
     def owner(self, sample_id: object) -> bytes:
         """Return the keyed digest of a sample id; None has the empty digest."""
         if sample_id is None:
             return b""
-        person = hashlib.blake2b(key=self.key, digest_size=_SIZE, person=b"sample id")
+        person = hashlib.blake2b(key=self.key, digest_size=KEY_BYTES, person=b"sample id")
         person.update(str(sample_id).encode())
         return person.digest()
 

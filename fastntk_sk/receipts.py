@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import files
+from .exceptions import ReceiptError, StateFormatError
+from .schema import MAX_INTEGER, Check, integer, list_of, number, one_of, text
+
 EXACT = "exact for the linearised model"
+_RECEIPT: dict[str, Check] = {  # what is read of one again
+    "n_rows": integer(1, MAX_INTEGER),
+    "drift": number(0),
+    "seen_by": list_of(text()),
+    "searched_by": list_of(text()),
+    "anchor": one_of("pretrained", "finetuned"),
+    "chain": text(),
+    "previous": text(),
+    "digest": text(),
+}
+_PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
 
 
-def environment(device: str, dtype: torch.dtype) -> dict[str, Any]:
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
+
+
+def environment(device: str, precision: str, compiled: bool) -> dict[str, Any]:
     """Return what decides whether a Jacobian comes out bitwise the same.
 
     Parameters
     ----------
     device : str
 
-    dtype : torch.dtype
+    precision : str
         Of the backbone's passes.
+
+    compiled : bool
 
     Returns
     -------
@@ -29,17 +54,22 @@ def environment(device: str, dtype: torch.dtype) -> dict[str, Any]:
         Plain Python values: library versions, machine, device, precision, threads.
     """
     return {
-        "versions": {name: version(name) for name in ("torch", "timm", "numpy", "pillow")},
+        "versions": dict(_versions()),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": device,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": precision,
+        "compiled": compiled,
         "threads": torch.get_num_threads(),
     }
 
 
 def make_receipt(
     *,
+    chain: str,
+    earlier: Sequence[Mapping[str, Any]],
+    adapter_before: str,
+    adapter_after: str,
     n_rows: int,
     n_learned: int,
     residual: float,
@@ -49,11 +79,21 @@ def make_receipt(
     searched_by: Sequence[str],
     anchor: str,
     environment: dict[str, Any],
+    n_left: int | None = None,
 ) -> dict[str, Any]:
     """Describe one deletion in plain Python values.
 
     Parameters
     ----------
+    chain : str
+        Name of this site's chain.
+
+    earlier : sequence of dict
+        All receipts so far.
+
+    adapter_before, adapter_after : str
+        Digests of what is published.
+
     n_rows : int
         Rows removed by this deletion.
 
@@ -78,9 +118,13 @@ def make_receipt(
 
     environment : dict
 
+    n_left : int, default=None
+        For a request by sample ids: learned rows that are left under them.
+
     Returns
     -------
     receipt : dict
+        With "previous", the digest of the receipt before it in the chain, and its own "digest".
     """
     problems = [f"{name} has seen the rows" for name in seen_by]
     if drift:
@@ -90,13 +134,154 @@ def make_receipt(
         exactness += "; the fine-tuned anchor has seen the rows"
     for name in searched_by:
         exactness += f"; the hyper-parameters that {name} chose have seen the rows"
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "n_rows": n_rows,
-        "n_samples_learned": n_learned,
-        "method": "downdate of the statistics and one Schur solve",
-        "exactness": exactness,
-        "residual": residual,
-        "seconds": seconds,
-        **environment,
-    }
+    left = {} if n_left is None else {"n_rows_left_under_sample_ids": n_left}
+    return files.signed(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "n_rows": n_rows,
+            "n_samples_learned": n_learned,
+            "method": "downdate of the statistics and one Schur solve",
+            "exactness": exactness,
+            "residual": residual,
+            "drift": drift,
+            "seen_by": list(seen_by),
+            "searched_by": list(searched_by),
+            "anchor": anchor,
+            "seconds": seconds,
+            **environment,
+            **left,
+            "adapter_before": adapter_before,
+            "adapter_after": adapter_after,
+            "chain": chain,
+            "previous": _heads(earlier).get(chain, ""),
+        }
+    )
+
+
+def senses(receipts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return in what senses deletions were exact, for the public: without names of anybody's steps."""
+    found = []
+    drift = max((receipt["drift"] for receipt in receipts), default=0.0)
+    if any(not receipt["drift"] and not receipt["seen_by"] for receipt in receipts):
+        found.append(EXACT)
+    if any(receipt["seen_by"] for receipt in receipts):
+        found.append("approximate: fitted steps before the classifier have seen rows")
+    if drift:
+        found.append(f"approximate: Jacobians differ by up to {drift:.0e} from those that were learned")
+    if any(receipt["searched_by"] for receipt in receipts):
+        found.append("the hyper-parameters that a search chose have seen rows")
+    if any(receipt["anchor"] == "finetuned" for receipt in receipts):
+        found.append("the fine-tuned anchor has seen rows")
+    return found
+
+
+def chain_heads(receipts: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the digest of the last receipt of each chain."""
+    return list(_heads(receipts).values())
+
+
+def export_receipts(receipts: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write receipts as JSON lines; see the classifier.
+
+    Parameters
+    ----------
+    receipts : iterable of dict
+
+    path : str or path-like
+    """
+    path = Path(path).absolute()
+    files.replace(path.parent, path.name, lines(*receipts))
+
+
+def lines(*documents: Mapping[str, Any]) -> bytes:
+    """Return JSON lines."""
+    return b"".join(files.canonical(document, indent=None) + b"\n" for document in documents)
+
+
+def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Check that exported receipts are whole and in order.
+
+    Each receipt holds the digest of the one before it: a line that was changed, inserted, left out or
+    moved is noticed. Lines that were cut off at the end are noticed only through `heads`. A chain is
+    evidence of what was run by somebody who is honest, not a proof that nothing was kept: who holds
+    the state can write another chain.
+
+    Parameters
+    ----------
+    path : str or path-like
+        As :meth:`FastNTKClassifier.export_receipts` wrote it.
+
+    heads : iterable of str, default=()
+        Digests that must be among the receipts: those under "receipts" in the `config.json` of a
+        published adapter.
+
+    Returns
+    -------
+    receipts : list of dict
+
+    Raises
+    ------
+    ReceiptError
+        If a line does not fit; the message names it.
+
+    StateFormatError
+        If there is no such file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier, verify_receipts
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y).unlearn(X[:5]).unlearn(X[5:7])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     clf.export_receipts(f"{folder}/receipts.jsonl")
+    ...     [receipt["n_rows"] for receipt in verify_receipts(f"{folder}/receipts.jsonl")]
+    [5, 2]
+    """
+    path = Path(path).absolute()
+    receipts = parse_receipts(files.read(path.parent, path.name), path.name)
+    wanted = {heads} if isinstance(heads, str) else set(heads)
+    missing = sorted(wanted - {receipt["digest"] for receipt in receipts})
+    if missing:
+        raise ReceiptError(
+            f"{path.name} lacks the receipts {missing}, which were published. It was cut off, or "
+            "belongs to another model."
+        )
+    return receipts
+
+
+def parse_receipts(data: bytes, name: str) -> list[dict[str, Any]]:
+    """Return receipts that are whole and follow one another; see `verify_receipts`.
+
+    Parameters
+    ----------
+    data : bytes
+        JSON lines.
+
+    name : str
+        For messages.
+    """
+    receipts: list[dict[str, Any]] = []
+    last: dict[str, str] = {}
+    for i, line in enumerate(data.splitlines(), 1):
+        try:
+            receipt = files.parse_json(line, f"Receipt {i}")
+            files.check_signed(receipt, f"Receipt {i}")
+            for key, rule in _RECEIPT.items():
+                if not rule(receipt.get(key)):
+                    raise StateFormatError(f"Receipt {i} has no valid {key!r}.")
+        except StateFormatError as error:
+            raise ReceiptError(f"{name} is not what was written. {error}") from error
+        if receipt["previous"] != last.get(receipt["chain"], ""):
+            raise ReceiptError(
+                f"Receipt {i} of {name} does not follow the one before it in its chain: receipts "
+                "were left out, inserted or moved. Ask for the file as it was exported."
+            )
+        last[receipt["chain"]] = receipt["digest"]
+        receipts.append(receipt)
+    return receipts
+
+
+def _heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {receipt["chain"]: receipt["digest"] for receipt in receipts}

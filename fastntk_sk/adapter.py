@@ -1,0 +1,122 @@
+"""The public half of a fitted estimator: what predicts, and nothing that describes rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .backbones import with_readout
+from .files import tensors_digest
+from .linearized import LinearizedModel, Parameters
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Parameters of the estimator as they were at fit; `set_params` does not reach them.
+
+    Parameters
+    ----------
+    seed : int
+        Drawn from `random_state`.
+
+    alpha, tangent_scale, target_scale : float
+
+    anchor : {"pretrained", "finetuned"}
+
+    network : bool
+        Predict with the displaced network instead of the linearised model.
+
+    device : str
+    """
+
+    seed: int
+    alpha: float
+    tangent_scale: float
+    target_scale: float
+    anchor: str
+    network: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a fitted estimator publishes.
+
+    Parameters
+    ----------
+    model : LinearizedModel
+
+    frozen : Frozen
+
+    parameters : Parameters
+
+    displacement : Tensor of shape (p,), or (0,) for the pseudo kernel
+        theta - theta_0.
+
+    empty : bool ndarray of shape (n_classes,)
+        Classes without rows, which are never predicted.
+
+    n_learned, n_forgotten : int
+
+    exactness : list of str
+        In what senses the deletions were exact, each sense once.
+
+    heads : list of str
+        Digests of the last receipt of each chain.
+    """
+
+    model: LinearizedModel
+    frozen: Frozen
+    parameters: Parameters
+    displacement: Tensor
+    empty: np.ndarray
+    n_learned: int
+    n_forgotten: int
+    exactness: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+
+    @property
+    def sharpness(self) -> float:
+        r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
+        return math.log(99 * (len(self.empty) - 1)) / self.frozen.target_scale
+
+    def scores(self, rows: Iterable[np.ndarray]) -> np.ndarray:
+        """Return float64 scores of shape (n, n_classes); -inf for classes without rows."""
+        scores = self.model.scores(self.parameters, rows, network=self.frozen.network)
+        scores[:, self.empty] = -np.inf
+        return scores
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is published: with the source of the backbone, all that predictions need.
+
+        Returns
+        -------
+        tensors : dict
+            "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what the
+            source of the backbone does not give (prompts, the "mlp"); at the pretrained anchor
+            "anchor.readout" (V, or the directions of the pseudo kernel); at the fine-tuned one the
+            subset's own values under "network.", and nothing of the anchor, which has seen rows
+            that may be forgotten.
+        """
+        model = self.model
+        own = {f"network.{name}": tensor for name, tensor in model.own_tensors().items()}
+        tensors = {"readout": self.parameters.W, "displacement": self.displacement} | own
+        if self.frozen.anchor == "pretrained":
+            return tensors | {"anchor.readout": model.readout}
+        solved = model.displaced(self.parameters.delta)
+        return tensors | {f"network.{name}": value for name, value in solved.items()}
+
+    def digest(self) -> str:
+        """Return the fingerprint of `tensors`."""
+        return tensors_digest(self.tensors())
+
+    def to_module(self) -> nn.Module:
+        """Return the displaced network with its readout; see the classifier."""
+        W = self.parameters.W.clone()
+        W[torch.from_numpy(self.empty), -1] = -math.inf
+        return with_readout(self.model.network_at(self.parameters.delta), W)
