@@ -5,9 +5,20 @@ and deletion is the closed-form solution without the forgotten rows.
 """
 
 from .classifier import FastNTKClassifier
+from .crossvalidation import FastNTKClassifierCV
 from .deletion import unlearn
-from .recipes import Recipe, list_recipes, load_recipe
+from .receipts import verify_receipts
+from .recipes import Recipe, list_recipes, load_recipe, register_recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["FastNTKClassifier", "Recipe", "list_recipes", "load_recipe", "unlearn"]
+__all__ = [
+    "FastNTKClassifier",
+    "FastNTKClassifierCV",
+    "Recipe",
+    "list_recipes",
+    "load_recipe",
+    "register_recipe",
+    "unlearn",
+    "verify_receipts",
+]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import unique_labels
 from torch import nn
 from tqdm import tqdm
 
+from .adapter import Adapter
 from .deletion import UnlearningMixin
 from .exporting import ExportMixin
 from .fitting import first_state
 from .html import state_table
+from .prediction import PredictionMixin
 from .preprocessing import Rows
 from .state import State
 from .validation import check_training_rows, encode_labels
@@ -26,7 +28,7 @@ _COLUMNS = ("n_features_in_", "feature_names_in_")
 
 
 def _can_add(classifier: Any) -> bool:
-    if classifier.anchor == "finetuned" and not hasattr(classifier, "_state"):
+    if classifier.anchor == "finetuned" and not hasattr(classifier, "_adapter"):
         raise AttributeError(
             'Expected a fitted estimator for anchor="finetuned": SGD needs its rows together. Call fit '
             "first; partial_fit then adds rows at the anchor that it found."
@@ -34,7 +36,7 @@ def _can_add(classifier: Any) -> bool:
     return True
 
 
-class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstimator):
+class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstimator):
     r"""Classifier on a frozen pretrained backbone that forgets rows in closed form.
 
     A parameter-efficient subset theta of the backbone is linearised at its pretrained values, and
@@ -50,7 +52,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
     saw the rows, up to rounding; in any order, any number of times, without the rest of the data.
     What exactness does not cover (a fine-tuned anchor, the backbone's own pretraining data,
     hyper-parameters that were chosen with the rows, class names, models published earlier) is listed
-    in docs/exactness.md.
+    in docs/user_guide/exactness.md.
 
     Parameters
     ----------
@@ -72,6 +74,16 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         (:meth:`to_module`); but the anchor has seen every row, so that against a real retraining a
         deletion is approximate.
 
+    kernel : {"full", "pseudo"}, default="full"
+        "full" is the paper's: one displacement of the subset for all classes, which costs a backward
+        pass for each class and row. "pseudo" takes the tangents of `n_directions` random directions
+        of the features instead, and every class reads them by itself: learning, solving and memory
+        then do not grow with the number of classes. It is as exact, about as accurate, and cannot be
+        written back as weights.
+
+    n_directions : int, default=3
+        r, of the pseudo kernel: backward passes a row. More cost more and gain little.
+
     alpha : float, default=0.25
         Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs.
         Never rescaled by the number of rows, or a deletion would change it. The default, as that of
@@ -86,8 +98,9 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
 
     n_components : int, "auto" or None, default="auto"
         k, the dimension of a fixed random subspace of the subset. Memory grows as k^2, the solve as
-        k^2 times classes times features. "auto" is p up to 4096, fewer for hundreds of classes; None
-        is p. Values above p mean p.
+        k^2 times classes times features (with the pseudo kernel as (r k)^2 and (r k)^3). "auto" is p up
+        to 4096, fewer for hundreds of classes (pseudo: for all directions together); None is p. Values
+        above p mean p.
 
     n_prompts : int, default=10
         Number of prompt tokens.
@@ -122,9 +135,20 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         displaced weights into the network (two forward passes at the pretrained anchor, one at the
         fine-tuned). "auto" is "linear" for the pretrained anchor and "network" for the fine-tuned.
 
-    precision : {"auto", "float32", "float64"}, default="auto"
-        Of the backbone's passes. "auto" is float64 for "mlp", else float32. Sums and solves are
-        always float64.
+    precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
+        Of the backbone's passes. "auto" is float64 for "mlp", else float32. "bfloat16" learns and
+        forgets in torch's autocast: faster for transformers where the processor knows it, with
+        Jacobians a percent or two off (and deletion as exact); where they would be off by more than
+        5 %, as batch norms make them, it is an error. Predictions, fine-tuning, sums and solves are
+        never in bfloat16.
+
+    compile : bool, default=False
+        Fuse passes over the activations of batch norms with torch.compile: 10 to 20 % faster for
+        convolutional networks, after some seconds at the first pass (examples/benchmarks shows both).
+        Needs a C++ compiler.
+
+    num_workers : int, default=0
+        Processes that read and decode pictures ahead of the passes.
 
     device : str, default="cpu"
         Of the backbone's passes; "auto" takes a GPU if there is one.
@@ -147,10 +171,10 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Only for a 2-D DataFrame whose column names are all strings.
 
-    readout_ : ndarray of shape (n_classes, d + 1)
-        W; the last column multiplies the constant.
+    readout_ : ndarray of shape (n_classes, d + 1), or (n_classes, d + r k + 1)
+        W on features, for the pseudo kernel tangent features, and a constant.
 
-    displacement_ : ndarray of shape (p,)
+    displacement_ : ndarray of shape (p,), or (0,) for the pseudo kernel
         The move of the trainable parameters from their pretrained values.
 
     history_ : list of dict
@@ -171,7 +195,8 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
 
     receipts_ : list of dict
         One for each deletion: time, rows, in what sense it is exact, residual of the normal
-        equations, versions, device, precision.
+        equations, digests of the adapter before and after, versions, device, precision, and the
+        digest of the receipt before it. Private: empty after :meth:`from_pretrained`.
 
     See Also
     --------
@@ -179,9 +204,9 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
 
     Notes
     -----
-    A pickle, and the private files of :meth:`save`, hold the statistics and the ledger, which describe
-    the remaining training data, and a fine-tuned anchor, which has seen forgotten rows too: they are
-    private. After a deletion, release :meth:`to_module`.
+    A pickle, and the folder of :meth:`save`, hold the statistics and the ledger, which describe the
+    remaining training data, and a fine-tuned anchor, which has seen forgotten rows too: they are
+    private. What is public is the adapter of :meth:`save_pretrained` and :meth:`push_to_hub`.
 
     References
     ----------
@@ -209,6 +234,8 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         *,
         trainable: str | Sequence[str] = "norm",
         anchor: str = "pretrained",
+        kernel: str = "full",
+        n_directions: int = 3,
         alpha: float = 0.25,
         tangent_scale: float = 1.0,
         target_scale: float | str = "auto",
@@ -222,6 +249,8 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         finetune_params: dict[str, Any] | None = None,
         predict_with: str = "auto",
         precision: str = "auto",
+        compile: bool = False,
+        num_workers: int = 0,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -229,6 +258,8 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         self.backbone = backbone
         self.trainable = trainable
         self.anchor = anchor
+        self.kernel = kernel
+        self.n_directions = n_directions
         self.alpha = alpha
         self.tangent_scale = tangent_scale
         self.target_scale = target_scale
@@ -242,6 +273,8 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         self.finetune_params = finetune_params
         self.predict_with = predict_with
         self.precision = precision
+        self.compile = compile
+        self.num_workers = num_workers
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -253,6 +286,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         sample_weight: Any = None,
         sample_ids: Any = None,
         classes: Any = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
     ) -> FastNTKClassifier:
         """Learn from scratch: fine-tuning if the anchor asks for it, one pass and one solve.
 
@@ -260,7 +294,8 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         ----------
         X : array-like
             Images: an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or a list
-            of PIL images or file paths. For "mlp": a numeric array of shape (n, n_features).
+            of PIL images or file paths. Memory maps, torch datasets and columns of Hugging Face
+            datasets are read on demand. For "mlp": a numeric array of shape (n, n_features).
 
         y : array-like of shape (n,)
             Class labels.
@@ -274,6 +309,11 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
 
         classes : array-like of shape (n_classes,), default=None
             All class labels, for rows that lack one of them; by default those of `y`.
+
+        checkpoint_dir : str or path-like, default=None
+            A folder that gets the sums so far every two minutes, and is deleted at the end. After an
+            interruption, the same call goes on from there, and ends with the same model. Private: it
+            describes the rows.
 
         Returns
         -------
@@ -290,8 +330,20 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
 
         FineTuningError
             If SGD diverged.
+
+        StateMismatchError
+            If the checkpoint is of another fit.
+
+        DistributedError
+            If a rank of the process group was lost.
+
+        Notes
+        -----
+        In an initialised process group of torch.distributed, every rank is called alike and learns its
+        share of the rows; all of them end with the same model. So do :meth:`partial_fit` and
+        :meth:`unlearn`.
         """
-        return self._start(X, y, classes, sample_weight, sample_ids)
+        return self._start(X, y, classes, sample_weight, sample_ids, checkpoint_dir)
 
     @available_if(_can_add)
     def partial_fit(
@@ -325,7 +377,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         AttributeError
             If anchor="finetuned" and the estimator is not fitted: SGD needs its rows together.
         """
-        if not hasattr(self, "_state"):
+        if not hasattr(self, "_adapter"):
             return self._start(X, y, classes, sample_weight, sample_ids)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ValueError(
@@ -335,7 +387,7 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         X, y, weights, ids = check_training_rows(
             self, X, y, sample_weight, sample_ids, vectors=self._vectors, reset=False
         )
-        rows = Rows(X, self._state.model.backbone.spec)
+        rows = Rows(X, self._state.model.backbone.spec, self.num_workers)
         labels = encode_labels(y, self.classes_)
         if (labels < 0).any():
             new = np.unique(y[labels < 0]).tolist()
@@ -346,103 +398,48 @@ class FastNTKClassifier(UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstim
         state = self._state.learn(rows, labels, weights, ids, self._progress)
         return self._commit(state, self.classes_)
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return the scores of the model (see `predict_with`), about target_scale * (onehot - 1/C).
-
-        Parameters
-        ----------
-        X : array-like
-            As in :meth:`fit`.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) for two classes, else (n, n_classes)
-            For two classes, the second score less the first. A class without rows has -inf.
-        """
-        scores = self._scores(X)
-        if scores.shape[1] == 2:
-            return scores[:, 1] - scores[:, 0]
-        return scores
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict class labels.
-
-        Parameters
-        ----------
-        X : array-like
-            As in :meth:`fit`.
-
-        Returns
-        -------
-        labels : ndarray of shape (n,)
-        """
-        best = self._scores(X).argmax(axis=1)
-        return self.classes_[best]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        r"""Return scores as numbers that sum to one: not calibrated probabilities.
-
-        A softmax of :math:`\log(99 (C - 1)) f(x) / target\_scale`, so that a row that is fitted
-        exactly gets 0.99. A squared-loss model does not know its own confidence: wrap it in
-        :class:`~sklearn.calibration.CalibratedClassifierCV` for probabilities to rely on; what it
-        learns has seen its rows, so fit it on others than those that may have to be forgotten.
-
-        Parameters
-        ----------
-        X : array-like
-            As in :meth:`fit`.
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n, n_classes)
-        """
-        scores = self._scores(X)
-        return softmax(self._state.sharpness * scores, axis=1)
-
-    def _start(self, X, y, classes, sample_weight, sample_ids) -> FastNTKClassifier:
+    def _start(self, X, y, classes, sample_weight, sample_ids, checkpoint_dir=None) -> FastNTKClassifier:
         """Build the model and learn the first rows; the estimator changes at the end."""
         columns = copy.copy(self)  # gets n_features_in_ and feature_names_in_
         for name in _COLUMNS:
             columns.__dict__.pop(name, None)
-        state, names = first_state(columns, X, y, classes, sample_weight, sample_ids, self._progress)
+        rows = X, y, classes, sample_weight, sample_ids
+        state, names = first_state(columns, *rows, self._progress, checkpoint_dir)
         for name in _COLUMNS:
             self.__dict__.pop(name, None)
             if hasattr(columns, name):
                 setattr(self, name, getattr(columns, name))
         return self._commit(state, names)
 
-    def _commit(self, state: State, classes: np.ndarray) -> FastNTKClassifier:
-        self._state = state
+    def _commit(self, held: State | Adapter, classes: np.ndarray) -> FastNTKClassifier:
+        """Take a state with both halves, or the public half alone."""
+        state = held if isinstance(held, State) else None
+        adapter = held if isinstance(held, Adapter) else held.adapter
+        self._private, self._adapter = state, adapter
         self.classes_ = classes
-        self.readout_ = state.parameters.W.numpy()
-        self.displacement_ = state.model.displacement(state.parameters).numpy()
-        self.n_samples_learned_ = int(state.class_rows.sum())
-        self.n_samples_forgotten_ = state.n_forgotten
-        self.receipts_ = state.receipts
+        self.readout_ = adapter.parameters.W.numpy()
+        self.displacement_ = adapter.displacement.numpy()
+        self.n_samples_learned_ = adapter.n_learned
+        self.n_samples_forgotten_ = adapter.n_forgotten
         for name in ("history_", "linearity_"):
             self.__dict__.pop(name, None)
-        if state.frozen.anchor == "finetuned":
+        if state is not None and adapter.frozen.anchor == "finetuned":
             self.history_, self.linearity_ = state.history, state.linearity
         return self
+
+    @property
+    def receipts_(self) -> list[dict[str, Any]]:
+        """Receipts of the deletions, copied when they are asked for: there may be thousands."""
+        return [] if self._private is None else copy.deepcopy(self._private.receipts)
 
     def _progress(self, rows: Iterable, what: str, total: int) -> Iterable:
         return tqdm(rows, what, total, unit="row", disable=not self.verbose)
 
-    def _scores(self, X: Any) -> np.ndarray:
-        rows, state = self._rows(X), self._state
-        scores = state.model.scores(
-            state.parameters,
-            self._progress(rows, "predicting", len(rows)),
-            network=state.frozen.network,
-        )
-        scores[:, state.class_rows == 0] = -np.inf
-        return scores
-
     def _html_repr(self) -> str:
-        return super()._html_repr() + (state_table(self) if hasattr(self, "_state") else "")
+        return super()._html_repr() + (state_table(self) if hasattr(self, "_adapter") else "")
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_state")
+        return hasattr(self, "_adapter")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -23,18 +23,18 @@ from .exceptions import (
 )
 from .ledger import Removal
 from .preprocessing import Rows, content
-from .state import Progress, State
+from .state import Halves, Progress, State
 from .validation import check_choice, check_ids, encode_labels
 
 
-class UnlearningMixin:
+class UnlearningMixin(Halves):
     """What a classifier on additive statistics can do besides fit and predict.
 
     The classifier provides `_state`, `classes_`, `_commit(state, classes)` and `_progress`.
     """
 
-    _state: State
     classes_: np.ndarray
+    num_workers: int
     _commit: Callable[[State, np.ndarray], Self]
     _progress: Progress
 
@@ -70,6 +70,9 @@ class UnlearningMixin:
 
         Raises
         ------
+        NoPrivateStateError
+            If this is a published adapter.
+
         UnknownSampleError
             If rows were never learned, are already forgotten, or were learned with another label;
             `indices` names them.
@@ -106,15 +109,17 @@ class UnlearningMixin:
             memory), "seconds" (estimated from the last pass and solve).
         """
         check_is_fitted(self)
-        state = self._state
         removals: list[Removal] = []
         report: dict[str, Any] = {"possible": True, "reason": "", "indices": []}
         try:
+            state = self._state
             _, removals = self._match(X_forget, y_forget, sample_ids, copies)
             state.check_rest(removals)
         except FastNTKError as error:
             indices = error.indices if isinstance(error, SampleError) else []
             report = {"possible": False, "reason": str(error), "indices": indices}
+        if self._private is None:
+            return report | {"n_rows": 0, "n_bytes": 0, "seconds": 0.0}
         model = state.model
         padded = math.ceil(len(removals) / model.batch_size) * model.batch_size
         report["n_rows"] = len(removals)
@@ -151,7 +156,7 @@ class UnlearningMixin:
         return self._commit(self._state.rebuild(rows, removals, self._progress), self.classes_)
 
     def merge(self, others: UnlearningMixin | Iterable[UnlearningMixin]) -> Self:
-        """Add what other estimators have learned apart: only sums travel, never rows.
+        """Add what other estimators have learned apart: sums, ledgers and receipts, never pictures.
 
         Parameters
         ----------
@@ -187,17 +192,17 @@ class UnlearningMixin:
 
     @property
     def _vectors(self) -> bool:
-        return self._state.model.backbone.spec.size is None
+        return self._adapter.model.backbone.spec.size is None
 
     def _rows(self, X: Any) -> Rows:
         check_is_fitted(self)
         if self._vectors:
             X = validate_data(self, X, dtype=np.float32, reset=False)
-        return Rows(X, self._state.model.backbone.spec)
+        return Rows(X, self._adapter.model.backbone.spec, self.num_workers)
 
     def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
         check_choice("copies", copies)
-        rows = self._rows(X)
+        ledger, rows = self._state.ledger, self._rows(X)
         labels = None
         if y is not None:
             y = column_or_1d(y)
@@ -205,17 +210,20 @@ class UnlearningMixin:
             labels = encode_labels(y, self.classes_).tolist()
         ids = check_ids(sample_ids, len(rows))
         contents = (content(row) for row in rows)
-        return rows, self._state.ledger.find(contents, labels, ids, copies)
+        return rows, ledger.find(contents, labels, ids, copies)
 
     def _forget(self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=()) -> Self:
         check_is_fitted(self)
         rows, removals = self._match(X, y, sample_ids, copies)
         before = self._state
-        state = before.forget(rows, removals, self._progress, seen_by=seen_by, searched_by=searched_by)
-        ids = check_ids(sample_ids, len(rows))
-        if ids is not None:
-            left = state.ledger.owned_rows(set(ids))
-            state.receipts[-1]["n_rows_left_under_sample_ids"] = left
+        state = before.forget(
+            rows,
+            removals,
+            self._progress,
+            sample_ids=check_ids(sample_ids, len(rows)),
+            seen_by=seen_by,
+            searched_by=searched_by,
+        )
         emptied = self.classes_[(state.class_rows == 0) & (before.class_rows > 0)]
         if len(emptied):
             warnings.warn(

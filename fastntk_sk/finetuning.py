@@ -253,6 +253,7 @@ def finetune(
         "iterator_train__shuffle": True,
         "iterator_train__generator": generator(seed, "batches"),
         "iterator_train__collate_fn": together,
+        "iterator_train__num_workers": rows.n_workers,
         "iterator_valid__collate_fn": together,
         "iterator_valid__generator": generator(seed, "batches"),
         "classes": list(range(len(network.W))),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import secrets
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,126 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.multiclass import unique_labels
 
+from . import files
+from .adapter import Frozen
 from .backbones import takes_vectors
-from .finetuning import SubspaceNetwork, finetune
-from .linearized import LinearizedModel, Parameters, relative_gap
+from .checkpoints import Checkpoint, Partial
+from .distributed import Group
+from .exceptions import StateMismatchError
+from .finetuning import FineTuned, SubspaceNetwork, finetune
+from .ledger import KEY_BYTES, Ledger, Segment
+from .linearized import Parameters, relative_gap
+from .linearizing import linearize, linearize_at
+from .memory import require
 from .preprocessing import Rows
-from .state import Frozen, Progress, State
+from .state import Progress, State
+from .statistics import Statistics
 from .validation import check_parameters, check_training_rows, draw_seed, encode_labels
 
 _LINEARITY_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A fit before its first pass.
+
+    Parameters
+    ----------
+    state : State
+        At the pretrained anchor, without a row.
+
+    rows : Rows
+
+    labels : int64 ndarray of shape (n,)
+
+    weights : float64 ndarray of shape (n,)
+
+    ids : list or None
+
+    classes : ndarray of shape (n_classes,)
+    """
+
+    state: State
+    rows: Rows
+    labels: np.ndarray
+    weights: np.ndarray
+    ids: list[object] | None
+    classes: np.ndarray
+
+
+def prepare(
+    estimator: BaseEstimator,
+    X: Any,
+    y: Any,
+    classes: Any,
+    sample_weight: Any,
+    sample_ids: Any,
+    found: Partial | None = None,
+) -> Prepared:
+    """Check everything and build the model.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        Gets `n_features_in_` and `feature_names_in_` of vectors; nothing else changes.
+
+    X, y, classes, sample_weight, sample_ids
+        As in :meth:`FastNTKClassifier.partial_fit`.
+
+    found : Partial, default=None
+        What an interrupted fit left.
+
+    Returns
+    -------
+    prepared : Prepared
+    """
+    check_parameters(estimator)
+    get = estimator.get_params(deep=False).__getitem__
+    vectors = takes_vectors(get("backbone"), X)
+    X, y, weights, ids = check_training_rows(
+        estimator, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
+    )
+    names, labels = _check_classes(y, classes)
+    seed, key, chain = _drawn(found, get("random_state"))
+    device = get("device")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = get("precision")
+    if precision == "auto":
+        precision = "float64" if isinstance(get("backbone"), str) and vectors else "float32"
+    predict_with = get("predict_with")
+    if predict_with == "auto":
+        predict_with = "network" if get("anchor") == "finetuned" else "linear"
+    frozen = Frozen(
+        seed=seed,
+        alpha=float(get("alpha")),
+        tangent_scale=float(get("tangent_scale")),
+        target_scale=1.0 if get("target_scale") == "auto" else float(get("target_scale")),
+        anchor=get("anchor"),
+        network=predict_with == "network",
+        device=device,
+    )
+    model = linearize(
+        get("backbone"),
+        X,
+        n_classes=len(names),
+        kernel=get("kernel"),
+        n_directions=get("n_directions"),
+        trainable=get("trainable"),
+        n_prompts=get("n_prompts"),
+        n_components=get("n_components"),
+        pretrained=get("pretrained"),
+        image_size=get("image_size"),
+        batch_size=get("batch_size"),
+        n_features=X.shape[1] if vectors else None,
+        precision=precision,
+        compiled=get("compile"),
+        device=device,
+        seed=seed,
+    )
+    rows = Rows(X, model.backbone.spec, get("num_workers"))
+    state = State.empty(model, frozen, Ledger([Segment(key)]), chain)
+    return Prepared(state, rows, labels, weights, ids, names)
 
 
 def first_state(
@@ -28,18 +142,18 @@ def first_state(
     sample_weight: Any,
     sample_ids: Any,
     progress: Progress,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[State, np.ndarray]:
-    """Check everything, build the model and learn the rows.
+    """Prepare a fit, move the anchor if that is asked for, and learn the rows.
 
     Parameters
     ----------
-    estimator : FastNTKClassifier
-        Gets `n_features_in_` and `feature_names_in_` of vectors; nothing else changes.
-
-    X, y, classes, sample_weight, sample_ids
-        As in :meth:`FastNTKClassifier.partial_fit`.
+    estimator, X, y, classes, sample_weight, sample_ids
+        As in `prepare`.
 
     progress : callable
+
+    checkpoint_dir : str or path-like, default=None
 
     Returns
     -------
@@ -47,76 +161,99 @@ def first_state(
 
     classes : ndarray of shape (n_classes,)
     """
-    check_parameters(estimator)
+    group = Group()
+    if not group.alone:
+        plain = (str, int, float, type(None))
+        params = estimator.get_params(deep=False).items()
+        shared = sorted((name, value) for name, value in params if isinstance(value, plain))
+        group.check_same(repr((np.asarray(y).shape, checkpoint_dir is None, shared)).encode())
+    checkpoint = None if checkpoint_dir is None else Checkpoint(checkpoint_dir, group.rank, group.size)
+    found = None if checkpoint is None else checkpoint.found
+    prepared = prepare(estimator, X, y, classes, sample_weight, sample_ids, found)
+    state, rows = prepared.state, prepared.rows
+    if checkpoint is not None:
+        sums = Statistics.n_bytes(*state.model.sizes, state.model.n_classes)
+        require(
+            state.model.memory_needed() + 2 * sums,
+            "The statistics, and a copy of them that is written to the checkpoint, need",
+            "Take fewer components, or go without checkpoint_dir.",
+        )
+    if state.frozen.anchor == "finetuned":
+        state = _at_tuned_anchor(estimator, prepared, group)
+    state = state.learn(rows, prepared.labels, prepared.weights, prepared.ids, progress, checkpoint)
+    if state.frozen.anchor == "finetuned":
+        state = replace(state, linearity=_linearity(state, rows))
+    if checkpoint is not None:
+        group.wait()  # until no rank needs its own any more
+        checkpoint.remove()
+    return state, prepared.classes
+
+
+def _at_tuned_anchor(estimator: BaseEstimator, prepared: Prepared, group: Group) -> State:
+    """Return the state without a row where SGD ended."""
     get = estimator.get_params(deep=False).__getitem__
-    vectors = takes_vectors(get("backbone"), X)
-    X, y, weights, ids = check_training_rows(
-        estimator, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
-    )
-    names, labels = _check_classes(y, classes)
-    seed = draw_seed(get("random_state"))
-    device = get("device")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = get("precision")
-    if precision == "auto":
-        precision = "float64" if isinstance(get("backbone"), str) and vectors else "float32"
-    tuning = get("anchor") == "finetuned"
-    predict_with = get("predict_with")
-    if predict_with == "auto":
-        predict_with = "network" if tuning else "linear"
-    frozen = Frozen(
-        seed=seed,
-        alpha=float(get("alpha")),
-        tangent_scale=float(get("tangent_scale")),
-        target_scale=1.0 if get("target_scale") == "auto" else float(get("target_scale")),
-        anchor=get("anchor"),
-        network=predict_with == "network",
-        device=device,
-    )
-    model = LinearizedModel.build(
-        get("backbone"),
-        X,
-        n_classes=len(names),
-        trainable=get("trainable"),
-        n_prompts=get("n_prompts"),
-        n_components=get("n_components"),
-        pretrained=get("pretrained"),
-        image_size=get("image_size"),
-        batch_size=get("batch_size"),
-        n_features=X.shape[1] if vectors else None,
-        dtype=getattr(torch, precision),
-        device=device,
-        seed=seed,
-    )
-    rows = Rows(X, model.backbone.spec)
-    if not tuning:
-        return State.empty(model, frozen).learn(rows, labels, weights, ids, progress), names
+    state, model = prepared.state, prepared.state.model
+    frozen = state.frozen
     tuned = finetune(
         SubspaceNetwork(
             model.backbone.net,
             model.tangent.subset,
             model.projection,
-            model.readout.new_zeros(len(names), model.d + 1),
+            model.readout.new_zeros(model.n_classes, model.d + 1),
         ),
-        rows,
-        labels,
-        weights,
+        prepared.rows,
+        prepared.labels,
+        prepared.weights,
         max_epochs=get("max_epochs"),
         learning_rate=float(get("learning_rate")),
         params=get("finetune_params"),
-        device=device,
-        seed=seed,
+        device=frozen.device,
+        seed=frozen.seed,
         verbose=get("verbose"),
     )
+    tuned = _of_first_rank(group, tuned)
     if get("target_scale") == "auto":
         # logits that SGD left without any margin still need targets to tell the classes apart
         frozen = replace(frozen, target_scale=max(1.0, tuned.logit_scale))
-    model = model.tuned(tuned.z, tuned.W[:, :-1].to(model.readout), seed)
+    model = linearize_at(model, tuned.z, tuned.W[:, :-1].to(model.readout), frozen.seed)
     at_anchor = Parameters(tuned.W, torch.zeros(model.projection.p, dtype=tuned.W.dtype))
-    state = replace(State.empty(model, frozen), sgd=at_anchor, history=tuned.history)
-    state = state.learn(rows, labels, weights, ids, progress)
-    return replace(state, linearity=_linearity(state, rows)), names
+    empty = State.empty(model, frozen, state.ledger, state.chain)
+    return replace(empty, sgd=at_anchor, history=tuned.history)
+
+
+def _drawn(found: Partial | None, random_state: Any) -> tuple[int, bytes, str]:
+    """Return seed, key of the ledger and name of the chain: an interrupted fit's, or rank 0's.
+
+    Whichever rank has a checkpoint, its digests are under that key: all ranks must take it.
+    """
+    group = Group()
+    mine = b"" if found is None else found.seed.to_bytes(8, "little") + found.key
+    earlier = set(group.gather(mine)) - {b""}
+    if len(earlier) > 1:
+        raise StateMismatchError(
+            "Expected checkpoints of one fit, got those of several in the ranks' folders. Delete them "
+            "to start anew."
+        )
+    fresh = draw_seed(random_state).to_bytes(8, "little") + secrets.token_bytes(KEY_BYTES)
+    drawn = earlier.pop() if earlier else group.first(fresh)
+    chain = group.first(secrets.token_hex(8).encode()).decode()
+    if isinstance(random_state, (int, np.integer)) and drawn[:8] != fresh[:8]:
+        raise StateMismatchError(
+            f"The checkpoint is of another fit: expected that of random_state={random_state}, got that "
+            "of another seed. Delete the folder to start anew, or pass the earlier random_state."
+        )
+    return int.from_bytes(drawn[:8], "little"), drawn[8:], chain
+
+
+def _of_first_rank(group: Group, tuned: FineTuned) -> FineTuned:
+    """Return what rank 0 has found: every rank trains, and none waits longer than its own training."""
+    if group.alone:
+        return tuned
+    group.take_first([tuned.z, tuned.W])
+    rest = {"logit_scale": tuned.logit_scale, "history": tuned.history}
+    return replace(
+        tuned, **files.parse_json(group.first(files.canonical(rest)), "The history of rank 0")
+    )
 
 
 def _check_classes(y: np.ndarray, classes: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -18,13 +18,14 @@ def state_table(classifier: Any) -> str:
     -------
     table : str
     """
-    projection = classifier._state.model.projection
-    receipts = classifier.receipts_
+    adapter = classifier._adapter
+    projection = adapter.model.projection
     cells = {
         "learned": f"{classifier.n_samples_learned_:,} rows",
         "forgotten": f"{classifier.n_samples_forgotten_:,} rows",
-        "last deletion": receipts[-1]["exactness"] if receipts else "none yet",
-        "anchor": classifier._state.frozen.anchor,
+        "deletions": "; ".join(adapter.exactness) or "none yet",
+        "state": "public adapter only" if classifier._private is None else "public and private",
+        "anchor": adapter.frozen.anchor,
         "trainable": f"{projection.p:,} parameters in {projection.k:,} components",
     }
     rows = "".join(

@@ -47,6 +47,10 @@ class TangentNetwork(nn.Module):
         Two inputs, on which every row of the Jacobian is checked against its own plain gradient.
         Where a module is not used the way its tap expects, the whole network becomes one tap.
 
+    compiled : bool, default=False
+        Fuse what can be fused with torch.compile, which needs a C++ compiler and some seconds at the
+        first pass.
+
     Raises
     ------
     JacobianError
@@ -66,9 +70,9 @@ class TangentNetwork(nn.Module):
             [[3., 4.]]])
     """
 
-    def __init__(self, net: nn.Module, subset: Subset, probe: Tensor) -> None:
+    def __init__(self, net: nn.Module, subset: Subset, probe: Tensor, compiled: bool = False) -> None:
         super().__init__()
-        self.subset = subset
+        self.subset, self.compiled = subset, compiled
         _check_rows_are_independent(net, probe)
         self.net = _shared_copy(net)
         self._taps: dict[str, Tap] = {}
@@ -92,7 +96,7 @@ class TangentNetwork(nn.Module):
     def _install(self, owner: str) -> None:
         prefix = f"{owner}." if owner else ""
         names = [n.removeprefix(prefix) for n in self.subset.names if n.startswith(prefix)]
-        tap = make_tap(self.net.get_submodule(owner) if owner else self.net, names)
+        tap = make_tap(self.net.get_submodule(owner) if owner else self.net, names, self.compiled)
         self._taps[prefix] = tap
         if owner:
             self.net.set_submodule(owner, tap)
@@ -177,25 +181,40 @@ class TangentNetwork(nn.Module):
         if not self._taps:
             features = self.features(x)
             return features, features.new_zeros(len(x), len(readout), 0)
+        classes = []
+        with flushed_denormals():
+            features, leaves = self._recorded(x)
+            for c, row in enumerate(readout):
+                flat = _pulled(features, leaves, row.expand_as(features), c + 1 < len(readout))
+                classes.append(flat if project is None else project(flat))
+        return features.detach(), torch.stack(classes, dim=1)
+
+    def gradients(self, x: Tensor, cotangents: Tensor) -> Tensor:
+        """Compute the gradient of `cotangents[i] @ features[i]` for each row i, in one backward pass.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, ...)
+
+        cotangents : Tensor of shape (n, d)
+
+        Returns
+        -------
+        gradients : Tensor of shape (n, p)
+        """
+        if not self._taps:
+            return cotangents.new_zeros(len(x), 0)
+        with flushed_denormals():
+            return _pulled(*self._recorded(x), cotangents, keep=False)
+
+    def _recorded(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the features with their graph, and the leaves that stand for every row's parameters."""
         leaves = {}
         for name in self.subset.names:
             parameter = self._parameter(name).detach()
             leaves[name] = parameter.expand(len(x), *parameter.shape).requires_grad_()
-        classes = []
         with self._tapped("leaves", leaves), torch.enable_grad():
-            features = self.net(x)
-        for c, row in enumerate(readout):
-            rows = torch.autograd.grad(
-                features,
-                list(leaves.values()),
-                row.expand_as(features),
-                retain_graph=c + 1 < len(readout),
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            flat = torch.cat([r.flatten(1) for r in rows], dim=1)
-            classes.append(flat if project is None else project(flat))
-        return features.detach(), torch.stack(classes, dim=1)
+            return self.net(x), list(leaves.values())
 
     @torch.no_grad()
     def directional(self, x: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,9 +240,29 @@ class TangentNetwork(nn.Module):
             features = self.features(x)
             return features, torch.zeros_like(features)
         parts = self.subset.split(displacement)
-        with self._tapped("tangents", parts), plain_attention(), fwd.dual_level():
+        with flushed_denormals(), self._tapped("tangents", parts), plain_attention(), fwd.dual_level():
             features, derivative = fwd.unpack_dual(self.net(x))
         return features, torch.zeros_like(features) if derivative is None else derivative
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Let numbers too small for full precision be zero, for which processors can be far slower."""
+    smallest = torch.full((1,), torch.finfo(torch.float32).smallest_normal / 2)
+    before = not (smallest * 1).any()  # torch does not tell otherwise
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def _pulled(features: Tensor, leaves: list[Tensor], cotangents: Tensor, keep: bool) -> Tensor:
+    """Return the rows (n, p) of one backward pass; `keep` the graph for another."""
+    rows = torch.autograd.grad(
+        features, leaves, cotangents, retain_graph=keep, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([row.flatten(1) for row in rows], dim=1)
 
 
 @torch.no_grad()

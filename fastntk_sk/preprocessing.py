@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 _RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -18,6 +19,9 @@ _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MAX_SIDE = 4096
+_READ_AHEAD = 32  # rows that a worker hands over at once
+_HELD = (str, bytes, list, tuple, np.ndarray, dict)  # what is in memory
 _SHAPES = (
     "Expected images as an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or "
     "a list of PIL images or of file paths"
@@ -61,11 +65,7 @@ class InputSpec:
             machine.
         """
         assert self.size is not None
-        if isinstance(item, (str, os.PathLike)):
-            with Image.open(item) as opened:
-                item = _eight_bit(opened)
-        if isinstance(item, Image.Image):
-            item = np.asarray(_eight_bit(item))
+        item = _decoded(item)
         planes = [item] if item.ndim == 2 else [item[..., c] for c in range(item.shape[-1])]
         resized = np.stack([self._resize(plane) for plane in planes])
         if len(resized) == self.channels:
@@ -111,6 +111,14 @@ class InputSpec:
         return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+def _decoded(item: Any) -> np.ndarray:
+    """Return the pixels of a picture or of a file; arrays as they are."""
+    if isinstance(item, (str, os.PathLike)):
+        with Image.open(item) as opened:
+            return _decoded(opened)
+    return np.asarray(_eight_bit(item)) if isinstance(item, Image.Image) else item
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         raise ValueError(
@@ -121,7 +129,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 class Rows:
-    """Checked rows of X, decoded one at a time.
+    """Checked rows of X, decoded one at a time: X may be larger than memory.
 
     Parameters
     ----------
@@ -130,14 +138,17 @@ class Rows:
 
     spec : InputSpec
 
+    n_workers : int, default=0
+        Processes that read and decode ahead.
+
     Raises
     ------
     ValueError
         If the shape, channels, dtype or range of images is not one that is accepted.
     """
 
-    def __init__(self, X: Any, spec: InputSpec) -> None:
-        self.spec = spec
+    def __init__(self, X: Any, spec: InputSpec, n_workers: int = 0) -> None:
+        self.spec, self.n_workers = spec, n_workers
         self.items = X if spec.size is None else check_images(X)
 
     def __len__(self) -> int:
@@ -152,6 +163,7 @@ class Rows:
         item = self.items[i]
         if self.spec.size is None:
             return np.ascontiguousarray(item, dtype=np.float32) + np.float32(0)  # no negative zero
+        item = _picture(item, i)
         if isinstance(item, np.ndarray):
             item = _check_pixels(item, f"image {i}")
         try:
@@ -160,7 +172,21 @@ class Rows:
             raise ValueError(f"Image {i} cannot be read: {error}") from error
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(len(self)))
+        return self.read(range(len(self)))
+
+    def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Return the contents of some rows, one after the other."""
+        if not self.n_workers:
+            return (self[i] for i in indices)
+        loader: DataLoader[np.ndarray] = DataLoader(
+            self,  # type: ignore[arg-type]
+            sampler=indices,
+            batch_size=_READ_AHEAD,
+            num_workers=self.n_workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # not the global one, whose state belongs to the user
+        )
+        return (row for rows in loader for row in rows)
 
 
 def content(row: np.ndarray) -> bytes:
@@ -177,8 +203,10 @@ def check_images(X: Any) -> Any:
 
     Returns
     -------
-    images : ndarray or list
-        Indexable by row.
+    images : ndarray, list or dataset
+        Indexable by row. What is on disk is left there: memory maps, datasets of torch and of Hugging
+        Face, and other sequences that make their items on demand; their pictures are checked when they
+        are read.
 
     Raises
     ------
@@ -199,6 +227,10 @@ def check_images(X: Any) -> Any:
             )
         _check_empty(len(X))
         return _check_pixels(X, "X", batch=True)
+    if hasattr(X, "__getitem__") and hasattr(X, "__len__") and not isinstance(X, _HELD):
+        _check_empty(len(X))
+        _picture(X[0], 0)
+        return X
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise ValueError(f"{_SHAPES}; got a single {type(X).__name__}. Pass a list of one.")
     items = list(X)
@@ -209,6 +241,32 @@ def check_images(X: Any) -> Any:
         if isinstance(item, (str, os.PathLike)) and not os.path.isfile(item):
             raise FileNotFoundError(f"Row {i}: no file at {str(item)!r}.")
     return items
+
+
+def _picture(item: Any, row: int) -> Any:
+    """Return the picture of an item: datasets also give pairs (picture, label) and dicts of columns."""
+    if isinstance(item, (tuple, list)) and item:
+        item = item[0]
+    if isinstance(item, dict):
+        found = [
+            value for value in item.values() if isinstance(value, (Image.Image, np.ndarray, Tensor))
+        ]
+        if len(found) != 1:
+            raise ValueError(
+                f"Expected one picture in row {row}, got {len(found)} in the columns {sorted(item)}. "
+                "Pass that column alone, such as dataset['image'] or dataset.select_columns(['image'])."
+            )
+        item = found[0]
+    if isinstance(item, Tensor):  # channels first, as torchvision makes them
+        item = item.movedim(0, -1).numpy() if item.ndim == 3 else item.numpy()
+    if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
+        raise ValueError(f"{_SHAPES}; got {type(item).__name__} in row {row}.")
+    return item
+
+
+def drawable(item: Any) -> np.ndarray:
+    """Return an item of X as an array that can be drawn: pixels of a picture, or a vector."""
+    return _decoded(_picture(item, 0))
 
 
 def _check_empty(n: int) -> None:
@@ -229,7 +287,7 @@ def _check_pixels(array: np.ndarray, name: str, batch: bool = False) -> np.ndarr
         elif len(shape) == 3 and shape[-1] == 4:
             hint = " Drop the alpha channel: X[..., :3]."
         raise ValueError(f"{_SHAPES}; got {name} of shape {array.shape}.{hint}")
-    if array.dtype == np.uint8:
+    if array.dtype == np.uint8 or (batch and isinstance(array, np.memmap)):
         return array
     if array.dtype.kind != "f":
         raise ValueError(

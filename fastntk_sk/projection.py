@@ -13,7 +13,7 @@ from .randomness import generator
 class Projection:
     r"""A sparse sign matrix Q of shape (p, k) with orthonormal columns, never stored.
 
-    The p coordinates are permuted at random and dealt into k groups of equal size g (the last
+    The p coordinates are permuted at random and cut into k groups of equal size g (the last
     ones may be one short); column j of Q holds random signs / sqrt(g) on group j:
 
     .. math:: (J Q)_j = g^{-1/2} \sum_{i \in \text{group } j} \pm J_i .
@@ -57,15 +57,12 @@ class Projection:
         if k == p:
             return
         draws = generator(seed, "projection")
-        group = -(-p // k)
-        order = torch.randperm(p, generator=draws)
-        signs = torch.randint(0, 2, (p,), generator=draws) * 2 - 1
-        # groups lie side by side: coordinate j of round i is order[i * k + j]; the last round is padded
-        self._order = torch.cat([order, torch.zeros(group * k - p, dtype=order.dtype)])
-        self._signs = torch.cat([signs, torch.zeros(group * k - p, dtype=signs.dtype)]).to(dtype)
-        sizes = torch.full((k,), group)
-        sizes[p - (group - 1) * k :] -= 1
-        self._signs = self._signs / sizes.to(dtype).sqrt().repeat(group)
+        # one group after the other, the larger ones first
+        self._order = torch.randperm(p, generator=draws)
+        self._signs = (torch.randint(0, 2, (p,), generator=draws) * 2 - 1).to(dtype)
+        self._sizes = torch.full((k,), p // k)
+        self._sizes[: p % k] += 1
+        self._starts = self._sizes.cumsum(0) - self._sizes
 
     def project(self, rows: Tensor) -> Tensor:
         """Return `rows @ Q`.
@@ -77,16 +74,16 @@ class Projection:
         Returns
         -------
         projected : Tensor of shape (n, k)
-            Summed term by term in a fixed order, so that a row's result is bitwise the same at
-            every position of every batch.
+            Summed term by term in a fixed order and with exact products, so that a row's result is
+            bitwise the same at every position of every batch.
         """
         if self._order is None:
             return rows
-        shuffled = rows[:, self._order] * self._signs
-        total = shuffled[:, : self.k].clone()
-        for start in range(self.k, shuffled.shape[1], self.k):
-            total += shuffled[:, start : start + self.k]
-        return total
+        # coordinates are the rows of a table of embeddings, groups are bags of them
+        sums = torch.nn.functional.embedding_bag(
+            self._order, rows.T.contiguous(), self._starts, mode="sum", per_sample_weights=self._signs
+        )
+        return sums.T / self._sizes.to(rows.dtype).sqrt()
 
     def expand(self, z: Tensor) -> Tensor:
         """Return `Q @ z`, the displacement of all p parameters.
@@ -101,13 +98,13 @@ class Projection:
         """
         if self._order is None:
             return z.clone()
-        spread = self._signs.to(z.dtype) * z.repeat(len(self._order) // self.k)
-        return torch.zeros(self.p, dtype=z.dtype).index_add_(0, self._order, spread)
+        spread = self._signs.to(z.dtype) * (z / self._sizes.sqrt()).repeat_interleave(self._sizes)
+        return torch.zeros(self.p, dtype=z.dtype).index_copy_(0, self._order, spread)
 
     def digest(self) -> str:
         """Return a fingerprint of Q; it is checked when a saved state is loaded."""
         state = hashlib.blake2b(repr((self.p, self.k)).encode(), digest_size=16)
         if self._order is not None:
             state.update(self._order.numpy().tobytes())
-            state.update(self._signs.sign().to(torch.int8).numpy().tobytes())
+            state.update(self._signs.to(torch.int8).numpy().tobytes())
         return state.hexdigest()

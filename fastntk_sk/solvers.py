@@ -21,16 +21,18 @@ import torch
 from torch import Tensor
 
 from .exceptions import SolveError
-from .statistics import Statistics, add_gram
+from .statistics import Statistics, add_gram, multiply_symmetric
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The minimiser.
+    r"""The minimiser.
 
     Parameters
     ----------
     W : float64 Tensor of shape (C, d + 1)
+        Times the augmented features as they are in the statistics: where those hold tangent features,
+        :math:`\sqrt{s}` is in W.
 
     z : float64 Tensor of shape (k,)
 
@@ -62,7 +64,9 @@ def solve_schur(
         S z = \sqrt{s} \Big( r - \sum_c X_c^T Y_c \Big) + \alpha z_0, \quad
         W_c = L^{-T} (Y_c - \sqrt{s} X_c z),
 
-    at a cost of O((d+1)^3 + C (d+1)^2 k + C (d+1) k^2 + k^3), whatever the number of rows.
+    at a cost of O((d+1)^3 + C (d+1)^2 k + C (d+1) k^2 + k^3), whatever the number of rows. Tangent
+    features that all classes share (the pseudo kernel) are multiplied by :math:`\sqrt{s}` within
+    :math:`\tilde h`; then k = 0 and the cost is O((d+1)^3), whatever the number of classes.
 
     Parameters
     ----------
@@ -101,13 +105,15 @@ def solve_schur(
     tensor([[-0.4000,  0.0000],
             [ 0.4000,  0.0000]], dtype=torch.float64)
     """
-    A, B, H = statistics.A, statistics.B, statistics.H
+    B = statistics.B
     n_classes, root = len(statistics.counts), tangent_scale**0.5
-    all_h = A[:, -1] / statistics.constant
-    R = target_scale * (H - all_h[:, None] / n_classes)
+    scale = torch.ones(len(statistics.A), 1, dtype=torch.float64)
+    scale[len(scale) - 1 - statistics.n_tangents : -1] = root
+    all_h = statistics.A[-1] / statistics.constant
+    R = target_scale * scale * (statistics.H - all_h[:, None] / n_classes)
     all_J = B[:, -1].sum(0) / statistics.constant
     r = target_scale * (statistics.r - all_J / n_classes)
-    L = _cholesky(A, alpha)
+    L = _cholesky(statistics.A, alpha, scale if statistics.n_tangents else None)
     Y = torch.linalg.solve_triangular(L, R, upper=False)
     z = torch.zeros_like(r)
     pull = torch.zeros_like(r) if centre is None else alpha * centre
@@ -122,21 +128,25 @@ def solve_schur(
     Bz = torch.stack([B[c] @ z for c in range(n_classes)], dim=1)
     W = torch.cholesky_solve(R - root * Bz, L)
     # residual of the normal equations, from the statistics themselves
-    top = A @ W + alpha * W + root * Bz - R
+    top = scale * multiply_symmetric(statistics.A, scale * W) + alpha * W + root * Bz - R
     bottom = torch.zeros_like(z)
     if len(z):
-        G = statistics.G
-        Gz = G.tril() @ z + G.tril(-1).T @ z
+        Gz = multiply_symmetric(statistics.G, z[:, None])[:, 0]
         BW = sum(B[c].T @ W[:, c] for c in range(n_classes))
         bottom = tangent_scale * Gz + root * BW + alpha * z - root * r - pull
     size = torch.cat([R.flatten(), root * r + pull]).norm().clamp_min(torch.finfo(R.dtype).tiny)
     residual = float(torch.cat([top.flatten(), bottom]).norm() / size)
-    return Solution(W.T.contiguous(), z, residual)
+    return Solution((scale * W).T.contiguous(), z, residual)
 
 
-def _cholesky(lower: Tensor, alpha: float) -> Tensor:
-    """Factor `lower + alpha I`, and make sure that its smallest eigenvalue is at least alpha / 2."""
+def _cholesky(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tensor:
+    """Factor `lower + alpha I`, and make sure that its smallest eigenvalue is at least alpha / 2.
+
+    Rows and columns of `lower` are multiplied by `scale` first.
+    """
     shifted = lower.clone()
+    if scale is not None:
+        shifted.mul_(scale).mul_(scale.T)
     diagonal = shifted.diagonal()
     diagonal += alpha / 2
     _, failed = torch.linalg.cholesky_ex(shifted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 import warnings
@@ -14,49 +13,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import files
+from .adapter import Adapter, Frozen
+from .checkpoints import Checkpoint
+from .distributed import Group
 from .exceptions import (
     ForgetsEverythingError,
+    NoPrivateStateError,
     NumericalDriftWarning,
     PrivacyWarning,
     StateMismatchError,
 )
-from .ledger import Ledger, Removal
+from .ledger import KEY_BYTES, Ledger, Removal
 from .linearized import LinearizedModel, Parameters, relative_gap
 from .preprocessing import Rows, content
-from .receipts import environment, make_receipt
+from .receipts import chain_heads, environment, make_receipt, senses
 from .solvers import solve_schur
 from .statistics import Statistics
 
+_CHECKED = 1000  # rows of a checkpoint that are read again
 _SESSION = secrets.token_hex(8)
 Progress = Callable[[Iterable[np.ndarray], str, int], Iterable[np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """Parameters of the estimator as they were at fit; `set_params` does not reach them.
+class Halves:
+    """A fitted estimator as a public and a private half; the second is None for a pulled adapter."""
 
-    Parameters
-    ----------
-    seed : int
-        Drawn from `random_state`.
+    _adapter: Adapter
+    _private: State | None
 
-    alpha, tangent_scale, target_scale : float
-
-    anchor : {"pretrained", "finetuned"}
-
-    network : bool
-        Predict with the displaced network instead of the linearised model.
-
-    device : str
-    """
-
-    seed: int
-    alpha: float
-    tangent_scale: float
-    target_scale: float
-    anchor: str
-    network: bool
-    device: str
+    @property
+    def _state(self) -> State:
+        """Both halves."""
+        if self._private is None:
+            raise NoPrivateStateError(
+                "Expected an estimator with its private state, got a published adapter, which only "
+                "predicts: it holds no statistics, no ledger and no receipts. Load what save() wrote "
+                "with FastNTKClassifier.load."
+            )
+        return self._private
 
 
 @dataclass
@@ -107,6 +102,9 @@ class State:
 
     session : str, default=""
         The process of `environment`; empty after a load.
+
+    chain : str
+        Names the chain of this site's receipts.
     """
 
     model: LinearizedModel
@@ -126,22 +124,23 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     linearity: float = 0.0
     session: str = ""
+    chain: str = ""
 
     @classmethod
-    def empty(cls, model: LinearizedModel, frozen: Frozen) -> State:
-        """Return the state before the first row."""
-        n_classes = len(model.readout)
+    def empty(cls, model: LinearizedModel, frozen: Frozen, ledger: Ledger, chain: str) -> State:
+        """Return the state before the first row, with an empty ledger."""
         nothing = torch.zeros(0)
         return cls(
             model,
             frozen,
             model.empty_statistics(),
-            Ledger(),
-            np.zeros(n_classes, dtype=np.int64),
+            ledger,
+            np.zeros(model.n_classes, dtype=np.int64),
             Parameters(nothing, nothing),
-            environment(frozen.device, model.readout.dtype),
+            environment(frozen.device, model.precision, model.tangent.compiled),
             [model.probe(frozen.seed)],
             session=_SESSION,
+            chain=chain,
         )
 
     def learn(
@@ -151,29 +150,72 @@ class State:
         weights: np.ndarray,
         sample_ids: Sequence[object] | None,
         progress: Progress,
+        checkpoint: Checkpoint | None = None,
     ) -> State:
-        """Return the state that has also learned these rows."""
+        """Return the state that has also learned these rows, a share of them in every rank."""
+        group, started = Group(), time.perf_counter()
         _, probes = self.drift()
-        started = time.perf_counter()
-        statistics = self.statistics.copy() if self.ledger.n_rows else self.statistics
-        digests: list[bytes] = []
+        asked = [
+            labels.tobytes(),
+            weights.tobytes(),
+            repr(sample_ids and [*map(str, sample_ids)]).encode(),
+        ]
+        # hashes every weight: for those only who compare
+        signature = None if group.alone and checkpoint is None else self.signature()
+        if not group.alone:
+            seen = [content(rows[i]) for i in {0, len(rows) // 2, len(rows) - 1}]
+            known = self.adapter.digest() if self.ledger.n_rows else ""
+            group.check_same(files.digest(*asked, *seen, repr((known, signature)).encode()).encode())
+        part = group.share(len(labels))
+        sums, digests = self.model.empty_statistics(), list[bytes]()
+        if checkpoint is not None:
+            problem = files.digest(*asked, repr((signature, part)).encode(), *map(_bytes, probes))
+            sums, digests = checkpoint.resume(problem, sums)
+            self._check_same_rows(rows, part, digests)
+        n_done = len(digests)
+        todo = part[n_done:]
 
         def noted() -> Iterator[np.ndarray]:
-            for row in progress(rows, "learning", len(rows)):
+            for row in progress(rows.read(todo), "learning", len(todo)):
                 digests.append(self.ledger.digest(content(row)))
                 yield row
 
-        self.model.learn(statistics, noted(), labels, weights)
-        per_row = (time.perf_counter() - started) / len(labels)
-        class_rows = self.class_rows + np.bincount(labels, minlength=len(self.class_rows))
+        def added(n: int) -> None:
+            if checkpoint is not None:
+                checkpoint.save(
+                    sums,
+                    seed=self.frozen.seed,
+                    key=self.ledger.segments[0].key,
+                    problem=problem,
+                    digests=digests[: n_done + n],
+                )
+
+        self.model.learn(sums, noted(), labels[todo], weights[todo], added)
+        per_row = (time.perf_counter() - started) / max(1, len(todo))
+        group.add_up(sums.tensors().values())
+        if self.ledger.n_rows:
+            sums.merge(self.statistics)
+        digests = _cut(b"".join(group.gather(b"".join(digests))), KEY_BYTES)
+        changed = replace(self, seconds_per_row=per_row, probes=_everywhere(group, probes))
+        changed = changed.grown(sums, digests, labels, weights, sample_ids)
+        group.take_first([changed.parameters.W, changed.parameters.delta])
+        return changed
+
+    def grown(
+        self,
+        statistics: Statistics,
+        digests: list[bytes],
+        labels: np.ndarray,
+        weights: np.ndarray,
+        sample_ids: Sequence[object] | None,
+    ) -> State:
+        """Return the state that has also learned rows which are in these statistics already."""
         return self._solved(
             statistics,
-            class_rows,
-            seconds_per_row=per_row,
+            self.class_rows + np.bincount(labels, minlength=len(self.class_rows)),
             ledger=self.ledger.added(digests, labels.tolist(), weights.tolist(), sample_ids),
             environment=self._environment_here(),
             session=_SESSION,
-            probes=probes,
         )
 
     def forget(
@@ -182,48 +224,70 @@ class State:
         removals: list[Removal],
         progress: Progress,
         *,
+        sample_ids: Sequence[object] | None = None,
         seen_by: Sequence[str] = (),
         searched_by: Sequence[str] = (),
     ) -> State:
         """Return the state that never learned these rows."""
         self.check_rest(removals)
-        started = time.perf_counter()
-        drift, _ = self.drift()
-        statistics = self.statistics.copy()
-        labels = self._pass(statistics, rows, removals, progress, "forgetting", -1.0)
+        group, started = Group(), time.perf_counter()
+        drift = group.largest(max(self.drift()[0], self.model.position_gap))
+        sums, labels = self._summed(group, rows, removals, progress, "forgetting", -1.0)
+        sums.merge(self.statistics)
         class_rows = self.class_rows - np.bincount(labels, minlength=len(self.class_rows))
         changed = self._solved(
-            statistics,
+            sums,
             class_rows,
             ledger=self.ledger.removed(removals),
             n_forgotten=self.n_forgotten + len(removals),
         )
+        group.take_first([changed.parameters.W, changed.parameters.delta])
         here = self._environment_here()
         if not drift:
             changed = replace(changed, environment=here, session=_SESSION)
         receipt = make_receipt(
+            chain=self.chain,
+            earlier=self.receipts,
+            adapter_before=self.adapter.digest(),
+            adapter_after=changed.adapter.digest(),
             n_rows=len(removals),
             n_learned=int(class_rows.sum()),
             residual=changed.residual,
             seconds=time.perf_counter() - started,
-            drift=max(drift, self.model.position_gap),
+            drift=drift,
             seen_by=seen_by,
             searched_by=searched_by,
             anchor=self.frozen.anchor,
             environment=here,
+            n_left=None if sample_ids is None else changed.ledger.owned_rows(set(sample_ids)),
         )
+        if not group.alone:
+            receipt = files.parse_json(group.first(files.canonical(receipt)), "The receipt of rank 0")
         return replace(changed, receipts=[*self.receipts, receipt])
 
     @property
-    def sharpness(self) -> float:
-        r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
-        return math.log(99 * (len(self.class_rows) - 1)) / self.frozen.target_scale
+    def adapter(self) -> Adapter:
+        """The public half."""
+        return Adapter(
+            self.model,
+            self.frozen,
+            self.parameters,
+            self.model.displacement(self.parameters),
+            self.class_rows == 0,
+            int(self.class_rows.sum()),
+            self.n_forgotten,
+            senses(self.receipts),
+            chain_heads(self.receipts),
+        )
+
+    def resettled(self, alpha: float, tangent_scale: float | None = None) -> State:
+        """Return the state with another ridge, which the next solve will take."""
+        s = self.frozen.tangent_scale if tangent_scale is None else tangent_scale
+        return replace(self, frozen=replace(self.frozen, alpha=alpha, tangent_scale=s))
 
     def resolved(self, *, alpha: float, tangent_scale: float | None = None) -> State:
         """Return the state solved again with another ridge, without another pass."""
-        s = self.frozen.tangent_scale if tangent_scale is None else tangent_scale
-        changed = replace(self, frozen=replace(self.frozen, alpha=alpha, tangent_scale=s))
-        return changed._solved(self.statistics, self.class_rows)
+        return self.resettled(alpha, tangent_scale)._solved(self.statistics, self.class_rows)
 
     def check_rest(self, removals: list[Removal]) -> None:
         """Raise ForgetsEverythingError if no row would be left."""
@@ -235,6 +299,12 @@ class State:
 
     def merge(self, others: Sequence[State]) -> State:
         """Return the state that has learned what all have."""
+        keys = [segment.key for part in (self, *others) for segment in part.ledger.segments]
+        if len(set(keys)) < len(keys):
+            raise StateMismatchError(
+                "Expected models that learned apart, got copies of one fit, whose rows would count "
+                "twice. Let each site fit by itself; partial_fit adds rows to a model."
+            )
         statistics, class_rows = self.statistics.copy(), self.class_rows
         mine = self.signature()
         for other in others:
@@ -246,9 +316,10 @@ class State:
                     "all of them with the same parameters, an integer random_state and the same "
                     "classes (partial_fit(X, y, classes=...))."
                 )
-            if other.class_rows.sum() <= self.model.d:
+            width, _ = self.model.sizes
+            if other.class_rows.sum() <= width:
                 warnings.warn(
-                    f"Statistics of {other.class_rows.sum()} rows in {self.model.d} features can be "
+                    f"Statistics of {other.class_rows.sum()} rows in {width} features can be "
                     "inverted into the rows themselves. Do not let them travel.",
                     PrivacyWarning,
                     stacklevel=3,
@@ -256,17 +327,13 @@ class State:
             statistics.merge(other.statistics)
             class_rows = class_rows + other.class_rows
         parts = (self, *others)
-        probes: list[Tensor] = []
-        for probe in (probe for part in parts for probe in part.probes):
-            if all(relative_gap(probe, known) for known in probes):
-                probes.append(probe)
         return self._solved(
             statistics,
             class_rows,
             ledger=Ledger([segment for part in parts for segment in part.ledger.segments]),
             n_forgotten=sum(part.n_forgotten for part in parts),
             receipts=[receipt for part in parts for receipt in part.receipts],
-            probes=probes,
+            probes=_distinct(probe for part in parts for probe in part.probes),
         )
 
     def rebuild(self, rows: Rows, removals: list[Removal], progress: Progress) -> State:
@@ -276,14 +343,25 @@ class State:
                 f"Expected exactly the {self.ledger.n_rows} rows that are learned, got "
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
-        statistics = self.model.empty_statistics()
-        self._pass(statistics, rows, removals, progress, "rebuilding", 1.0)
+        group = Group()
+        sums, _ = self._summed(group, rows, removals, progress, "rebuilding", 1.0)
+        changed = self._solved(sums, self.class_rows)
+        group.take_first([changed.parameters.W, changed.parameters.delta])
         return replace(
-            self._solved(statistics, self.class_rows),
+            changed,
             environment=self._environment_here(),
             session=_SESSION,
-            probes=[self.model.probe(self.frozen.seed)],
+            probes=_everywhere(group, [self.model.probe(self.frozen.seed)]),
         )
+
+    def _check_same_rows(self, rows: Rows, part: range, digests: list[bytes]) -> None:
+        """Raise StateMismatchError unless rows are those of a checkpoint: looked up here and there."""
+        for i in np.unique(np.linspace(0, len(digests) - 1, min(len(digests), _CHECKED)).astype(int)):
+            if self.ledger.digest(content(rows[part[int(i)]])) != digests[i]:
+                raise StateMismatchError(
+                    f"The checkpoint is of another fit: row {part[int(i)]} is another, or the rows have "
+                    "another order. Pass the rows as before, or delete the folder to start anew."
+                )
 
     def drift(self) -> tuple[float, list[Tensor]]:
         """Measure how far Jacobians here are from those that were learned, and warn.
@@ -323,31 +401,48 @@ class State:
             "backbone weights": model.backbone.digest(),
             "trainable": model.tangent.subset.names,
             "n_components": model.projection.digest(),
-            "number of classes": len(model.readout),
+            "number of classes": model.n_classes,
+            "kernel": (model.kernel, len(model.readout)),
             "energy units": (model.scale_h, model.scale_J),
             "preprocessing": model.backbone.spec,
-            "precision": str(model.readout.dtype),
+            "precision": model.precision,
             "batch_size": model.batch_size,
         }
 
-    def _pass(
+    def _summed(
         self,
-        statistics: Statistics,
+        group: Group,
         rows: Rows,
         removals: list[Removal],
         progress: Progress,
         what: str,
         sign: float,
-    ) -> np.ndarray:
-        """Add learned rows, or subtract them, under the ledger's labels, which are returned."""
+    ) -> tuple[Statistics, np.ndarray]:
+        """Return the sums over learned rows times a sign, and their labels in the ledger."""
+        if not group.alone:
+            asked = repr((self.adapter.digest(), removals)).encode()
+            group.check_same(files.digest(asked).encode())
         labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
         weights = np.array([removal.entry.weight for removal in removals])
-        wanted = (rows[removal.row] for removal in removals)
-        self.model.learn(statistics, progress(wanted, what, len(removals)), labels, sign * weights)
-        return labels
+        part, sums = group.share(len(removals)), self.model.empty_statistics()
+        wanted = progress(rows.read([removals[i].row for i in part]), what, len(part))
+        same = self._as_matched(wanted, [removals[i] for i in part])
+        self.model.learn(sums, same, labels[part], sign * weights[part])
+        group.add_up(sums.tensors().values())
+        return sums, labels
+
+    def _as_matched(self, rows: Iterable[np.ndarray], removals: list[Removal]) -> Iterator[np.ndarray]:
+        """Yield rows that are read a second time, if they are what was matched the first time."""
+        for row, removal in zip(rows, removals, strict=True):
+            if self.ledger.segments[removal.segment].digest(content(row)) != removal.digest:
+                raise StateMismatchError(
+                    f"Expected row {removal.row} of the request to be the same each time it is read, "
+                    "got another content. Nothing was changed. Pass rows without random transforms."
+                )
+            yield row
 
     def _environment_here(self) -> dict[str, Any]:
-        return environment(self.frozen.device, self.model.readout.dtype)
+        return environment(self.frozen.device, self.model.precision, self.model.tangent.compiled)
 
     def _solved(self, statistics: Statistics, class_rows: np.ndarray, **changes: Any) -> State:
         started = time.perf_counter()
@@ -369,3 +464,29 @@ class State:
             seconds_per_solve=time.perf_counter() - started,
             **changes,
         )
+
+
+def _everywhere(group: Group, probes: list[Tensor]) -> list[Tensor]:
+    """Return the tangent features of all ranks, each once."""
+    places = b"".join(group.gather(b"".join(map(_bytes, probes))))
+    return _distinct(
+        torch.frombuffer(bytearray(place), dtype=torch.float64)
+        for place in _cut(places, len(_bytes(probes[0])))
+    )
+
+
+def _distinct(probes: Iterable[Tensor]) -> list[Tensor]:
+    """Return tangent features without repetitions."""
+    found: list[Tensor] = []
+    for probe in probes:
+        if all(relative_gap(probe, known) for known in found):
+            found.append(probe)
+    return found
+
+
+def _bytes(probe: Tensor) -> bytes:
+    return probe.numpy().tobytes()
+
+
+def _cut(data: bytes, width: int) -> list[bytes]:
+    return [data[i : i + width] for i in range(0, len(data), width)]

@@ -34,14 +34,18 @@ class Statistics:
     constant : float, default=1.0
         The last entry of every augmented feature row.
 
+    n_tangents : int, default=0
+        How many of the d features, the last ones, are tangent features that all classes share (the
+        pseudo kernel).
+
     Attributes
     ----------
     A : Tensor of shape (d + 1, d + 1)
+        Of A and G, only the lower triangle is kept up to date.
 
     B : Tensor of shape (n_classes, d + 1, k)
 
     G : Tensor of shape (k, k)
-        Only the lower triangle is kept up to date.
 
     H : Tensor of shape (d + 1, n_classes)
 
@@ -62,9 +66,11 @@ class Statistics:
     [2.0, 1.0]
     """
 
-    def __init__(self, d: int, k: int, n_classes: int, constant: float = 1.0) -> None:
+    def __init__(
+        self, d: int, k: int, n_classes: int, constant: float = 1.0, n_tangents: int = 0
+    ) -> None:
         zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
-        self.constant = constant
+        self.constant, self.n_tangents = constant, n_tangents
         self.A = zeros(d + 1, d + 1)
         self.B = zeros(n_classes, d + 1, k)
         self.G = zeros(k, k)
@@ -94,7 +100,7 @@ class Statistics:
         n_classes = len(self.counts)
         onehot = torch.nn.functional.one_hot(labels, n_classes).double()
         weighted = h * weights[:, None]
-        self.A += weighted.T @ h
+        add_gram(self.A, weighted, h)
         self.H += weighted.T @ onehot
         self.counts += weights @ onehot
         if not len(self.r):
@@ -118,19 +124,20 @@ class Statistics:
 
     def copy(self) -> Statistics:
         """Return an independent copy."""
-        return self.from_tensors(
-            {name: tensor.clone() for name, tensor in self.tensors().items()}, self.constant
-        )
+        clones = {name: tensor.clone() for name, tensor in self.tensors().items()}
+        return self.from_tensors(clones, self.constant, self.n_tangents)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], constant: float) -> Statistics:
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], constant: float, n_tangents: int = 0
+    ) -> Statistics:
         """Make statistics of given sums, which are not copied."""
         self = cls.__new__(cls)
-        self.constant = constant
+        self.constant, self.n_tangents = constant, n_tangents
         for name in _FIELDS:
             setattr(self, name, tensors[name])
         return self
@@ -154,3 +161,27 @@ def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block:
     for start in range(0, len(out), block):
         stop = min(start + block, len(out))
         out[start:stop, :stop].addmm_(left[:, start:stop].T, right[:, :stop], alpha=sign)
+
+
+def multiply_symmetric(lower: Tensor, right: Tensor, block: int = 512) -> Tensor:
+    """Return the product with a symmetric matrix as `add_gram` leaves it.
+
+    Parameters
+    ----------
+    lower : Tensor of shape (k, k)
+
+    right : Tensor of shape (k, m)
+
+    block : int, default=512
+        As in `add_gram`.
+
+    Returns
+    -------
+    product : Tensor of shape (k, m)
+    """
+    product = torch.zeros_like(right)
+    for start in range(0, len(lower), block):
+        stop = min(start + block, len(lower))
+        product[start:stop] += lower[start:stop, :stop] @ right[:stop]
+        product[:start] += lower[start:stop, :start].T @ right[start:stop]
+    return product

@@ -12,13 +12,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, check_scalar, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
+from torch.utils.data import Subset
 
-from .preprocessing import check_images
+from .preprocessing import MAX_SIDE, check_images
 
 _CHOICES = {
     "anchor": ("pretrained", "finetuned"),
+    "kernel": ("full", "pseudo"),
     "predict_with": ("auto", "linear", "network"),
-    "precision": ("auto", "float32", "float64"),
+    "precision": ("auto", "float32", "float64", "bfloat16"),
     "copies": ("one", "all"),
 }
 
@@ -49,7 +51,7 @@ def check_parameters(estimator: BaseEstimator) -> None:
         In scikit-learn's words.
     """
     get = estimator.get_params(deep=False).__getitem__
-    for name in ("anchor", "predict_with", "precision"):
+    for name in ("anchor", "kernel", "predict_with", "precision"):
         check_choice(name, get(name))
     for name in ("alpha", "tangent_scale", "target_scale", "learning_rate"):
         value = get(name)
@@ -65,13 +67,26 @@ def check_parameters(estimator: BaseEstimator) -> None:
             "Expected finetune_params to be a dict of arguments of skorch.NeuralNetClassifier, got "
             f"{type(get('finetune_params')).__name__}."
         )
-    for name in ("batch_size", "n_prompts", "max_epochs"):
+    if get("anchor") == "finetuned" and not get("tangent_scale"):
+        raise ValueError(
+            'Expected tangent_scale > 0 with anchor="finetuned", got 0: the subset would stay where SGD '
+            "left it, forgotten rows and all."
+        )
+    if get("kernel") == "pseudo":
+        for name, other in (("anchor", "finetuned"), ("predict_with", "network")):
+            if get(name) == other:
+                raise ValueError(
+                    f'Expected kernel="full" with {name}={other!r}, got "pseudo", in which every class '
+                    "reads the tangents by itself: it cannot be written back as weights of a network."
+                )
+    for name in ("batch_size", "n_prompts", "n_directions", "max_epochs"):
         check_scalar(get(name), name, Integral, min_val=1)
+    check_scalar(get("num_workers"), "num_workers", Integral, min_val=0)
     if get("n_components") not in ("auto", None):
         check_scalar(get("n_components"), "n_components", Integral, min_val=1)
     if get("image_size") is not None:
         for side in np.atleast_1d(get("image_size")).tolist():
-            check_scalar(side, "image_size", Integral, min_val=1)
+            check_scalar(side, "image_size", Integral, min_val=1, max_val=MAX_SIDE)
 
 
 def check_training_rows(
@@ -125,7 +140,10 @@ def check_training_rows(
     if not len(keep):
         raise ValueError("Expected at least one positive sample_weight, got only zeros.")
     if len(keep) < len(y):
-        X = X[keep] if isinstance(X, np.ndarray) else [X[i] for i in keep]
+        if isinstance(X, np.ndarray) and not isinstance(X, np.memmap):
+            X = X[keep]
+        else:
+            X = Subset(X, keep.tolist())
         y, weights = y[keep], weights[keep]
         ids = None if ids is None else [ids[i] for i in keep]
     return X, y, weights, ids

@@ -1,0 +1,318 @@
+"""Choosing the ridge and the weight of the tangents by cross-validation, at the price of one pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.metrics import check_scoring
+from sklearn.model_selection import check_cv
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.utils import column_or_1d
+from sklearn.utils.validation import _check_sample_weight
+from tqdm import tqdm
+
+from .classifier import FastNTKClassifier
+from .fitting import Prepared, prepare
+from .memory import require
+from .prediction import ScoresMixin
+from .preprocessing import content
+from .solvers import solve_schur
+from .statistics import Statistics
+from .validation import check_parameters
+
+
+class FastNTKClassifierCV(BaseSearchCV):
+    """A grid search over `alpha` and `tangent_scale` that takes every Jacobian once.
+
+    Neither parameter changes the Jacobians, and the fit needs the rows only through sums: the sums of a
+    fold's training rows are those of all rows less those of the fold, and each candidate is one solve.
+    The result is that of :class:`~sklearn.model_selection.GridSearchCV` over the two parameters with an
+    integer `random_state`, whose fits all take their own passes.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        With anchor="pretrained": a fine-tuned anchor has seen the rows that a fold holds out.
+
+    alphas : sequence of float, default=(0.05, 0.1, 0.25, 0.5, 1.0)
+        Ridges to try.
+
+    tangent_scales : sequence of float, default=(0.25, 1.0, 4.0)
+        Weights of the tangents to try; 0 is a linear probe.
+
+    cv : int, splitter or iterable, default=None
+        As in :class:`~sklearn.model_selection.GridSearchCV`; what a fold does not hold out, it must
+        learn.
+
+    scoring : str or callable, default=None
+        As there; None is the accuracy.
+
+    Attributes
+    ----------
+    best_estimator_ : FastNTKClassifier
+        Fitted on all rows with the best parameters; it can forget: ``unlearn(search, X_forget)``, whose
+        receipt says that the choice of hyper-parameters has seen the rows.
+
+    best_params_ : dict
+        "alpha" and "tangent_scale".
+
+    best_score_ : float
+        Mean score of the best candidate on held-out rows.
+
+    best_index_ : int
+        Its place in `cv_results_`.
+
+    cv_results_ : dict of str to array
+        "params", and of each candidate "param_alpha", "param_tangent_scale", "split0_test_score" and so
+        on, "mean_test_score", "std_test_score", "rank_test_score".
+
+    n_splits_ : int
+        Number of folds.
+
+    scorer_ : callable
+
+    See Also
+    --------
+    FastNTKClassifier : The estimator that is tuned.
+
+    Notes
+    -----
+    Sample weights count in the scores too, where the scorer takes them. Features and Jacobians of all
+    rows are kept until the end: n (d + C k) numbers, or n (d + r k) with kernel="pseudo".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
+    >>> X, y = load_iris(return_X_y=True)
+    >>> search = FastNTKClassifierCV(FastNTKClassifier(random_state=0), alphas=(0.01, 1.0)).fit(X, y)
+    >>> search.best_params_
+    {'alpha': 0.01, 'tangent_scale': 0.25}
+    """
+
+    refit = True
+    multimetric_ = False
+    error_score = "raise"
+    n_jobs = None
+    verbose = 0
+    return_train_score = False
+
+    def __init__(
+        self,
+        estimator: FastNTKClassifier,
+        *,
+        alphas: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 1.0),
+        tangent_scales: Sequence[float] = (0.25, 1.0, 4.0),
+        cv: Any = None,
+        scoring: Any = None,
+    ) -> None:
+        self.estimator = estimator
+        self.alphas = alphas
+        self.tangent_scales = tangent_scales
+        self.cv = cv
+        self.scoring = scoring
+
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None
+    ) -> FastNTKClassifierCV:
+        """Take one pass, score the candidates on held-out rows, and fit the best one on all rows.
+
+        Parameters
+        ----------
+        X, y, sample_weight, sample_ids
+            As in :meth:`FastNTKClassifier.fit`.
+
+        Returns
+        -------
+        self : FastNTKClassifierCV
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the estimator is not a `FastNTKClassifier` at the pretrained anchor, a candidate is not
+            valid, or a fold neither learns nor holds out some rows.
+
+        InsufficientMemoryError
+            If the Jacobians of all rows do not fit.
+        """
+        if not isinstance(self.estimator, FastNTKClassifier):
+            raise TypeError(
+                f"Expected a FastNTKClassifier as estimator, got {type(self.estimator).__name__}. Use "
+                "GridSearchCV for others, pipelines among them."
+            )
+        candidates = [
+            {"alpha": float(alpha), "tangent_scale": float(scale)}
+            for alpha, scale in product(np.atleast_1d(self.alphas), np.atleast_1d(self.tangent_scales))
+        ]
+        best = clone(self.estimator)
+        for candidate in candidates:
+            check_parameters(best.set_params(**candidate))
+        if not candidates:
+            raise ValueError("Expected alphas and tangent_scales to hold one value at least, got none.")
+        if best.anchor == "finetuned":
+            raise ValueError(
+                'Expected anchor="pretrained", got "finetuned", which has seen the rows that a fold '
+                "holds out. Use GridSearchCV for it."
+            )
+        if not (self.scoring is None or isinstance(self.scoring, str) or callable(self.scoring)):
+            raise TypeError(
+                "Expected scoring to be a str or a callable, got "
+                f"{type(self.scoring).__name__}. Use GridSearchCV for several scores."
+            )
+        prepared = prepare(best, X, y, None, sample_weight, sample_ids)
+        names, labels = prepared.classes, prepared.labels
+        folds = _folds(self.cv, y, sample_weight)
+        scorer = check_scoring(_Scored(names), scoring=self.scoring)
+        # as in a grid search of scikit-learn 1.8 and later
+        weighted = sample_weight is not None and getattr(scorer, "_accept_sample_weight", bool)()
+        rows = _TangentRows(best, prepared)
+        whole = prepared.state.model.empty_statistics()
+        rows.add(whole, np.arange(len(labels)))
+        scores = np.empty((len(folds), len(candidates)))
+        for f, fold in enumerate(tqdm(folds, "folds", unit="fold", disable=not best.verbose)):
+            rest = whole.copy()
+            rows.add(rest, fold, -1.0)
+            weights = {"sample_weight": prepared.weights[fold]} if weighted else {}
+            for c, candidate in enumerate(candidates):
+                predictor = rows.predictor(rest, fold, **candidate)
+                scores[f, c] = scorer(predictor, fold, names[labels[fold]], **weights)
+        compared = _compared(candidates, scores)
+        state = prepared.state.resettled(**compared["best_params_"])
+        state = state.grown(whole, rows.digests, labels, prepared.weights, prepared.ids)
+        self.best_estimator_ = best.set_params(**compared["best_params_"])._commit(state, names)
+        self.scorer_ = scorer
+        for name, value in compared.items():
+            setattr(self, name, value)
+        return self
+
+
+def _compared(candidates: list[dict[str, float]], scores: np.ndarray) -> dict[str, Any]:
+    """Return the attributes that tell how the candidates compare; what has no score ranks last."""
+    means = scores.mean(0)
+    if np.isnan(means).any():
+        warnings.warn(
+            f"The scores of {np.isnan(means).sum()} candidates are not finite; they rank last.",
+            UserWarning,
+            stacklevel=3,
+        )
+    ranks = rankdata(np.where(np.isnan(means), np.inf, -means), method="min").astype(np.int32)
+    best = int(ranks.argmin())
+    return {
+        "n_splits_": len(scores),
+        "cv_results_": {
+            **{f"param_{name}": np.array([c[name] for c in candidates]) for name in candidates[0]},
+            "params": candidates,
+            **{f"split{i}_test_score": row for i, row in enumerate(scores)},
+            "mean_test_score": means,
+            "std_test_score": scores.std(0),
+            "rank_test_score": ranks,
+        },
+        "best_index_": best,
+        "best_params_": candidates[best],
+        "best_score_": float(means[best]),
+    }
+
+
+class _TangentRows:
+    """Features and Jacobians of all rows of a fit, held in memory.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier
+        For progress bars.
+
+    prepared : Prepared
+    """
+
+    def __init__(self, estimator: FastNTKClassifier, prepared: Prepared) -> None:
+        self.prepared, self.digests = prepared, list[bytes]()
+        self.sharpness = prepared.state.adapter.sharpness
+        state, rows = prepared.state, prepared.rows
+        model = state.model
+        width, components = model.sizes
+        numbers = len(rows) * (width + 1 + model.n_classes * components)
+        require(
+            numbers * model.readout.itemsize + model.memory_needed(),
+            f"Statistics, and features and Jacobians of {len(rows):,} rows, need",
+            'Take fewer components, kernel="pseudo" or fewer rows, or GridSearchCV, which holds none.',
+        )
+
+        def noted() -> Iterator[np.ndarray]:
+            for row in estimator._progress(rows, "learning", len(rows)):
+                self.digests.append(state.ledger.digest(content(row)))
+                yield row
+
+        parts = [model.tangents(batch) for batch in model.batches(noted())]
+        self.shared, self.own = (torch.cat(part) for part in zip(*parts, strict=True))
+
+    def add(self, statistics: Statistics, rows: np.ndarray, sign: float = 1.0) -> None:
+        """Add the outer products of some rows, or subtract them."""
+        labels, weights = map(torch.from_numpy, (self.prepared.labels, self.prepared.weights))
+        for chosen in torch.from_numpy(rows).split(256):
+            parts = self.shared[chosen], self.own[chosen], labels[chosen], sign * weights[chosen]
+            statistics.add(*parts)
+
+    def predictor(self, rest: Statistics, fold: np.ndarray, alpha: float, tangent_scale: float) -> Any:
+        """Return what predicts the rows of a fold after learning the others."""
+        state, labels = self.prepared.state, self.prepared.labels
+        solution = solve_schur(
+            rest, alpha=alpha, tangent_scale=tangent_scale, target_scale=state.frozen.target_scale
+        )
+        shared, own = self.shared[fold], self.own[fold]
+        W, z = solution.W.to(shared.dtype), solution.z.to(own.dtype)
+        scores = (shared @ W.T + tangent_scale**0.5 * (own @ z)).double().numpy()
+        counts = np.bincount(np.delete(labels, fold), minlength=state.model.n_classes)
+        scores[:, counts == 0] = -np.inf
+        return _Scored(self.prepared.classes, scores, self.sharpness)
+
+
+class _Scored(ScoresMixin, ClassifierMixin, BaseEstimator):
+    """A fitted classifier whose scores of some rows are known; what it is asked about is those."""
+
+    def __init__(
+        self, classes: np.ndarray, scores: np.ndarray | None = None, sharpness: float = 1.0
+    ) -> None:
+        self.classes = classes
+        self.scores = scores
+        self.sharpness = sharpness
+
+    @property
+    def classes_(self) -> np.ndarray:  # type: ignore[override]
+        return self.classes
+
+    @property
+    def _sharpness(self) -> float:  # type: ignore[override]
+        return self.sharpness
+
+    def fit(self, X: Any, y: Any) -> _Scored:
+        return self
+
+    def _scores(self, X: Any) -> np.ndarray:
+        assert self.scores is not None
+        return self.scores
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
+def _folds(cv: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
+    """Return the rows that each fold holds out, counted without those of weight zero."""
+    y = column_or_1d(y)
+    everything, weights = np.arange(len(y)), _check_sample_weight(sample_weight, y)
+    place = np.cumsum(weights > 0) - 1
+    folds = []
+    for learned, held_out in check_cv(cv, y, classifier=True).split(everything, y):
+        if not np.array_equal(np.sort(np.r_[learned, held_out]), everything):
+            raise ValueError(
+                f"Expected cv to learn all {len(y)} rows that it does not hold out, got a split of "
+                f"{len(learned)} and {len(held_out)}. Use GridSearchCV with such a cv."
+            )
+        folds.append(place[held_out[weights[held_out] > 0]])
+    return folds

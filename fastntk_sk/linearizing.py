@@ -1,0 +1,223 @@
+"""From a backbone to the model that is linear in a subset of its parameters, in measured units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backbones import load_backbone, origin
+from .exceptions import JacobianError, PrecisionError, SubsetError
+from .jacobians import TangentNetwork
+from .linearized import LinearizedModel, relative_gap, working_dtype
+from .memory import check_memory, choose_components
+from .projection import Projection
+from .randomness import generator
+from .saved import Saved
+from .subsets import as_entries, insert_prompts, select
+
+_SYNTHETIC_ROWS = 100
+_PRECISION_ROWS = 8
+_LARGEST_ERROR = 0.05  # of Jacobians in bfloat16: transformers have 1-2 %, batch norms 20-40 %
+
+
+def linearize(
+    backbone: Any,
+    X: Any,
+    *,
+    n_classes: int,
+    kernel: str,
+    n_directions: int,
+    trainable: str | Sequence[str],
+    n_prompts: int,
+    n_components: int | str | None,
+    pretrained: bool,
+    image_size: int | tuple[int, int] | None,
+    batch_size: int,
+    n_features: int | None,
+    precision: str,
+    compiled: bool,
+    device: str,
+    seed: int,
+    saved: Saved | None = None,
+) -> LinearizedModel:
+    """Load the backbone, choose the subset and measure the energy units.
+
+    The arguments are those of `FastNTKClassifier`; `saved` is given when one is loaded.
+
+    Raises
+    ------
+    StateMismatchError
+        If what was saved does not fit the backbone.
+
+    SubsetError
+        If the trainable subset does not exist in the backbone.
+
+    PrecisionError
+        If bfloat16 is too coarse for the backbone's Jacobians.
+
+    InsufficientMemoryError
+        If the statistics would not fit; raised before they are allocated.
+    """
+    dtype = working_dtype(precision)
+    loaded = load_backbone(
+        backbone,
+        pretrained=pretrained,
+        image_size=image_size,
+        X=X,
+        n_features=n_features,
+        seed=seed,
+    )
+    prompts = {"prompt", "prompt-deep"} & set(as_entries(trainable))
+    if prompts:
+        if saved is not None:
+            saved.check_prompts(n_prompts)
+        insert_prompts(
+            loaded.net,
+            n_prompts,
+            deep="prompt-deep" in prompts,
+            generator=generator(seed, "prompts"),
+        )
+    loaded.net.to(dtype=dtype, device=device)
+    subset = select(loaded.net, trainable)
+    if saved is not None:
+        saved.install(loaded, subset)
+    n_synthetic = _SYNTHETIC_ROWS if saved is None else 2
+    synthetic = loaded.synthetic(n_synthetic, seed, n_features, dtype).to(device)
+    with torch.no_grad():
+        features = loaded.net(synthetic[:2])
+    if features.ndim != 2:
+        raise SubsetError(
+            "Expected the backbone to return features of shape (n, d), got "
+            f"{tuple(features.shape)}. Wrap it in a module that pools them."
+        )
+    d, n_rows = features.shape[1], n_classes if kernel == "full" else n_directions
+    if saved is not None:
+        saved.check_readout(n_rows, d, dtype)
+    k = choose_components(n_components, subset.size, kernel, d, n_rows)
+    if saved is None or saved.learns:
+        batch_bytes = batch_size * subset.size * dtype.itemsize
+        check_memory(kernel, d, k, n_rows, n_classes, batch_bytes, batch_size)
+    tangent = TangentNetwork(loaded.net, subset, synthetic[:2], compiled)
+    readout = draw_readout(seed, n_rows, d) if saved is None else saved.readout
+    model = LinearizedModel(
+        loaded,
+        tangent,
+        Projection(subset.size, k, seed, dtype),
+        readout.to(dtype=dtype, device=device),
+        n_classes,
+        kernel,
+        precision,
+        1.0,
+        1.0,
+        0.0,
+        batch_size,
+        n_features,
+        {
+            "backbone": backbone if isinstance(backbone, str) else None,
+            "trainable": list(as_entries(trainable)),
+            "n_prompts": n_prompts,
+            "pretrained": pretrained,
+            "image_size": loaded.spec.size,
+            "origin": origin(loaded, backbone, pretrained),
+        },
+        None if saved is None else saved.moved,
+    )
+    if saved is None:
+        _check_precision(model, synthetic[:_PRECISION_ROWS])
+        units = _measure(model, synthetic)
+    else:
+        units = saved.units
+    model.scale_h, model.scale_J, model.position_gap = units
+    return model
+
+
+def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: int) -> LinearizedModel:
+    """Return the model that is linearised at a fine-tuned anchor.
+
+    Parameters
+    ----------
+    model : LinearizedModel
+        At the pretrained anchor; not changed.
+
+    moved : Tensor of shape (k,)
+        The anchor is theta_0 + Q moved.
+
+    readout : Tensor of shape (C, d)
+        V, the fine-tuned readout on the features.
+
+    seed : int
+
+    Returns
+    -------
+    tuned : LinearizedModel
+        In units of the anchor, or of `model` where its Jacobians are larger.
+    """
+    net = model.network_at(model.projection.expand(moved))
+    backbone = replace(model.backbone, net=net)
+    dtype, device = model.readout.dtype, model.readout.device
+    synthetic = backbone.synthetic(_SYNTHETIC_ROWS, seed, model.n_features, dtype).to(device)
+    tuned = replace(
+        model,
+        backbone=backbone,
+        tangent=TangentNetwork(net, model.tangent.subset, synthetic[:2], model.tangent.compiled),
+        readout=readout,
+        moved=moved,
+    )
+    tuned.scale_h, tuned.scale_J, tuned.position_gap = _measure(tuned, synthetic)
+    # a readout that has hardly learned has small Jacobians: magnified, they would ask for
+    # displacements that the network does not follow
+    tuned.scale_J = max(tuned.scale_J, model.scale_J)
+    return tuned
+
+
+def draw_readout(seed: int, n_rows: int, d: int) -> Tensor:
+    """Return V, float64 of shape (n_rows, d), N(0, 1/d); row c depends on the seed and c only."""
+    rows = [
+        torch.randn(d, generator=generator(seed, "readout", c), dtype=torch.float64)
+        for c in range(n_rows)
+    ]
+    return torch.stack(rows) / d**0.5
+
+
+def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, float]:
+    """Return the scales of features and Jacobians, and the effect of a row's place."""
+    energies, first = [], None
+    for batch in synthetic.split(model.batch_size):
+        h, J = model.passes(batch)
+        first = first or (h, J)
+        energies.append((h.square().sum(1) + 1, J.square().sum(2).mean(1)))
+    mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
+    if not math.isfinite(mean_h + mean_J):
+        raise JacobianError(
+            f"Features or Jacobians of {model.backbone.name} are NaN or infinite on synthetic "
+            "inputs. Check its weights, or use precision='float64'."
+        )
+    assert first is not None
+    elsewhere = model.passes(synthetic[: model.batch_size].roll(1, 0))
+    moved = [part.roll(-1, 0) for part in elsewhere]
+    gap = max(relative_gap(new, old) for new, old in zip(moved, first, strict=True))
+    return _power_of_two(mean_h), _power_of_two(mean_J), gap if gap > 1e-12 else 0.0
+
+
+def _check_precision(model: LinearizedModel, synthetic: Tensor) -> None:
+    """Raise PrecisionError where bfloat16 changes features or Jacobians by more than a few percent."""
+    if model.precision != "bfloat16":
+        return
+    parts = zip(*(model.passes(synthetic, full_precision=full) for full in (False, True)), strict=True)
+    error = max(relative_gap(coarse, fine) for coarse, fine in parts)
+    if not error < _LARGEST_ERROR:
+        raise PrecisionError(
+            f'Expected precision="float32" for backbone {model.backbone.name!r}, got "bfloat16", in '
+            f"which its features or Jacobians are off by {error:.0%} on synthetic inputs (at most "
+            f"{_LARGEST_ERROR:.0%} are accepted). It is for transformers."
+        )
+
+
+def _power_of_two(energy: float) -> float:
+    """Return the power of two nearest to the square root of an energy; 1 for no energy."""
+    return 2.0 ** round(math.log2(energy) / 2) if energy > 0 else 1.0

@@ -1,0 +1,300 @@
+"""From the bytes of an adapter to a model: checked first, built afterwards."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import files
+from .adapter import Frozen
+from .backbones import outline
+from .config import check
+from .exceptions import (
+    BackboneNotFoundError,
+    FastNTKError,
+    StateFormatError,
+    StateMismatchError,
+    SubsetError,
+    UnknownKeyWarning,
+)
+from .linearized import LinearizedModel, working_dtype
+from .linearizing import linearize
+from .memory import block_sizes, require
+from .private_state import check_tensors
+from .saved import Saved
+
+_ADVICE = "Load it on a larger machine."
+_PLANES = 64  # that an early layer of a network of images makes of one
+# what torch, timm and modules raise for a size, an architecture or tensors that they do not take
+_UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def read_adapter(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the checked configuration of an adapter file, and the tensors that it describes.
+
+    Parameters
+    ----------
+    data : bytes
+
+    name : str
+        Of the file, for messages.
+
+    Raises
+    ------
+    StateFormatError
+        If the file is damaged or forged, or of a newer format.
+    """
+    tensors, metadata = files.parse_tensors(data, name)
+    if not isinstance(metadata.get("config"), str):
+        raise StateFormatError(f"{name} holds no configuration: it is no adapter of this library.")
+    config = check(files.parse_json(metadata["config"], f"the header of {name}"), name)
+    if files.tensors_digest(tensors) != config["tensors"]:
+        raise StateFormatError(f"The tensors of {name} were changed after it was saved.")
+    expected = {"readout", "displacement"}
+    if config["frozen"]["anchor"] == "pretrained":
+        expected.add("anchor.readout")
+    found = {tensor for tensor in tensors if not tensor.startswith("network.")}
+    if found != expected:
+        raise StateFormatError(
+            f"{name}: expected the tensors {sorted(expected)}, got {sorted(found)}. Restore a backup."
+        )
+    n_classes, setup = len(config["classes"]["values"]), config["setup"]
+    W, dtype = tensors["readout"], working_dtype(setup["precision"])
+    V = tensors.get("anchor.readout", W)
+    shaped = W.ndim == 2 and W.shape[1] > 1 and len(W) == n_classes
+    if shaped and V is not W:
+        shaped = V.ndim == 2 and V.shape[1] > 0 and (setup["kernel"] == "pseudo" or len(V) == n_classes)
+        sizes = shaped and block_sizes(setup["kernel"], V.shape[1], setup["n_components"], len(V))
+        shaped = sizes and sizes[0] + 1 == W.shape[1]
+    if not shaped or {W.dtype, V.dtype} != {dtype}:
+        raise StateFormatError(
+            f"{name}: expected readouts of {n_classes} classes in {dtype}, got {tuple(W.shape)} in "
+            f"{W.dtype}. Restore a backup."
+        )
+    _check_widths(config, tensors, name)
+    return config, tensors
+
+
+def _check_widths(config: dict[str, Any], tensors: dict[str, Tensor], name: str) -> None:
+    """Check what decides how much is allocated against the size of tensors that are there."""
+    setup, frozen = config["setup"], config["frozen"]
+    if setup["kernel"] == "pseudo" and (frozen["network"] or frozen["anchor"] != "pretrained"):
+        raise StateFormatError(f"{name} has a pseudo kernel where there can be none. Restore a backup.")
+    if setup["kernel"] == "full" and setup["n_components"] > tensors["displacement"].numel():
+        raise StateFormatError(f"{name} has more components than parameters. Restore a backup.")
+    inputs = config["preprocessing"]
+    if (inputs["size"] is None) != (inputs["n_features"] is not None):
+        raise StateFormatError(f"{name} describes neither images nor vectors. Restore a backup.")
+
+
+def frozen_at_fit(config: dict[str, Any], device: str | None) -> Frozen:
+    """Return the parameters of the fit, on a device of this machine."""
+    frozen = Frozen(**(config["frozen"] | ({} if device is None else {"device": device})))
+    try:
+        torch.empty(0, device=frozen.device)
+    except (AssertionError, RuntimeError) as error:
+        raise StateMismatchError(
+            f'Expected a device of this machine, got "{frozen.device}". Pass device="cpu".'
+        ) from error
+    return frozen
+
+
+def build_model(
+    config: dict[str, Any],
+    frozen: Frozen,
+    backbone: Any,
+    network: dict[str, Tensor],
+    V: Tensor,
+    moved: Tensor | None,
+    learns: bool,
+) -> LinearizedModel:
+    """Build the network of a configuration around its saved parts.
+
+    Parameters
+    ----------
+    config : dict
+        Of `read_adapter`.
+
+    frozen : Frozen
+
+    backbone : str, nn.Module, callable or None
+        None takes what the configuration names.
+
+    network : dict of str to Tensor
+
+    V : Tensor of shape (C, d)
+
+    moved : Tensor of shape (k,) or None
+
+    learns : bool
+        See `Saved`.
+
+    Raises
+    ------
+    StateFormatError
+        If the configuration names a backbone or a subset that does not exist.
+
+    StateMismatchError
+        If the backbone is not the one that was saved.
+    """
+    setup, inputs, source = config["setup"], config["preprocessing"], config["backbone"]["source"]
+    given = backbone
+    backbone = _pinned(source, config["backbone"]["revision"]) if given is None else given
+    if backbone is None:
+        raise StateMismatchError(
+            f"The saved backbone was a module or a callable ({config['backbone']['name']}), which is "
+            "not stored. Pass it: backbone=..."
+        )
+    dtype = working_dtype(setup["precision"])
+    units = (setup["scale_h"], setup["scale_J"], setup["position_gap"])
+    saved = Saved(network, V, units, None if moved is None else moved.to(dtype), learns)
+    if backbone == "mlp":
+        saved.check_mlp(inputs["n_features"])
+    elif isinstance(backbone, str):
+        _check_outline(backbone, config, V)
+    elif inputs["size"]:
+        n_pixels = 2 * _PLANES * math.prod(inputs["size"])
+        n_bytes = n_pixels * dtype.itemsize
+        require(n_bytes, f"A pass over images of {inputs['size']} pixels takes", _ADVICE)
+    try:
+        model = linearize(
+            backbone,
+            None,
+            n_classes=len(config["classes"]["values"]),
+            kernel=setup["kernel"],
+            n_directions=len(V),
+            trainable=setup["trainable"],
+            n_prompts=setup["n_prompts"],
+            n_components=setup["n_components"],
+            pretrained=setup["pretrained"],
+            image_size=tuple(inputs["size"]) if inputs["size"] else None,
+            batch_size=setup["batch_size"],
+            n_features=inputs["n_features"],
+            precision=setup["precision"],
+            compiled=setup["compiled"] and learns,
+            device=frozen.device,
+            seed=frozen.seed,
+            saved=saved,
+        )
+    except (BackboneNotFoundError, SubsetError) as error:
+        raise StateFormatError(f"What was saved names something that is not here. {error}") from error
+    except FastNTKError:
+        raise
+    except _UNFIT as error:
+        raise _cannot_be_built(config, error) from error
+    found = model.backbone.digest(model.own_tensors())
+    if found != config["backbone"]["digest"]:
+        revision = config["backbone"]["revision"]
+        raise StateMismatchError(
+            f"Expected the weights {config['backbone']['digest']} of backbone "
+            f"{config['backbone']['name']!r} ({revision or 'revision unknown'}), got {found}. Pass "
+            "backbone=... with the weights that it was learned with."
+        )
+    if (learns or model.kernel == "pseudo") and model.projection.digest() != setup["projection"]:
+        raise StateMismatchError(
+            "This version of torch draws another random subspace for the saved seed. Load with the "
+            "version that it was saved with; the receipts and the statistics name it."
+        )
+    spec = model.backbone.spec
+    expected = {key: tuple(v) if isinstance(v, list) else v for key, v in inputs.items()}
+    differing = [key for key in vars(spec) if getattr(spec, key) != expected[key]]
+    if differing:
+        raise StateMismatchError(
+            f"The backbone prepares images in another way than when it was learned: {differing}. Load "
+            "with the version of timm that was used, or pass backbone=..."
+        )
+    if given is None:
+        model.backbone.name = str(source)
+    if source is not None and not (given and source.startswith("local-dir:")):
+        # the same weights, wherever they came from this time: others find them where they were
+        model.setup["backbone"] = source
+        model.setup["origin"] = {key: config["backbone"][key] for key in ("base_model", "revision")}
+    return model
+
+
+def _check_outline(backbone: str, config: dict[str, Any], V: Tensor) -> None:
+    """Check that a named network fits V and memory, before it is built."""
+    size = config["preprocessing"]["size"]
+    try:
+        found = outline(backbone, tuple(size) if size else None)
+    except BackboneNotFoundError as error:
+        raise StateFormatError(f"What was saved names something that is not here. {error}") from error
+    except FastNTKError:
+        raise
+    except _UNFIT as error:
+        raise _cannot_be_built(config, error) from error
+    if found.n_features != V.shape[1]:
+        raise StateMismatchError(
+            f"Expected a backbone with {V.shape[1]} features, got {found.n_features} from "
+            f"{backbone!r:.100}. Pass the backbone that was saved: backbone=..."
+        )
+    dtype = working_dtype(config["setup"]["precision"])
+    n_bytes = found.n_bytes * dtype.itemsize // torch.float32.itemsize
+    require(n_bytes, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE)
+
+
+def _cannot_be_built(config: dict[str, Any], error: Exception) -> StateMismatchError:
+    return StateMismatchError(
+        f"The backbone {config['backbone']['name']!r:.100} cannot be built or run as it was saved "
+        f"({type(error).__name__}: {error}). Pass the backbone that was saved: backbone=..."
+    )
+
+
+def _pinned(source: str | None, revision: str | None) -> str | None:
+    """Return the source of a backbone at the commit that was recorded, if one was."""
+    repository = re.match(r"hf[-_]hub:[^@]+", source or "")
+    if repository and re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return f"{repository[0]}@{revision}"
+    return source
+
+
+def check_sizes(model: LinearizedModel, tensors: dict[str, Tensor]) -> None:
+    """Raise StateFormatError unless readout and displacement are of a model's sizes."""
+    W = tensors["readout"]
+    found = {name: tensors[name] for name in ("readout", "displacement")}
+    expected = {"readout": (len(W), model.sizes[0] + 1), "displacement": (model.n_displaced,)}
+    check_tensors(
+        found, {name: (model.readout.dtype, shape) for name, shape in expected.items()}, "The adapter"
+    )
+
+
+def unfitted(cls: type, config: dict[str, Any], backbone: Any) -> Any:
+    """Return an unfitted estimator with the saved parameters."""
+    known = cls._get_param_names()  # type: ignore[attr-defined]
+    unknown = sorted(set(config["params"]) - set(known))
+    if unknown:
+        warnings.warn(
+            f"The saved parameters {unknown} are not known to this version and ignored. Upgrade "
+            "fastntk_sk to use them.",
+            UnknownKeyWarning,
+            stacklevel=5,
+        )
+    params = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config["params"].items()
+        if name in known and name != "num_workers"  # a file starts no processes
+    }
+    if params.get("backbone") is None:
+        params["backbone"] = backbone
+    classifier = cls(**params)
+    if config["preprocessing"]["n_features"] is not None:
+        classifier.n_features_in_ = config["preprocessing"]["n_features"]
+    if config["feature_names"] is not None:
+        names = np.array(config["feature_names"], dtype=object)
+        classifier.feature_names_in_ = names
+    return classifier
