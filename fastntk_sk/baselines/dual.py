@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-from ..exceptions import InsufficientMemoryError
 from ..jacobians import TangentNetwork
 from ..linearized import Parameters
-from ..memory import available_memory
+from ..memory import require
 from ..solvers import published_step, solve_published, targets
 from ..subsets import Subset, select
 from .network import BaselineClassifier, Original
@@ -109,13 +108,12 @@ def dual_bytes(n_rows: int, n_classes: int, width: int = 0) -> int:
 
 def check_dual_memory(n_rows: int, n_classes: int, width: int = 0) -> int:
     """Return `dual_bytes`, or raise InsufficientMemoryError if they are not available."""
-    needed, available = dual_bytes(n_rows, n_classes, width), available_memory()
-    if needed > available:
-        raise InsufficientMemoryError(
-            f"The dual form of {n_rows:,} rows x {n_classes} classes needs {needed:,} bytes "
-            f"({needed / 2**30:.1f} GiB) and {available:,} are available; nothing was allocated. Use "
-            "FastNTKClassifier.unlearn, whose memory does not depend on the number of rows."
-        )
+    needed = dual_bytes(n_rows, n_classes, width)
+    require(
+        needed,
+        f"The dual form of {n_rows:,} rows x {n_classes} classes needs",
+        "Use FastNTKClassifier.unlearn, whose memory does not depend on the number of rows.",
+    )
     return needed
 
 
@@ -200,11 +198,7 @@ def full_ntk(
     size = max(1, block_bytes // (4 * m))
     blocks = range(0, everything.size, size)
     needed = check_dual_memory(len(labels), n_classes) + 2 * block_bytes
-    if needed > available_memory():
-        raise InsufficientMemoryError(
-            f"Kernel and block need {needed:,} bytes and {available_memory():,} are available; nothing "
-            "was allocated. Lower block_bytes or the number of rows."
-        )
+    require(needed, "Kernel and block need", "Lower block_bytes or the number of rows.")
     began = time.perf_counter()
     with torch.no_grad():
         h = torch.cat([net(batch).cpu() for batch in batches])

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
 from ..finetuning import SubspaceNetwork
 from ..linearized import LinearizedModel, Parameters
+from ..prediction import ScoresMixin
 from ..preprocessing import Rows
 from ..projection import Projection
 from ..validation import encode_labels
 
 
-class BaselineClassifier(ClassifierMixin, BaseEstimator):
+class BaselineClassifier(ScoresMixin, ClassifierMixin, BaseEstimator):
     """A classifier at given weights, as a baseline leaves it; it cannot be fitted.
 
     Parameters
@@ -63,22 +63,13 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         self.empty = empty
 
     @property
-    def classes_(self) -> np.ndarray:
+    def classes_(self) -> np.ndarray:  # type: ignore[override]
         """Class labels."""
         return self.classes
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return scores of shape (n, n_classes), or (n,) for two classes."""
-        scores = self._scores(X)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Predict class labels of shape (n,)."""
-        return self.classes[self._scores(X).argmax(axis=1)]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the softmax of the sharpened scores, of shape (n, n_classes)."""
-        return softmax(self.sharpness * self._scores(X), axis=1)
+    @property
+    def _sharpness(self) -> float:  # type: ignore[override]
+        return self.sharpness
 
     def _scores(self, X: Any) -> np.ndarray:
         rows = _rows(self.model, X)
@@ -109,10 +100,15 @@ class Original:
             self.sharpness = estimator.sharpness
         else:
             check_is_fitted(estimator)
-            state = estimator._state
-            self.model, self.parameters = state.model, state.parameters
-            self.sharpness = state.sharpness
+            adapter = estimator._state.adapter
+            self.model, self.parameters = adapter.model, adapter.parameters
+            self.sharpness = adapter.sharpness
         self.classes = estimator.classes_
+        if self.model.kernel == "pseudo":
+            raise ValueError(
+                'Expected an estimator with kernel="full", got "pseudo", whose predictions are those of '
+                "no network to start from. Fit with the other kernel."
+            )
 
     def network(self) -> SubspaceNetwork:
         """Return a trainable copy whose plain softmax is the `predict_proba` of the network.
@@ -189,6 +185,16 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     ------
     ValueError
         For the pretrained anchor.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import before_solve
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(anchor="finetuned", max_epochs=2, random_state=0).fit(X, y)
+    >>> before_solve(clf).predict_proba(X[:2]).shape
+    (2, 3)
     """
     original = Original(estimator)
     if estimator._state.sgd is None:
@@ -210,6 +216,15 @@ def untrained(estimator: Any) -> BaselineClassifier:
     Returns
     -------
     fresh : BaselineClassifier
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines import untrained
+    >>> X, y = load_iris(return_X_y=True)
+    >>> untrained(FastNTKClassifier(random_state=0).fit(X, y)).decision_function(X[:1]).tolist()
+    [[0.0, 0.0, 0.0]]
     """
     original = Original(estimator)
     start = Parameters(original.parameters.W, torch.zeros_like(original.parameters.delta))

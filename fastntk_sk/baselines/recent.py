@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..finetuning import SubspaceNetwork
+from ..jacobians import TangentNetwork
 from .gradient import cross_entropy, seeded, wrong_labels
 from .network import BaselineClassifier, Original, adamw, descend
+
+_BATCH_NUMBERS = 2**28  # of the rows' gradients that are held at once
 
 
 def scrub(
@@ -237,7 +240,8 @@ def ssd(
         Not used: nothing is drawn.
 
     alpha : float
-        Selection threshold.
+        Selection threshold. The ratio is at most N / N_f, for a weight that no other row uses: of a
+        deletion of a tenth, nothing is selected from 10 on.
 
     dampening : float
         lambda.
@@ -263,8 +267,8 @@ def ssd(
     """
     original = Original(estimator)
     network = original.network()
-    retain, n_r = _squares(original, network, X_retain, y_retain)
-    forget, n_f = _squares(original, network, X_forget, y_forget)
+    retain, n_r = _squares(original, X_retain, y_retain)
+    forget, n_f = _squares(original, X_forget, y_forget)
     model = original.model
     anchor = [
         model.backbone.net.get_parameter(name).detach().flatten() for name in model.tangent.subset.names
@@ -286,11 +290,20 @@ def _gradients(network: SubspaceNetwork, batch: Tensor, labels: Tensor) -> tuple
     return torch.autograd.grad(loss, [network.z, network.W], materialize_grads=True)
 
 
-def _squares(original: Original, network: SubspaceNetwork, X: Any, y: Any) -> tuple[list[Tensor], int]:
-    """Return the sums over rows of squared gradients, and the number of rows."""
-    sums, n_rows = [torch.zeros_like(t) for t in (network.z, network.W)], 0
-    for batch, labels, _ in original.batches(X, y, 1):
-        n_rows += 1
-        for total, slope in zip(sums, _gradients(network, batch, labels), strict=True):
-            total += slope.square()
-    return sums, n_rows
+def _squares(original: Original, X: Any, y: Any) -> tuple[list[Tensor], int]:
+    """Return the sums over rows of squared gradients by the subset and the readout, and their number."""
+    model, network = original.model, original.network()
+    subset, readout = model.tangent.subset, network.W.detach()
+    cotangent = readout[:, :-1] if network.V is None else readout[:, :-1] + network.V
+    probe = model.backbone.synthetic(2, 0, model.n_features, readout.dtype).to(readout.device)
+    tangent = TangentNetwork(model.network_at(original.parameters.delta), subset, probe)
+    sums = [torch.zeros_like(tensor) for tensor in (network.z, network.W)]
+    size = max(1, min(model.batch_size, _BATCH_NUMBERS // max(1, subset.size)))
+    for batch, labels, _ in original.batches(X, y, size):
+        with torch.no_grad():
+            slopes = network(batch).softmax(1)
+            slopes[torch.arange(len(labels)), labels] -= 1
+            features = nn.functional.pad(tangent.features(batch), (0, 1), value=1.0)
+        sums[0] += tangent.gradients(batch, slopes @ cotangent).square().sum(0)
+        sums[1] += slopes.square().T @ features.square()
+    return sums, len(y)

@@ -16,6 +16,8 @@ from .metrics import (
     prediction_agreement,
     tug_of_war,
 )
+from .page import report_page
+from .pictures import ChangedPredictionsDisplay, ForgettingTimelineDisplay
 from .poisons import GaussianUnlearningScore, gaussian_unlearning_score
 from .relearning import relearn_curve, relearn_time
 from .report import unlearning_report
@@ -23,6 +25,8 @@ from .selection import make_forget_scorer
 from .shadows import ShadowMargins, shadow_margins
 
 __all__ = [
+    "ChangedPredictionsDisplay",
+    "ForgettingTimelineDisplay",
     "GaussianUnlearningScore",
     "MissingOracleError",
     "NoNoiseFloorWarning",
@@ -41,6 +45,7 @@ __all__ = [
     "prediction_agreement",
     "relearn_curve",
     "relearn_time",
+    "report_page",
     "shadow_margins",
     "tug_of_war",
     "u_lira",

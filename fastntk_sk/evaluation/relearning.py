@@ -23,6 +23,8 @@ def relearn_curve(
     learning_rate: float = 5e-4,
     batch_size: int = 50,
     random_state: Any = 0,
+    until: float = -math.inf,
+    every: int = 1,
 ) -> np.ndarray:
     """Train on all rows again, and follow the loss of the forgotten ones.
 
@@ -49,10 +51,16 @@ def relearn_curve(
     random_state : int, default=0
         Order of the rows.
 
+    until : float, default=-inf
+        A loss at which to stop early: the original's, where only `relearn_time` is wanted.
+
+    every : int, default=1
+        Steps between two looks at the loss; more are faster.
+
     Returns
     -------
-    losses : ndarray of shape (n_steps + 1,)
-        Mean cross entropy of the forget set before the first step and after each.
+    losses : ndarray of shape (n_steps // every + 1,), or shorter where `until` was reached
+        Mean cross entropy of the forget set before the first step and after each `every`.
 
     Raises
     ------
@@ -88,19 +96,21 @@ def relearn_curve(
         return float(sum(losses)) / len(y_forget)
 
     optimiser = adamw(network, learning_rate)
-    curve = [loss_of_forgotten()]
-    while len(curve) <= n_steps:
+    curve, step = [loss_of_forgotten()], 0
+    while step < n_steps and curve[-1] > until:
         for batch, labels, _ in original.batches(X, y, batch_size, draws):
             optimiser.zero_grad()
             nn.functional.cross_entropy(network(batch), labels).backward()
             optimiser.step()
-            curve.append(loss_of_forgotten())
-            if len(curve) > n_steps:
+            step += 1
+            if step % every == 0:
+                curve.append(loss_of_forgotten())
+            if step == n_steps or curve[-1] <= until:
                 break
     return np.array(curve)
 
 
-def relearn_time(losses: Any, original_loss: float) -> float:
+def relearn_time(losses: Any, original_loss: float, every: int = 1) -> float:
     """Return the first step at which the forget loss is back at the original's.
 
     It means something only beside the same number of the oracle: the ideal is the oracle's. Much
@@ -109,16 +119,19 @@ def relearn_time(losses: Any, original_loss: float) -> float:
 
     Parameters
     ----------
-    losses : array-like of shape (n_steps + 1,)
+    losses : array-like
         As `relearn_curve` returns them.
 
     original_loss : float
         Of the forget set under the model before deletion.
 
+    every : int, default=1
+        Steps between two losses, as in `relearn_curve`.
+
     Returns
     -------
     steps : float
-        Infinite if the curve does not come back.
+        At the first loss that is not above it; infinite if the curve does not come back.
 
     Examples
     --------
@@ -127,4 +140,4 @@ def relearn_time(losses: Any, original_loss: float) -> float:
     2.0
     """
     reached = np.flatnonzero(np.asarray(losses) <= original_loss)
-    return float(reached[0]) if len(reached) else math.inf
+    return float(every * reached[0]) if len(reached) else math.inf

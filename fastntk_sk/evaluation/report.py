@@ -140,9 +140,9 @@ def unlearning_report(
                 "Expected an oracle that never learned the forget set, got one whose ledger holds all "
                 "of it. Retrain on the retain set alone: baselines.retrain(...)."
             )
-    reference = _Remembering(oracle)
+    reference = Remembering(oracle)
     rows = {
-        name: _row(reference if model is oracle else _Remembering(model), reference, sets)
+        name: _row(reference if model is oracle else Remembering(model), reference, sets)
         for name, model in models.items()
     }
     report = pandas.DataFrame.from_dict(rows, orient="index")
@@ -192,7 +192,7 @@ def named_models(unlearned: Any, original: Any, oracle: Any) -> dict[str, Any]:
     return {"original": original, **named, "oracle": oracle}
 
 
-class _Remembering:
+class Remembering:
     """An estimator that looks at each set once.
 
     Parameters
@@ -216,7 +216,7 @@ class _Remembering:
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
-def _row(model: _Remembering, oracle: _Remembering, sets: dict[str, Any]) -> dict[str, float]:
+def _row(model: Remembering, oracle: Remembering, sets: dict[str, Any]) -> dict[str, float]:
     """Return the columns of one model; NaN where it would be compared with itself."""
     row = {f"accuracy_{name}": float(np.mean(model.predict(X) == y)) for name, (X, y) in sets.items()}
     X_forget, X_test = sets["forget"][0], sets["test"][0]

@@ -145,7 +145,7 @@ def shadow_margins(
             target_scale=frozen.target_scale,
         )
         W, z = solution.W.to(h.dtype), (solution.z * frozen.tangent_scale**0.5).to(J.dtype)
-        margin = margins_of(state.sharpness * (h @ W.T + J @ z).double().numpy(), labels)
+        margin = margins_of(state.adapter.sharpness * (h @ W.T + J @ z).double().numpy(), labels)
         unseen = order[n_retain + n_forget :]
         found[0, i, forgotten], found[1, i, unseen] = margin[forgotten], margin[unseen]
     return ShadowMargins(*found)

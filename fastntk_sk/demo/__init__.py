@@ -1,0 +1,1 @@
+"""An app in which a person learns pictures, picks some, and sees a model forget them."""

@@ -1,0 +1,156 @@
+"""What the app does, without its buttons."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.cli import read_pictures
+from fastntk_sk.preprocessing import drawable
+
+N_DIGITS, N_WRONG, SHOWN = 120, 8, 24
+_RECEIPT = ("time", "n_rows", "n_samples_learned", "exactness", "residual", "seconds")
+
+
+@dataclass
+class Session:
+    """One person's model and pictures.
+
+    Parameters
+    ----------
+    pictures : list of uint8 ndarray
+
+    labels : list of str
+        As they were given.
+
+    notes : dict of int to str
+        True labels of pictures that were learned under wrong ones.
+
+    classifier : FastNTKClassifier
+        Fitted.
+
+    forgotten : set of int
+
+    before, now : ndarray of shape (n, n_classes)
+        Class probabilities before the last deletion, and now.
+    """
+
+    pictures: list[np.ndarray]
+    labels: list[str]
+    notes: dict[int, str]
+    classifier: FastNTKClassifier
+    before: np.ndarray
+    now: np.ndarray
+    forgotten: set[int] = field(default_factory=set)
+
+    def forget(self, chosen: set[int]) -> None:
+        """Forget pictures.
+
+        Parameters
+        ----------
+        chosen : set of int
+
+        Raises
+        ------
+        ValueError
+            If nothing new was chosen, or nothing would be left.
+        """
+        rows = sorted(chosen - self.forgotten)
+        if not rows:
+            raise ValueError("Expected pictures that are not forgotten yet, got none. Pick some first.")
+        self.classifier.unlearn([self.pictures[i] for i in rows])
+        self.forgotten |= set(rows)
+        self.before, self.now = self.now, self.classifier.predict_proba(self.pictures)
+
+    def captions(self, chosen: set[int]) -> list[str]:
+        """Return what stands under each picture: its given label, and what it is taken for.
+
+        Parameters
+        ----------
+        chosen : set of int
+            Pictures that are picked.
+        """
+        names = self.classifier.classes_.astype(str)
+        captions = []
+        for i in range(min(SHOWN, len(self.pictures))):
+            mark = "✓ " if i in chosen else "✗ " if i in self.forgotten else ""
+            given = self.labels[i] + (f" (truly {self.notes[i]})" if i in self.notes else "")
+            guess, earlier = self.now[i].argmax(), self.before[i].argmax()
+            seen = f"{names[guess]} {self.now[i, guess]:.0%}"
+            if earlier != guess or abs(self.before[i, guess] - self.now[i, guess]) >= 0.01:
+                seen += f", was {names[earlier]} {self.before[i, earlier]:.0%}"
+            captions.append(f"{mark}{given}: {seen}")
+        return captions
+
+    def gallery(self, chosen: set[int]) -> list[tuple[np.ndarray, str]]:
+        """Return pictures, enlarged, with their captions."""
+        large = [
+            np.asarray(Image.fromarray(picture).resize((96, 96), Image.Resampling.NEAREST))
+            for picture in self.pictures[:SHOWN]
+        ]
+        return list(zip(large, self.captions(chosen), strict=True))
+
+    def receipts(self) -> str:
+        """Return the receipts as JSON."""
+        rows = [{name: receipt[name] for name in _RECEIPT} for receipt in self.classifier.receipts_]
+        return json.dumps(rows, indent=1)
+
+    def summary(self) -> str:
+        """Return one line about the model."""
+        clf = self.classifier
+        return f"{clf.n_samples_learned_} pictures learned, {clf.n_samples_forgotten_} forgotten."
+
+
+def learn(folder: str = "", **parameters: Any) -> Session:
+    """Fit a classifier.
+
+    Parameters
+    ----------
+    folder : str, default=""
+        With a subfolder for each class; empty takes handwritten digits, the first of them under wrong
+        labels.
+
+    **parameters
+        Of `FastNTKClassifier`.
+
+    Returns
+    -------
+    session : Session
+
+    Raises
+    ------
+    ValueError
+        If the folder has no pictures in class folders.
+    """
+    notes: dict[int, str] = {}
+    folder = folder.strip()
+    if folder:
+        found = read_pictures(Path(folder).expanduser())
+        if found.labels is None:
+            raise ValueError(f"Expected a subfolder for each class in {folder!r}, got none.")
+        draws = np.random.default_rng(0).permutation(len(found.paths))
+        pictures = [drawable(found.paths[i]) for i in draws]
+        labels = [found.labels[i] for i in draws]
+    else:
+        X, y = load_digits(return_X_y=True)
+        pictures = [(row.reshape(8, 8) * 255 / 16).astype(np.uint8) for row in X[:N_DIGITS]]
+        labels = [str(digit) for digit in y[:N_DIGITS]]
+        for i in range(N_WRONG):
+            notes[i], labels[i] = labels[i], str((y[i] + 3) % 10)
+    settings: dict[str, Any] = {
+        "backbone": "tf_efficientnet_lite0",
+        "image_size": 96 if folder else 32,
+        "n_components": 256,
+        "alpha": 0.05,
+        "random_state": 0,
+    }
+    clf = FastNTKClassifier(**settings | parameters).fit(pictures, labels)
+    scores = clf.predict_proba(pictures)
+    return Session(pictures, labels, notes, clf, scores, scores)
