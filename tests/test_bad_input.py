@@ -145,7 +145,7 @@ def test_bad_images(fitted_images, change, message):
     [
         ({"anchor": "nowhere"}, "Expected anchor to be one of"),
         ({"predict_with": "magic"}, "Expected predict_with to be one of"),
-        ({"precision": "bfloat16"}, "Expected precision to be one of"),
+        ({"precision": "float16"}, "Expected precision to be one of"),
         ({"alpha": 0.0}, "alpha == 0.0, must be > 0"),
         ({"tangent_scale": -1.0}, "must be >= 0"),
         ({"target_scale": 0.0}, "must be > 0"),
@@ -217,9 +217,9 @@ def test_a_backbone_must_return_features(digits):
 
 def test_memory_is_estimated_before_anything_is_allocated(blobs, monkeypatch):
     X, y = blobs
-    small = memory.memory_needed(256, 64, 3, 32 * 68_096 * 8)
+    small = memory.memory_needed(256, 64, 3, 32 * 68_096 * 8, 32)
     monkeypatch.setattr(memory, "available_memory", lambda: small)
-    with pytest.raises(InsufficientMemoryError, match="N_components=64 would fit"):
+    with pytest.raises(InsufficientMemoryError, match=r"n_components=64 would fit, or kernel=.pseudo"):
         FastNTKClassifier(trainable="full", n_components=30_000).fit(X, y)
     FastNTKClassifier(trainable="full", n_components=64).fit(X, y)
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)

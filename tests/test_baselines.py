@@ -8,7 +8,7 @@ import reference
 import torch
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier
+from fastntk_sk import FastNTKClassifier, memory
 from fastntk_sk.baselines import (
     BaselineClassifier,
     before_solve,
@@ -213,35 +213,41 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
 
 def test_dual_forms_say_their_bytes_first(flipped, monkeypatch):
     clf, rows = flipped
-    monkeypatch.setattr(dual, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     for baseline in (fast_ntk_dual, full_ntk):
         with pytest.raises(InsufficientMemoryError, match=r"needs [\d,]+ bytes"):
             baseline(clf, *rows)
     assert dual.dual_bytes(5000, 10) == 8 * 4 * 50_000**2
     needed = dual.dual_bytes(60, 3)
-    monkeypatch.setattr(dual, "available_memory", lambda: needed)
+    monkeypatch.setattr(memory, "available_memory", lambda: needed)
     with pytest.raises(InsufficientMemoryError, match="Lower block_bytes"):
         full_ntk(clf, *rows)
 
 
-def test_ssd_dampens_by_the_ratio_of_informations(blobs):
-    """The readout alone: squared gradients by a loop over plain torch."""
+@pytest.mark.parametrize("anchor", ["pretrained", "finetuned"])
+@pytest.mark.parametrize("trainable", ["head", "norm"])
+def test_ssd_dampens_by_the_ratio_of_informations(blobs, trainable, anchor):
+    """Squared gradients by a loop over rows and plain torch."""
     X, y = blobs
-    clf = FastNTKClassifier(anchor="finetuned", trainable="head", random_state=0).fit(X, y)
+    clf = FastNTKClassifier(anchor=anchor, trainable=trainable, max_epochs=3, random_state=0).fit(X, y)
     found = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7)
     original = Original(clf)
-    x = torch.from_numpy(X.astype(np.float32)).double()
-    net, W = original.model.backbone.net, (original.parameters.W * original.sharpness).requires_grad_()
+    network, model = original.network(), original.model
     squares = []
-    for row, label in zip(x, y, strict=True):
-        scores = W @ torch.cat([net(row[None])[0], torch.ones(1)])
-        loss = nn.functional.cross_entropy(scores[None], torch.tensor([label]))
-        squares.append(torch.autograd.grad(loss, W)[0] ** 2)
-    whole, own = torch.stack(squares).mean(0), torch.stack(squares[:6]).mean(0)
-    chosen = own > 1.5 * whole
-    assert 0 < chosen.sum() < chosen.numel()
-    beta = torch.where(chosen, (0.7 * whole / own).clamp(max=1), torch.ones_like(own))
-    np.testing.assert_allclose(found.parameters.W, beta * original.parameters.W, rtol=1e-6)
+    for row, label in zip(torch.from_numpy(X.astype(np.float32)).double(), y, strict=True):
+        loss = nn.functional.cross_entropy(network(row[None]), torch.tensor([label]))
+        slopes = torch.autograd.grad(loss, [network.z, network.W], materialize_grads=True)
+        squares.append([slope**2 for slope in slopes])
+    theta = [model.backbone.net.get_parameter(n).flatten() for n in model.tangent.subset.names]
+    theta = torch.cat([*theta, torch.zeros(0)])
+    before = {"delta": theta + original.parameters.delta, "W": original.parameters.W}
+    after = {"delta": theta + found.parameters.delta, "W": found.parameters.W}
+    for name, rows in zip(before, zip(*squares, strict=True), strict=True):
+        whole, own = torch.stack(rows).mean(0), torch.stack(rows[:6]).mean(0)
+        chosen = own > 1.5 * whole
+        assert not len(chosen) or 0 < chosen.sum() < chosen.numel()
+        beta = torch.where(chosen, (0.7 * whole / own).clamp(max=1), torch.ones_like(own))
+        np.testing.assert_allclose(after[name], beta * before[name], rtol=1e-6, atol=1e-12)
     untouched = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1e12)
     np.testing.assert_allclose(untouched.parameters.W, original.parameters.W)
 

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -181,6 +182,20 @@ def test_partial_fit_adds_exactly_and_merge_sums(blobs):
     first.unlearn(X[[0, 40]])  # each part keeps its own key
     second.unlearn(X[[40]])
     assert gap(first, small().fit(*(np.delete(a, [0, 40], axis=0) for a in (X, y)))) < 1e-10
+
+
+def test_merge_refuses_copies_of_one_fit(blobs, tmp_path):
+    """Their common rows would count twice, and their receipts would fork."""
+    X, y = blobs
+    clf = small().fit(X[:40], y[:40])
+    clf.save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalDriftWarning)
+        one = FastNTKClassifier.load(tmp_path).unlearn(X[:1])
+        two = FastNTKClassifier.load(tmp_path).partial_fit(X[40:], y[40:])
+    for first, second in ((one, two), (clf, copy.deepcopy(clf))):
+        with pytest.raises(StateMismatchError, match="learned apart, got copies of one fit"):
+            first.merge(second)
 
 
 def test_merge_refuses_other_set_ups(blobs):

@@ -1,21 +1,34 @@
 """The quickstart and the README run."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "examples" / "quickstart" / "plot_forget.py"
+# half a minute each; `make docs` executes them too
+LONG = (
+    "choose_a_subset", "choose_alpha_and_tangent_scale", "distributed", "image_folder",
+    "push_an_unlearned_adapter", "thousands_of_deletions",
+)  # fmt: skip
+EXAMPLES = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.stem.endswith(LONG) else [])
+    for path in sorted(set((ROOT / "examples").rglob("plot_*.py")) - {QUICKSTART})
+]
 
 
 def test_quickstart(tmp_path):
     picture = tmp_path / "forget.png"
     command = [sys.executable, "-W", "error", "-W", "ignore::FutureWarning"]
-    command += [str(ROOT / "examples/quickstart/plot_forget.py"), "--out", str(picture)]
+    command += [str(QUICKSTART), "--out", str(picture)]
     done = subprocess.run(
-        [*command, "--rows", "300", "--pixels", "32"], capture_output=True, text=True, cwd=tmp_path
+        [*command, "--rows", "150", "--pixels", "32"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "this deletion is exact for the linearised model" in done.stdout
@@ -30,21 +43,32 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     namespace: dict = {}
     exec(blocks[1], namespace)
     assert namespace["clf"].n_samples_learned_ == 147
-    exec(blocks[2], namespace)
+    exec(blocks[3], namespace)
     assert namespace["report"].index[-1] == "second oracle (noise floor)"
     assert namespace["report"].loc["ours", "tow"] > 0.8
     # the first block is the same calls on images that the reader has
     assert re.findall(r"clf\.(\w+)", blocks[0]) == ["unlearn", "predict"]
 
 
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_ends_in_a_picture(script, tmp_path):
+    copied = shutil.copy(script, tmp_path)  # it writes its picture beside itself
+    command = [sys.executable, "-W", "error", "-W", "ignore::FutureWarning", copied]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / script.name).with_suffix(".png").stat().st_size > 10_000
+
+
 def test_the_quickstart_is_short():
-    assert len((ROOT / "examples/quickstart/plot_forget.py").read_text().splitlines()) < 120
+    assert len(QUICKSTART.read_text().splitlines()) < 120
 
 
 def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
     script = ROOT / "examples/paper/reproduce.py"
     command = [sys.executable, "-W", "ignore", str(script), "--small", "--out", str(tmp_path)]
-    first = subprocess.run([*command, "--tasks", "mlp, 200 images, flipped"], capture_output=True)
+    first = subprocess.run([*command, "--tasks", "mlp, 100 images, flipped"], capture_output=True)
     assert first.returncode == 0, first.stderr.decode()
     before = (tmp_path / "results.csv").read_text()
     done = subprocess.run(command, capture_output=True, text=True)

@@ -20,6 +20,7 @@ from fastntk_sk.exceptions import (
     UnsavedParameterWarning,
 )
 from fastntk_sk.finetuning import SquaredLoss
+from fastntk_sk.ledger import Ledger
 from fastntk_sk.state import State
 
 
@@ -74,7 +75,7 @@ def test_the_solve_is_the_offset_problem_of_the_whole_displacement(blobs):
 def test_unlearning_is_the_solve_on_the_rest_at_the_same_anchor(blobs, monkeypatch):
     X, y = blobs
     clf = tuned().fit(X, y)
-    rest = State.empty(clf._state.model, clf._state.frozen).learn(
+    rest = State.empty(clf._state.model, clf._state.frozen, Ledger(), "").learn(
         clf._rows(X[15:]), y[15:], np.ones(45), None, lambda rows, *_: rows
     )
     monkeypatch.setattr(fitting, "finetune", lambda *args, **kwargs: pytest.fail("SGD"))
@@ -250,9 +251,13 @@ def test_files_that_may_travel_hold_nothing_of_sgd(blobs, tmp_path):
     clf = tuned(finetune_params={"criterion": SquaredLoss}).fit(X, y).unlearn(X[:5])
     with pytest.warns(UnsavedParameterWarning, match="saved as None"):
         clf.save(tmp_path)
-    (public,) = tmp_path.glob("model-*.safetensors")
+    (public,) = tmp_path.glob("adapter-*.safetensors")
     tensors = load_file(public)
-    assert set(tensors) == {"W", "displacement"}
+    own = {f"network.{name}" for name in clf._state.model.backbone.net.state_dict()}
+    assert set(tensors) == {"readout", "displacement"} | own
+    anchor = clf._state.model.own_tensors()
+    norms = clf._state.model.tangent.subset.names
+    assert all(not torch.equal(tensors[f"network.{name}"], anchor[name]) for name in norms)
     np.testing.assert_array_equal(tensors["displacement"], clf.displacement_)
     loaded = FastNTKClassifier.load(tmp_path)
     np.testing.assert_array_equal(loaded.unlearn(X[5:9]).readout_, clf.unlearn(X[5:9]).readout_)

@@ -74,6 +74,60 @@ def test_a_row_is_bitwise_the_same_in_every_batch(architecture, arguments, train
     assert torch.equal(first[0], apart[0])
 
 
+@pytest.mark.parametrize("name", ["lite0-norm", "lite0-bias", "resnet18-norm", "convnext-norm"])
+def test_fused_taps_are_the_same(name):
+    """Compiled by torch, at the first pass; one compilation serves every layer."""
+    _, architecture, arguments, side, trainable = next(case for case in JACOBIANS if case[0] == name)
+    net, subset = build(architecture, arguments, trainable)
+    x = inputs(3, side)
+    V = readout(2, net(x[:1]).shape[1])
+    plain, fused = (TangentNetwork(net, subset, x, compiled) for compiled in (False, True))
+    torch.testing.assert_close(fused.jacobian(x, V)[1], plain.jacobian(x, V)[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fused.features(x), net(x))
+    displacement = torch.randn(subset.size, dtype=torch.float64)
+    found, expected = (tangent.directional(x, displacement)[1] for tangent in (fused, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_row_of_a_fused_tap_is_bitwise_the_same_in_every_batch():
+    net, subset = build("tf_efficientnet_lite0", {}, "norm", torch.float32)
+    net.to(memory_format=torch.channels_last)
+    x = inputs(8, 32, torch.float32).contiguous(memory_format=torch.channels_last)
+    tangent = TangentNetwork(net, subset, x[:2], compiled=True)
+    V = readout(2, 1280, torch.float32)
+    first, again = (tangent.jacobian(batch, V)[1] for batch in (x, x.roll(3, 0)))
+    assert torch.equal(first.roll(3, 0), again)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_inside_the_passes_only(before):
+    def flushed():
+        return not (torch.full((1,), 1e-40) * 1).any()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            assert flushed() or not inside
+            return self.layer(x.mean((2, 3)))
+
+    inside = False
+    net = Net().requires_grad_(False)
+    tangent = TangentNetwork(net, select(net, "full"), inputs(2, 8, torch.float32))
+    inside = True
+    try:
+        torch.set_flush_denormal(before)
+        x, V = inputs(2, 8, torch.float32), torch.ones(1, 2)
+        tangent.jacobian(x, V)
+        tangent.gradients(x, torch.ones(2, 2))
+        tangent.directional(x, torch.ones(tangent.subset.size))
+        assert flushed() is before
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_frozen_weights_get_no_gradient_and_nothing_changes():
     net, subset = build("resnet18", {}, "norm")
     x = inputs(2, 32)

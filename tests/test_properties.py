@@ -14,8 +14,8 @@ pytestmark = pytest.mark.filterwarnings(
 CLASSES = [0, 1, 2]
 
 
-def make():
-    return FastNTKClassifier(random_state=0, n_components=64, batch_size=8)
+def make(kernel="full"):
+    return FastNTKClassifier(kernel=kernel, random_state=0, n_components=64, batch_size=8)
 
 
 def rows_of(numbers):
@@ -42,15 +42,15 @@ steps = st.lists(
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(start=batches, steps=steps)
-def test_every_history_equals_a_refit(start, steps):
-    estimator, left = learn(make(), start), list(start)
+@given(kernel=st.sampled_from(["full", "pseudo"]), start=batches, steps=steps)
+def test_every_history_equals_a_refit(kernel, start, steps):
+    estimator, left = learn(make(kernel), start), list(start)
     for what, numbers in steps:
         if what == "learn":
             learn(estimator, numbers)
             left += numbers
         elif what == "merge":
-            estimator.merge(learn(make(), numbers))
+            estimator.merge(learn(make(kernel), numbers))
             left += numbers
         else:
             present = list(left)
@@ -58,7 +58,7 @@ def test_every_history_equals_a_refit(start, steps):
             if wanted and len(wanted) < len(left):
                 estimator.unlearn(rows_of(wanted)[0])
                 left = present
-    refit = learn(make(), left)
+    refit = learn(make(kernel), left)
     assert estimator.n_samples_learned_ == refit.n_samples_learned_ == len(left)
     expected = parameters(refit)
     gap = np.linalg.norm(parameters(estimator) - expected) / np.linalg.norm(expected)

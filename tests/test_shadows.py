@@ -79,10 +79,15 @@ def test_relearning(blobs):
     assert curve[0] == pytest.approx(-np.log(proba[np.arange(9), forget[1]]).mean(), rel=1e-6)
     assert curve[-1] < curve[0]
     np.testing.assert_array_equal(curve, relearn_curve(clf, *learned, forget, **settings))
+    short = relearn_curve(clf, *learned, forget, **settings, until=curve[4])
+    np.testing.assert_array_equal(short, curve[: 1 + int(relearn_time(curve, curve[4]))])
     again = finetune(clf, *learned, *forget, epochs=10, learning_rate=5e-3, random_state=0)
     assert isinstance(again, BaselineClassifier)
     assert relearn_curve(again, *learned, forget, **settings)[0] < curve[0]
+    seldom = relearn_curve(clf, *learned, forget, **settings, every=3)
+    np.testing.assert_array_equal(seldom, curve[::3])
     assert relearn_time([3.0, 2.0, 1.0, 2.0, 0.5], 1.0) == 2
+    assert relearn_time([3.0, 2.0, 1.0, 2.0, 0.5], 1.0, every=3) == 6
     assert relearn_time([3.0, 2.0], 1.0) == np.inf
     fresh = relearn_curve(untrained(clf), *learned, forget, **settings)
     assert fresh[0] == pytest.approx(np.log(3))

@@ -1,0 +1,135 @@
+"""What every rank of test_distributed.py runs: python ranks.py FOLDER WHAT ..., as torchrun would."""
+
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from fastntk_sk import FastNTKClassifier, checkpoints
+from fastntk_sk.exceptions import DistributedError, StateMismatchError
+
+draws = np.random.default_rng(0)
+y = np.arange(61) % 3
+X = draws.normal(size=(61, 4)) + 2 * np.eye(3, 4)[y]
+
+
+def make(**changes):
+    return FastNTKClassifier(**({"random_state": 0, "n_components": 40, "batch_size": 8} | changes))
+
+
+def facts(clf):
+    return {
+        "readout": clf.readout_,
+        "displacement": clf.displacement_,
+        "scores": clf.decision_function(X),
+        "learned": clf.n_samples_learned_,
+        "receipts": [receipt["digest"] for receipt in clf.receipts_],
+        "digests": np.array([clf._adapter.digest()]),
+    }
+
+
+def full(**changes):
+    clf = make(**changes).fit(X, y, sample_ids=range(61))
+    clf.unlearn(X[:7]).unlearn(X[20:22])
+    clf.partial_fit(X[:2], y[:2])
+    return clf.rebuild(np.vstack([X[7:20], X[22:], X[:2]]))
+
+
+def pseudo():
+    return full(kernel="pseudo")
+
+
+def few():
+    """Fewer rows than ranks: some have none."""
+    return make().fit(X[:3], y[:3])
+
+
+def any_seed():
+    return make(random_state=None).fit(X, y).unlearn(X[:5])
+
+
+def tuned():
+    return make(anchor="finetuned", max_epochs=2).fit(X, y).unlearn(X[:5])
+
+
+def different_rows():
+    if dist.is_initialized():
+        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
+            make().fit(X, (y + dist.get_rank()) % 3)
+        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
+            make().fit(X[:: 1 - 2 * dist.get_rank()], y)
+        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
+            make(anchor=("finetuned", "pretrained")[dist.get_rank()]).fit(X, y)
+        twice = make().fit(np.vstack([X, X]), np.r_[y, (y + 1) % 3])
+        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
+            twice.unlearn(X[:3], (y[:3] + dist.get_rank()) % 3)
+    return make().fit(X, y)
+
+
+class Dying(FastNTKClassifier):
+    """Rank 1 is killed in the middle of its pass."""
+
+    def _progress(self, rows, what, total):
+        for i, row in enumerate(rows):
+            if dist.get_rank() == 1 and i == 300:
+                os._exit(7)
+            yield row
+
+
+def many_rows():
+    numbers = np.arange(1300)
+    return np.random.default_rng(1).normal(size=(1300, 4)) + 2 * np.eye(3, 4)[numbers % 3], numbers % 3
+
+
+def dies():
+    checkpoints._SECONDS = 0.0
+    started = time.monotonic()
+    clf = Dying(random_state=0, n_components=40)
+    with pytest.raises(DistributedError, match="A rank of the process group was lost"):
+        clf.fit(*many_rows(), checkpoint_dir="sums")
+    assert time.monotonic() - started < 60
+    assert not hasattr(clf, "classes_")
+    os._exit(3)
+
+
+class Counting(FastNTKClassifier):
+    def _progress(self, rows, what, total):
+        if what == "learning":
+            print("reads", total, flush=True)
+        return rows
+
+
+def starts_again():
+    return Counting(random_state=0, n_components=40).fit(*many_rows(), checkpoint_dir="sums")
+
+
+def one_checkpoint():
+    """Rank 0 has lost its file: all take the key of rank 1, and know its rows."""
+    if dist.is_initialized() and dist.get_rank() == 0:
+        for file in Path("lost").glob("checkpoint-0-*"):
+            file.unlink()
+    if dist.is_initialized():
+        dist.barrier()
+    clf = Counting(random_state=0, n_components=40)
+    clf.fit(*many_rows(), checkpoint_dir="lost" if dist.is_initialized() else None)
+    return clf.unlearn(many_rows()[0][[3, 700]])
+
+
+def main():
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    for what in sys.argv[2:]:
+        np.savez(folder / f"{what}-{dist.get_rank()}.npz", **facts(globals()[what]()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The public adapter: it predicts bitwise the same, and knows nothing of rows."""
+
+import json
+import re
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from sklearn.base import clone
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.exceptions import (
+    FastNTKError,
+    NoPrivateStateError,
+    PublicationError,
+    StateFormatError,
+    StateMismatchError,
+    UnknownKeyWarning,
+)
+from fastntk_sk.files import canonical, dump, signed
+
+PUBLIC = {"README.md", "adapter.safetensors", "config.json"}
+
+
+def make(**changes):
+    return FastNTKClassifier(**({"random_state": 0, "n_components": 32} | changes))
+
+
+def small_vit():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(digits):
+    return digits[0][:24], digits[1][:24] % 3
+
+
+@pytest.mark.parametrize("anchor", ["pretrained", "finetuned"])
+@pytest.mark.parametrize("network", ["auto", "network"])
+def test_round_trip(blobs, tmp_path, anchor, network):
+    X, y = blobs
+    names = np.array(["a", "b", "c"])[y]
+    clf = make(anchor=anchor, predict_with=network, max_epochs=2).fit(X, names).unlearn(X[:4])
+    clf.save_pretrained(tmp_path / "one")
+    assert {file.name for file in (tmp_path / "one").iterdir()} == PUBLIC
+    pulled = FastNTKClassifier.from_pretrained(tmp_path / "one")
+    np.testing.assert_array_equal(pulled.decision_function(X), clf.decision_function(X))
+    np.testing.assert_array_equal(pulled.predict_proba(X), clf.predict_proba(X))
+    np.testing.assert_array_equal(pulled.displacement_, clf.displacement_)
+    assert pulled.classes_.tolist() == ["a", "b", "c"]
+    assert pulled.get_params() == clf.get_params()
+    assert (pulled.n_samples_learned_, pulled.n_samples_forgotten_) == (56, 4)
+    assert pulled.receipts_ == []
+    assert "public adapter only" in pulled._repr_html_()
+    pulled.save_pretrained(tmp_path / "two")
+    for name in PUBLIC:
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        assert first == second
+    assert clone(pulled).fit(X, names).n_samples_learned_ == 60
+
+
+@pytest.mark.parametrize("trainable", ["norm", "prompt", "prompt-deep"])
+@pytest.mark.parametrize("anchor", ["pretrained", "finetuned"])
+def test_networks_of_images(pictures, tmp_path, trainable, anchor):
+    X, y = pictures
+    clf = make(backbone=small_vit(), trainable=trainable, anchor=anchor, max_epochs=1, image_size=32)
+    clf.fit(X, y).unlearn(X[:2]).save_pretrained(tmp_path)
+    with pytest.raises(StateMismatchError, match="not stored"):
+        FastNTKClassifier.from_pretrained(tmp_path)
+    pulled = FastNTKClassifier.from_pretrained(tmp_path, backbone=small_vit)
+    np.testing.assert_array_equal(pulled.decision_function(X), clf.decision_function(X))
+    if anchor == "finetuned":
+        x = torch.rand(2, 3, 32, 32)
+        torch.testing.assert_close(pulled.to_module()(x), clf.to_module()(x), rtol=0, atol=0)
+    with pytest.raises(StateMismatchError, match=r"Expected the weights [0-9a-f]{32}"):
+        FastNTKClassifier.from_pretrained(
+            tmp_path, backbone=lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+        )
+
+
+def test_another_process_predicts_bitwise_the_same(pictures, tmp_path):
+    X, y = pictures
+    clf = make(backbone="resnet18", pretrained=False, image_size=32, batch_size=8).fit(X, y)
+    clf.unlearn(X[:3]).save_pretrained(tmp_path / "adapter")
+    np.save(tmp_path / "X.npy", X)
+    code = (
+        "import sys, numpy, torch\n"
+        "from fastntk_sk import FastNTKClassifier\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
+        "clf = FastNTKClassifier.from_pretrained(sys.argv[1] + '/adapter')\n"
+        "X = numpy.load(sys.argv[1] + '/X.npy')\n"
+        "numpy.save(sys.argv[1] + '/scores.npy', clf.decision_function(X))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), clf.decision_function(X))
+
+
+def test_it_cannot_learn_or_forget(blobs, tmp_path):
+    X, y = blobs
+    clf = make().fit(X, y)
+    clf.save_pretrained(tmp_path / "adapter")
+    pulled = FastNTKClassifier.from_pretrained(tmp_path / "adapter")
+    for call in (
+        lambda: pulled.unlearn(X[:2]),
+        lambda: pulled.partial_fit(X, y),
+        lambda: pulled.rebuild(X, y),
+        lambda: pulled.merge(clf),
+        lambda: clf.merge(pulled),
+        lambda: pulled.save(tmp_path / "state"),
+    ):
+        with pytest.raises(NoPrivateStateError, match="FastNTKClassifier.load"):
+            call()
+    report = pulled.can_unlearn(X[:2])
+    assert (report["possible"], report["n_rows"]) == (False, 0)
+    assert "private state" in report["reason"]
+    assert not (tmp_path / "state").exists()
+    with pytest.raises(NoPrivateStateError, match="from_pretrained"):
+        FastNTKClassifier.load(tmp_path / "adapter")
+    clf.save(tmp_path / "state")
+    with pytest.raises(StateFormatError, match=r"FastNTKClassifier\.load"):
+        FastNTKClassifier.from_pretrained(tmp_path / "state")
+    with pytest.raises(PublicationError, match="another folder"):
+        clf.save_pretrained(tmp_path / "state")
+
+
+def test_nothing_of_a_row_is_in_it(blobs, tmp_path):
+    X, y = blobs
+    clf = make(anchor="finetuned", max_epochs=1).fit(X, y, sample_ids=range(60)).unlearn(X[:3])
+    clf.save_pretrained(tmp_path)
+    published = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    (segment,) = clf._state.ledger.segments
+    model = clf._state.model
+    moved = model.projection.expand(model.moved)
+    assert not torch.equal(torch.from_numpy(clf.displacement_), moved)
+    secrets = [segment.key, *segment.rows, *(segment.owner(i) for i in range(60))]
+    secrets += [row.tobytes() for row in X.astype(np.float32)]
+    secrets += [tensor.numpy().tobytes() for tensor in (model.moved, moved)]
+    secrets += [model.own_tensors()[name].numpy().tobytes() for name in model.tangent.subset.names]
+    secrets.append(clf._state.sgd.W.numpy().tobytes())
+    for secret in secrets:
+        assert secret not in published
+        assert secret.hex().encode() not in published
+    assert stat.S_IMODE((tmp_path / "adapter.safetensors").stat().st_mode) == 0o644
+
+
+def test_the_configuration(blobs, tmp_path):
+    X, y = blobs
+    clf = make(alpha=0.5).fit(X, y).unlearn(X[:2]).unlearn(X[2:3])
+    clf.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["format"] == 1
+    assert config["params"] | {"trainable": "norm", "num_workers": 0} == clf.get_params()
+    assert config["exactness"] == ["exact for the linearised model"]
+    assert config["receipts"] == [clf.receipts_[-1]["digest"]]
+    assert config["tensors"] == clf.receipts_[-1]["adapter_after"]
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["config"]) == config
+    # the file alone is a whole adapter
+    (tmp_path / "config.json").unlink()
+    pulled = FastNTKClassifier.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(pulled.predict(X), clf.predict(X))
+
+
+def test_what_a_later_version_may_add(blobs, tmp_path):
+    X, y = blobs
+    clf = make().fit(X, y)
+    clf.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "adapter.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["digest"]
+    for changes, expected in (
+        ({"colour": "red"}, pytest.warns(UnknownKeyWarning, match="colour")),
+        ({"format": 2}, pytest.raises(StateFormatError, match="Upgrade")),
+        ({"trust_remote_code": False}, pytest.raises(StateFormatError, match="code to be run")),
+    ):
+        text = canonical(signed(config | changes))
+        (tmp_path / "adapter.safetensors").write_bytes(dump(tensors, {"config": text.decode()}))
+        (tmp_path / "config.json").unlink(missing_ok=True)
+        with expected:
+            pulled = FastNTKClassifier.from_pretrained(tmp_path)
+            np.testing.assert_array_equal(pulled.predict(X), clf.predict(X))
+
+
+def test_an_anchor_that_has_seen_rows_is_not_published(blobs, tmp_path):
+    clf = make(anchor="finetuned", predict_with="linear", max_epochs=1).fit(*blobs)
+    with pytest.raises(PublicationError, match="they are private"):
+        clf.save_pretrained(tmp_path)
+    with pytest.raises(PublicationError, match="they are private"):
+        clf.push_to_hub("me/adapter")
+    assert not list(tmp_path.iterdir())
+    clf.save(tmp_path)
+    again = FastNTKClassifier.load(tmp_path)
+    np.testing.assert_array_equal(again.decision_function(blobs[0]), clf.decision_function(blobs[0]))
+
+
+def test_the_card(pictures, tmp_path):
+    X, y = pictures
+    clf = make(backbone="resnet18", pretrained=False, image_size=32, batch_size=8).fit(X, y)
+    clf.unlearn(X[:3])
+    clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5})
+    card = (tmp_path / "README.md").read_text()
+    for expected in (
+        "library_name: fastntk_sk",
+        "- arxiv:2312.14923",
+        "https://arxiv.org/abs/2312.14923",
+        "https://arxiv.org/abs/2405.20272",
+        "3 rows were forgotten",
+        "exact for the linearised model",
+        "FastNTKClassifier.from_pretrained(",
+        "| accuracy | 0.5 |",
+        "pipeline_tag: image-classification",
+    ):
+        assert expected in card
+    assert not re.search(r"\{[a-z_]+\}", card), card
+    assert "license:" not in card
+    clf.save_pretrained(tmp_path / "plain", license="mit")
+    assert "license: mit" in (tmp_path / "plain" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_timm_loads_the_export_by_itself(pictures, tmp_path, name):
+    X, y = pictures
+    labels = np.array(["ant", "bee", "cat"])[y]
+    clf = make(backbone=name, pretrained=False, anchor="finetuned", max_epochs=1, image_size=32)
+    clf.fit(X, labels).unlearn(X[labels == "bee"][:1]).export_timm(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    net = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert net.pretrained_cfg["label_names"] == clf.classes_.tolist()
+    data = timm.data.resolve_model_data_config(net)
+    assert (data["input_size"], data["crop_pct"], data["crop_mode"]) == ((3, 32, 32), 1.0, "squash")
+    spec = clf._state.model.backbone.spec
+    batch = spec.normalise([spec.pixels(x) for x in X[:5]], torch.float32)
+    with torch.no_grad():
+        scores = net(batch).double().numpy()
+    np.testing.assert_allclose(scores, clf.decision_function(X[:5]), rtol=1e-4, atol=1e-5)
+
+
+def test_what_timm_cannot_build(pictures, blobs, tmp_path):
+    clf = make(backbone=small_vit(), trainable="prompt", anchor="finetuned", max_epochs=1, image_size=32)
+    with pytest.raises(ValueError, match="with prompt tokens"):
+        clf.fit(*pictures).export_timm(tmp_path)
+    with pytest.raises(ValueError, match="got Sequential"):
+        make(anchor="finetuned", max_epochs=1).fit(*blobs).export_timm(tmp_path)
+    with pytest.raises(ValueError, match='Expected anchor="finetuned"'):
+        make().fit(*blobs).export_timm(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_error_has_one_base():
+    for error in (NoPrivateStateError, PublicationError, StateFormatError):
+        assert issubclass(error, FastNTKError)
+        assert issubclass(error, ValueError)
+
+
+def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
+    X, y = pictures
+    params = {"image_size": 32, "batch_size": 8}
+    base = make(backbone="resnet18", pretrained=False, anchor="finetuned", max_epochs=1, **params)
+    base.fit(X, y).export_timm(tmp_path / "client-acme")
+    clf = make(backbone=f"local-dir:{tmp_path / 'client-acme'}", **params)
+    clf.set_params(finetune_params={"callbacks__ckpt__dirname": "/home/alice/runs"}).fit(X, y)
+    clf.save_pretrained(tmp_path / "adapter")
+    published = b"".join(file.read_bytes() for file in (tmp_path / "adapter").iterdir())
+    for secret in (b"client-acme", b"alice", b"local-dir"):
+        assert secret not in published
+    assert b"`resnet18`" in published
+    with pytest.raises(StateMismatchError, match=r"resnet18\), which is not stored"):
+        FastNTKClassifier.from_pretrained(tmp_path / "adapter")
+    pulled = FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=clf.backbone)
+    np.testing.assert_array_equal(pulled.predict(X), clf.predict(X))
+    # the private state stays on this machine, and knows the folder
+    clf.save(tmp_path / "state")
+    assert FastNTKClassifier.load(tmp_path / "state").get_params() == clf.get_params()
+    with pytest.raises(ValueError, match="which holds an adapter"):
+        base.export_timm(tmp_path / "adapter")
+
+
+def test_a_subset_that_sgd_left_is_not_published(blobs):
+    with pytest.raises(ValueError, match="Expected tangent_scale > 0"):
+        make(anchor="finetuned", tangent_scale=0).fit(*blobs)
+
+
+def test_a_folder_is_a_folder(blobs, tmp_path):
+    clf = make().fit(*blobs)
+    clf.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="Expected no revision with a folder"):
+        FastNTKClassifier.from_pretrained(tmp_path / "adapter", revision="main")
+    with pytest.raises(StateFormatError, match="it is missing"):
+        FastNTKClassifier.from_pretrained(tmp_path / "adapters")
+    with pytest.raises(NoPrivateStateError, match="no receipts"):
+        FastNTKClassifier.from_pretrained(tmp_path / "adapter").export_receipts(tmp_path / "r.jsonl")
+    for value in ({1, 2}, np.array([{"a": 1}, {"b": 1}], dtype=object)):
+        other = make().fit(*blobs)
+        if isinstance(value, set):
+            other.set_params(trainable=value)
+        else:
+            other.classes_ = value
+        with pytest.raises(StateFormatError):
+            other.save_pretrained(tmp_path / "new")
+        assert not (tmp_path / "new").exists()

@@ -1,0 +1,165 @@
+"""The app: its session without a browser, and clicked through in headless Chromium."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.demo.session import N_WRONG, SHOWN, learn
+from fastntk_sk.evaluation import report_page
+
+SMALL = {"backbone": "resnet18", "pretrained": False, "n_components": 8}
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+def test_a_session(monkeypatch):
+    monkeypatch.setattr("fastntk_sk.demo.session.N_DIGITS", 40)
+    session = learn(**SMALL)
+    assert len(session.gallery(set())) == SHOWN
+    assert "(truly " in session.captions(set())[0]
+    assert session.captions({2})[2].startswith("✓ ")
+    session.forget({0, 1, 30})
+    assert session.captions(set())[1].startswith("✗ ")
+    assert session.summary() == "37 pictures learned, 3 forgotten."
+    assert json.loads(session.receipts())[0]["n_rows"] == 3
+    with pytest.raises(ValueError, match="Expected pictures that are not forgotten yet"):
+        session.forget({1})
+    left = [i for i in range(40) if i not in session.forgotten]
+    refit = FastNTKClassifier(**session.classifier.get_params()).fit(
+        [session.pictures[i] for i in left], [session.labels[i] for i in left]
+    )
+    np.testing.assert_allclose(refit.predict_proba(session.pictures), session.now, atol=1e-5)
+    assert len(session.notes) == N_WRONG
+
+
+def test_a_folder(tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(4):
+            picture = np.random.default_rng(i).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / label / f"{i}.png")
+    session = learn(str(tmp_path), **SMALL | {"image_size": 32})
+    assert sorted(set(session.labels)) == ["a", "b"]
+    assert not session.notes
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="Expected pictures in"):
+        learn(str(tmp_path / "none"))
+
+
+def test_the_folder_is_a_space():
+    """The front matter that a Space needs, and the paper that the Hub links it to."""
+    folder = resources.files("fastntk_sk.demo")
+    text = (folder / "README.md").read_text()
+    front = text.split("---")[1]
+    assert re.search(r"^sdk: gradio$", front, re.M)
+    assert (folder / re.search(r"^app_file: (\S+)$", front, re.M)[1]).is_file()
+    assert "arxiv.org/abs/2312.14923" in text
+    assert "fastntk_sk[demo]" in (folder / "requirements.txt").read_text()
+
+
+@contextmanager
+def browser(folder):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+        "disable-background-networking", "disable-component-update", "disable-sync",
+        "window-size=1300,1500", f"user-data-dir={folder / 'profile'}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.implicitly_wait(20)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def errors(driver):
+    """Return what the page itself did wrong; what lies elsewhere cannot be reached from here."""
+    return [
+        entry["message"]
+        for entry in driver.get_log("browser")
+        if entry["level"] == "SEVERE" and not re.search(r"ERR_|favicon|manifest", entry["message"])
+    ]
+
+
+@pytest.mark.slow
+def test_the_report_in_a_browser(tmp_path, digits):
+    X, y = digits
+    before = FastNTKClassifier(
+        "resnet18", pretrained=False, image_size=32, n_components=8, random_state=0
+    )
+    before.fit(X[:60], y[:60])
+    after = FastNTKClassifier(**before.get_params()).fit(X[:60], y[:60]).unlearn(X[:9])
+    page = tmp_path / "report.html"
+    page.write_text(report_page(after, X=X[:60], y=y[:60], before=before), encoding="utf-8")
+    with browser(tmp_path) as driver:
+        driver.get(page.as_uri())
+        pictures = driver.find_elements("css selector", "img")
+        assert len(pictures) == 2
+        assert all(picture.get_property("naturalWidth") > 300 for picture in pictures)
+        assert "51 rows" in driver.find_element("tag name", "body").text
+        driver.save_screenshot(str(tmp_path / "report.png"))
+        assert not driver.get_log("browser")
+
+
+@pytest.mark.slow
+def test_the_app_in_a_browser(tmp_path):
+    pytest.importorskip("gradio")
+    code = (
+        "from fastntk_sk.demo.app import build; import sys;"
+        f"build(local=True, **{SMALL!r}).launch(server_name='127.0.0.1', server_port=7911)"
+    )
+    command = [sys.executable, "-u", "-W", "ignore", "-c", code]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+    ) as app:
+        try:
+            address = next(found[0] for line in app.stdout if (found := re.search(r"http://\S+", line)))
+            with browser(tmp_path) as driver:
+                driver.get(address)
+                driver.find_element("id", "learn").click()
+                pictures = waited(
+                    lambda: driver.find_elements("css selector", "#pictures .thumbnail-item")
+                )
+                assert len(pictures) == SHOWN
+                driver.save_screenshot(str(tmp_path / "learned.png"))
+                for place in (0, 1):
+                    driver.find_elements("css selector", "#pictures .thumbnail-item")[place].click()
+                    waited(lambda n=place: driver.page_source.count("✓ ") > n)
+                driver.save_screenshot(str(tmp_path / "picked.png"))
+                driver.find_element("id", "forget").click()
+                summary = "118 pictures learned, 2 forgotten."
+                waited(lambda: summary in driver.find_element("id", "summary").text)
+                assert "exact for the linearised model" in driver.find_element("id", "receipts").text
+                assert driver.page_source.count("✗ ") > 2
+                driver.save_screenshot(str(tmp_path / "forgotten.png"))
+                assert not errors(driver)
+        finally:
+            app.kill()
+    for name in ("learned", "picked", "forgotten"):
+        assert Path(tmp_path / f"{name}.png").stat().st_size > 20_000
+
+
+def waited(found, seconds=120):
+    """Return what a call finds at last."""
+    stop = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < stop, "nothing came"
+        time.sleep(0.2)
+    return value

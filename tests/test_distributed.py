@@ -1,0 +1,116 @@
+"""Ranks of a process group (gloo) learn their shares and end with the model of one process."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+import torch.distributed as dist
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.distributed import Group
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no process groups")
+SCRIPT = Path(__file__).parent / "ranks.py"
+TWO = ["full", "pseudo", "tuned", "any_seed", "different_rows"]
+FOUR = ["full", "few"]
+
+
+def start(folder, n_ranks, *whats):
+    """Run scripts in every rank; return exit codes and what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(n_ranks):
+        place = {"RANK": rank, "WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), *whats],
+                env=os.environ | {key: str(value) for key, value in place.items()},
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    printed = [process.communicate(timeout=240)[0] for process in started]
+    return [process.returncode for process in started], printed
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory):
+    """What two ranks find, and what four find."""
+    found = {}
+    for n_ranks, whats in ((2, TWO), (4, FOUR)):
+        folder = tmp_path_factory.mktemp(f"{n_ranks} ranks")
+        codes, printed = start(folder, n_ranks, *whats)
+        assert codes == [0] * n_ranks, "\n".join(printed)
+        for what in whats:
+            found[n_ranks, what] = [np.load(folder / f"{what}-{rank}.npz") for rank in range(n_ranks)]
+    return found
+
+
+def close(found, expected):
+    for name in ("readout", "displacement", "scores"):
+        size = np.linalg.norm(expected[name])
+        assert np.linalg.norm(found[name] - expected[name]) <= 1e-10 * size
+    assert found["learned"] == expected["learned"]
+
+
+@pytest.mark.parametrize("key", [*((2, what) for what in TWO), *((4, what) for what in FOUR)])
+def test_ranks_end_with_the_model_of_one_process(of_ranks, key):
+    """61 rows are not divisible by 2 or 4; of 3 rows some of 4 ranks have none."""
+    found, what = of_ranks[key], key[1]
+    for other in found[1:]:
+        for name in other.files:
+            np.testing.assert_array_equal(other[name], found[0][name])
+    if what != "any_seed":
+        close(found[0], ranks.facts(getattr(ranks, what)()))
+
+
+def test_a_rank_that_dies_and_another_start(tmp_path):
+    codes, printed = start(tmp_path, 2, "dies")
+    assert codes == [3, 7], "\n".join(printed)
+    assert {file.name for file in (tmp_path / "sums").iterdir()} == {
+        f"checkpoint-{rank}-of-2.safetensors" for rank in range(2)
+    }
+    shutil.copytree(tmp_path / "sums", tmp_path / "lost")
+    codes, printed = start(tmp_path, 2, "starts_again", "one_checkpoint")
+    assert codes == [0, 0], "\n".join(printed)
+    counts = [[int(n) for n in re.findall(r"reads (\d+)", text)] for text in printed]
+    # the first had finished its share, and then has lost what it knew of it
+    assert counts == [[0, 650], [650 - 256, 650 - 256]]
+    assert not (tmp_path / "sums").exists()
+    whole = FastNTKClassifier(random_state=0, n_components=40).fit(*ranks.many_rows())
+    expected = {"readout": whole.readout_, "displacement": whole.displacement_}
+    expected |= {"scores": whole.decision_function(ranks.X), "learned": 1300}
+    close(np.load(tmp_path / "starts_again-0.npz"), expected)
+    for rank in range(2):
+        close(np.load(tmp_path / f"one_checkpoint-{rank}.npz"), ranks.facts(ranks.one_checkpoint()))
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 1), (10, 3), (2, 4), (0, 2), (7, 7)])
+def test_shares_are_a_partition(n, size):
+    group, parts = Group(), []
+    assert (group.rank, group.size, group.alone) == (0, 1, True)
+    group.size = size
+    for group.rank in range(size):
+        parts.append(group.share(n))
+    assert [row for part in parts for row in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_alone_nothing_travels():
+    group = Group()
+    assert group.gather(b"x") == [b"x"]
+    assert group.first(b"") == b""
+    group.check_same(b"a")
+    group.add_up([])
+    group.take_first([])

@@ -1,0 +1,235 @@
+"""kernel="pseudo": tangents of a few directions in the shared block, against dense algebra."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from test_classifier import gap
+
+from fastntk_sk import FastNTKClassifier, jacobians, memory
+from fastntk_sk.baselines import fast_ntk_dual, retrain
+from fastntk_sk.exceptions import StateMismatchError
+from fastntk_sk.solvers import solve_schur
+from fastntk_sk.statistics import Statistics, add_gram, multiply_symmetric
+
+
+def make(**changes):
+    return FastNTKClassifier(
+        **({"kernel": "pseudo", "random_state": 0, "n_components": 20, "batch_size": 16} | changes)
+    )
+
+
+def tangent_rows(model, x):
+    """[h, r^{-1/2} (Q^T J_h^T u_1; ...), 1] by loops and a dense Q, in energy units."""
+    names, net = model.tangent.subset.names, model.backbone.net
+    J = reference.jacobian(net, names, x, model.readout)
+    Q = model.projection.project(torch.eye(model.projection.p, dtype=torch.float64))
+    r = len(model.readout)
+    phi = torch.cat([J[:, j] @ Q for j in range(r)], 1) / r**0.5
+    h = net(x).detach()
+    return torch.cat([h / model.scale_h, phi / model.scale_J, torch.ones(len(x), 1) / model.scale_h], 1)
+
+
+def test_the_estimator_solves_the_dense_problem(blobs):
+    X, y = blobs
+    w = np.linspace(0.5, 2, len(y))
+    clf = make(alpha=0.3, tangent_scale=2.5, target_scale=3.0).fit(X, y, sample_weight=w)
+    model = clf._state.model
+    x = torch.from_numpy(X.astype(np.float32)).double()
+    rows = tangent_rows(model, x)
+    rows[:, model.d : -1] *= 2.5**0.5
+    no_tangents = np.zeros((len(y), 3, 0))
+    W, _ = reference.ridge(rows.numpy(), no_tangents, y, w, 0.3, 1.0, 3.0)
+    np.testing.assert_allclose(clf.decision_function(X), rows.numpy() @ W.T, rtol=1e-7, atol=1e-9)
+    assert clf.readout_.shape == (3, model.d + 3 * 20 + 1)
+    assert clf.displacement_.shape == (0,)
+    assert clf._state.residual < 1e-10
+
+
+@pytest.mark.parametrize("tangent_scale", [0.0, 0.5, 1.0, 4.0])
+def test_shared_tangents_are_scaled_by_the_solver(tangent_scale):
+    draws = np.random.default_rng(0)
+    h = np.hstack([draws.normal(size=(30, 9)), np.full((30, 1), 0.5)])
+    labels, w = draws.integers(3, size=30), draws.uniform(0.5, 2, 30)
+    statistics = Statistics(9, 0, 3, constant=0.5, n_tangents=5)
+    parts = [torch.from_numpy(part) for part in (h, np.zeros((30, 3, 0)), labels, w)]
+    statistics.add(*parts)
+    scales = {"alpha": 0.4, "target_scale": 2.0}
+    found = solve_schur(statistics, tangent_scale=tangent_scale, **scales)
+    scaled = h.copy()
+    scaled[:, 4:9] *= tangent_scale**0.5
+    W, _ = reference.ridge(scaled, np.zeros((30, 3, 0)), labels, w, 0.4, 1.0, 2.0)
+    W[:, 4:9] *= tangent_scale**0.5
+    np.testing.assert_allclose(found.W, W, rtol=1e-9, atol=1e-12)
+    assert found.residual < 1e-12
+    assert statistics.copy().n_tangents == 5
+
+
+@pytest.mark.parametrize("block", [1, 3, 64])
+def test_products_with_half_a_symmetric_matrix(block):
+    left, right = torch.randn(6, 10).double(), torch.randn(10, 2).double()
+    lower = torch.zeros(10, 10, dtype=torch.float64)
+    add_gram(lower, left, left, block=block)
+    torch.testing.assert_close(multiply_symmetric(lower, right, block), left.T @ left @ right)
+
+
+@pytest.mark.parametrize("trainable", ["norm", "head"])
+def test_a_linear_probe_is_what_is_left_without_tangents(blobs, trainable):
+    X, y = blobs
+    probe = FastNTKClassifier(trainable="head", random_state=0).fit(X, y)
+    same = make(trainable=trainable, tangent_scale=0.0).fit(X, y)
+    np.testing.assert_allclose(same.decision_function(X), probe.decision_function(X), rtol=1e-9)
+
+
+def test_unlearn_partial_fit_and_merge_equal_a_refit(blobs):
+    X, y = blobs
+    clf = make().fit(X, y).unlearn(X[:7]).unlearn(X[7:20])
+    assert gap(clf, make().fit(X[20:], y[20:])) < 1e-10
+    clf.partial_fit(X[:20], y[:20])
+    assert gap(clf, make().fit(X, y)) < 1e-10
+    with pytest.warns(UserWarning, match="can be inverted"):
+        both = make().fit(X[:30], y[:30]).merge(make().fit(X[30:], y[30:]))
+    assert gap(both, make().fit(X, y)) < 1e-10
+    with pytest.raises(StateMismatchError, match="kernel"):
+        make(n_directions=2).fit(X, y).merge(make().fit(X, y))
+    assert gap(retrain(clf, X[5:], y[5:], X[:5], y[:5]), make().fit(X[5:], y[5:])) == 0
+
+
+def test_images(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    settings = {"pretrained": False, "image_size": 32, "batch_size": 8, "n_components": 60}
+    clf = make(backbone="resnet18", **settings).fit(X, y).unlearn(X[:8])
+    refit = make(backbone="resnet18", **settings).partial_fit(X[8:], y[8:], classes=clf.classes_)
+    assert gap(clf, refit) < 1e-6
+    assert clf.receipts_[0]["exactness"] == "exact for the linearised model"
+    np.testing.assert_array_equal(clf.decision_function(X)[:3], clf.decision_function(X[:3]))
+
+
+def test_the_number_of_classes_costs_no_pass(blobs, monkeypatch):
+    X, _ = blobs
+    pulled, counts = jacobians._pulled, []
+
+    def counted(*args):
+        counts[-1] += 1
+        return pulled(*args)
+
+    monkeypatch.setattr(jacobians, "_pulled", counted)
+    for n_classes in (2, 20):
+        clf = make()
+        counts.append(0)
+        clf.fit(X, np.arange(60) % n_classes)
+        assert len(clf._state.statistics.r) == 0
+    assert counts[0] == counts[1]
+
+
+def test_saved_and_published(blobs, tmp_path):
+    X, y = blobs
+    clf = make().fit(X, y).unlearn(X[:4])
+    clf.save(tmp_path / "state")
+    clf.save_pretrained(tmp_path / "adapter")
+    for again in (
+        FastNTKClassifier.load(tmp_path / "state"),
+        FastNTKClassifier.from_pretrained(tmp_path / "adapter"),
+    ):
+        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+        assert again.get_params()["kernel"] == "pseudo"
+    again = FastNTKClassifier.load(tmp_path / "state")
+    np.testing.assert_array_equal(
+        again.unlearn(X[4:8]).decision_function(X), clf.unlearn(X[4:8]).decision_function(X)
+    )
+    assert "pretrained, pseudo" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_a_subspace_that_is_drawn_otherwise_is_noticed(blobs, tmp_path, monkeypatch):
+    X, y = blobs
+    for kernel, depends in (("pseudo", True), ("full", False)):
+        clf = make(kernel=kernel).fit(X, y)
+        clf.save(tmp_path / f"{kernel} state")
+        clf.save_pretrained(tmp_path / kernel)
+        with monkeypatch.context() as patch:
+            patch.setattr("fastntk_sk.projection.Projection.digest", lambda self: "0" * 32)
+            with pytest.raises(StateMismatchError, match="another random subspace"):
+                FastNTKClassifier.load(tmp_path / f"{kernel} state")
+            if depends:
+                with pytest.raises(StateMismatchError, match="another random subspace"):
+                    FastNTKClassifier.from_pretrained(tmp_path / kernel)
+            else:  # which publishes the displacement itself
+                FastNTKClassifier.from_pretrained(tmp_path / kernel)
+
+
+@pytest.mark.parametrize(("name", "value"), [("anchor", "finetuned"), ("predict_with", "network")])
+def test_what_needs_one_network(blobs, name, value):
+    with pytest.raises(ValueError, match="cannot be written back as weights"):
+        make(**{name: value}).fit(*blobs)
+
+
+def test_bad_parameters(blobs):
+    X, y = blobs
+    with pytest.raises(ValueError, match="Expected kernel to be one of"):
+        make(kernel="ntk").fit(X, y)
+    with pytest.raises(ValueError, match="n_directions == 0, must be >= 1"):
+        make(n_directions=0).fit(X, y)
+    clf = make().fit(X, y)
+    with pytest.raises(ValueError, match='Expected an estimator with kernel="full"'):
+        fast_ntk_dual(clf, X[5:], y[5:], X[:5], y[:5])
+    with pytest.raises(ValueError, match='Expected anchor="finetuned"'):
+        clf.to_module()
+
+
+def test_memory_is_estimated_by_its_own_block(blobs, monkeypatch):
+    X, y = blobs
+    enough = memory.memory_needed(256 + 3 * 128, 0, 3, 16 * 1024 * 8, 16)
+    monkeypatch.setattr(memory, "available_memory", lambda: enough)
+    with pytest.raises(memory.InsufficientMemoryError, match="n_components=128 would fit") as caught:
+        make(n_components=1000).fit(X, y)
+    assert "pseudo" not in str(caught.value)
+    make(n_components=128).fit(X, y)
+
+
+class TestBfloat16:
+    def make(self, **changes):
+        import timm
+
+        def factory():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+
+        settings = {"trainable": "prompt", "n_prompts": 3, "image_size": 32, "batch_size": 8}
+        return FastNTKClassifier(factory, precision="bfloat16", random_state=0, **(settings | changes))
+
+    @pytest.mark.parametrize("kernel", ["full", "pseudo"])
+    @pytest.mark.parametrize("trainable", ["prompt", "norm", "bias"])
+    def test_deletion_is_as_exact(self, digits, trainable, kernel):
+        X, y = digits[0][:24], digits[1][:24] % 2
+        settings = {"trainable": trainable, "kernel": kernel, "n_components": 100}
+        clf = self.make(**settings).fit(X, y)
+        assert clf._state.model.position_gap == 0
+        clf.unlearn(X[:5])
+        assert gap(clf, self.make(**settings).fit(X[5:], y[5:])) < 1e-6
+        assert clf.receipts_[0]["exactness"] == "exact for the linearised model"
+        assert clf.receipts_[0]["precision"] == "bfloat16"
+
+    def test_jacobians_are_a_little_coarser(self, digits):
+        X, y = digits[0][:16], digits[1][:16] % 2
+        model = self.make().fit(X, y)._state.model
+        (batch,) = model.batches(list(self.make().fit(X, y)._rows(X))[:8])
+        low, full = model.passes(batch)[1], model.passes(batch, full_precision=True)[1]
+        assert low.dtype == full.dtype == torch.float32
+        assert 1e-4 < (low - full).norm() / full.norm() < 0.05
+
+    def test_it_is_saved(self, digits, tmp_path):
+        X, y = digits[0][:16], digits[1][:16] % 2
+        clf = self.make().fit(X, y)
+        clf.save(tmp_path)
+        again = FastNTKClassifier.load(tmp_path, backbone=clf.backbone)
+        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+        assert again.unlearn(X[:2])._state.model.precision == "bfloat16"
+
+    def test_where_it_is_too_coarse_it_is_an_error(self, digits):
+        settings = {"pretrained": False, "image_size": 32, "batch_size": 8, "n_components": 60}
+        clf = FastNTKClassifier(
+            "tf_efficientnet_lite0", precision="bfloat16", random_state=0, **settings
+        )
+        with pytest.raises(ValueError, match=r'Expected precision="float32" .* off by \d+%'):
+            clf.fit(digits[0][:20], digits[1][:20])

@@ -1,0 +1,130 @@
+"""Receipts form a chain that notices what was changed, left out or moved."""
+
+import json
+import stat
+
+import numpy as np
+import pytest
+
+from fastntk_sk import FastNTKClassifier, verify_receipts
+from fastntk_sk.exceptions import PrivacyWarning, ReceiptError, StateFormatError
+from fastntk_sk.files import signed
+
+
+def make(**changes):
+    return FastNTKClassifier(**({"random_state": 0, "n_components": 16} | changes))
+
+
+@pytest.fixture
+def exported(blobs, tmp_path):
+    X, y = blobs
+    clf = make().fit(X, y, sample_ids=np.arange(60) // 3)
+    clf.unlearn(X[0:2], sample_ids=[0, 0])
+    for start in (3, 5):
+        clf.unlearn(X[start : start + 2])
+    clf.export_receipts(tmp_path / "receipts.jsonl")
+    return clf, tmp_path / "receipts.jsonl"
+
+
+def test_what_a_receipt_says(blobs, exported):
+    clf, path = exported
+    receipts = verify_receipts(path)
+    assert receipts == clf.receipts_
+    first = receipts[0]
+    assert (first["n_rows"], first["n_samples_learned"]) == (2, 58)
+    assert first["n_rows_left_under_sample_ids"] == 1
+    assert first["exactness"] == "exact for the linearised model"
+    assert 0 <= first["residual"] < 1e-10
+    assert {"torch", "timm", "numpy"} <= first["versions"].keys()
+    assert (first["device"], first["precision"]) == ("cpu", "float64")
+    # digests of the adapter join up, and those of a refit are the same where the parameters are
+    assert first["adapter_before"] == make().fit(*blobs)._adapter.digest()
+    assert receipts[1]["adapter_before"] == first["adapter_after"] != first["adapter_before"]
+    assert receipts[2]["adapter_after"] == clf._adapter.digest()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_chain_goes_on_after_a_load(blobs, exported, tmp_path):
+    clf, path = exported
+    clf.save(tmp_path / "state")
+    again = FastNTKClassifier.load(tmp_path / "state").unlearn(blobs[0][10:12])
+    again.export_receipts(path)
+    receipts = verify_receipts(path, heads=again._adapter.heads)
+    assert [receipt["previous"] for receipt in receipts] == [
+        "",
+        *(receipt["digest"] for receipt in receipts[:-1]),
+    ]
+
+
+def _lines(path):
+    return path.read_text().splitlines()
+
+
+def _changed(line, **changes):
+    receipt = json.loads(line) | changes
+    return json.dumps(receipt, sort_keys=True)
+
+
+def _signed_again(line, **changes):
+    receipt = json.loads(line) | changes
+    del receipt["digest"]
+    return json.dumps(signed(receipt), sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (lambda lines: [_changed(lines[0], n_rows=3), *lines[1:]], "Receipt 1 was changed"),
+        (
+            lambda lines: [_signed_again(lines[0], n_rows=3), *lines[1:]],
+            "Receipt 2 of .* does not follow",
+        ),
+        (lambda lines: [lines[0], lines[2]], "Receipt 2 of .* does not follow"),
+        (lambda lines: lines[1:], "Receipt 1 of .* does not follow"),
+        (lambda lines: [lines[1], lines[0], lines[2]], "Receipt 1 of .* does not follow"),
+        (lambda lines: [lines[0], *lines], "Receipt 2 of .* does not follow"),
+        (lambda lines: [lines[0][:-5], *lines[1:]], "Receipt 1 is damaged"),
+        (lambda lines: ["[1]", *lines], "Expected a JSON object in Receipt 1"),
+        (lambda lines: ["{}", *lines], "Receipt 1 was changed"),
+    ],
+)
+def test_forgeries_are_named(exported, forge, message):
+    _, path = exported
+    path.write_text("\n".join(forge(_lines(path))) + "\n")
+    with pytest.raises(ReceiptError, match=message):
+        verify_receipts(path)
+
+
+def test_a_cut_end_is_noticed_through_what_was_published(exported, tmp_path):
+    clf, path = exported
+    clf.save_pretrained(tmp_path / "adapter")
+    heads = json.loads((tmp_path / "adapter" / "config.json").read_text())["receipts"]
+    assert len(verify_receipts(path, heads=heads)) == 3
+    path.write_text("\n".join(_lines(path)[:2]) + "\n")
+    assert len(verify_receipts(path)) == 2
+    with pytest.raises(ReceiptError, match="which were published"):
+        verify_receipts(path, heads=heads)
+
+
+def test_merged_sites_keep_their_chains(blobs, tmp_path):
+    X, y = blobs
+    sites = [make().fit(X[rows], y[rows]) for rows in (slice(0, 30), slice(30, 60))]
+    sites[0].unlearn(X[:1])
+    sites[1].unlearn(X[30:31])
+    with pytest.warns(PrivacyWarning):
+        merged = sites[0].merge(sites[1])
+    merged.unlearn(X[1:2])
+    merged.export_receipts(tmp_path / "receipts.jsonl")
+    receipts = verify_receipts(tmp_path / "receipts.jsonl", heads=merged._adapter.heads)
+    assert len({receipt["chain"] for receipt in receipts}) == 2
+    assert receipts[2]["previous"] == receipts[0]["digest"]
+    assert len(merged._adapter.heads) == 2
+
+
+def test_no_file_and_no_receipts(blobs, tmp_path):
+    with pytest.raises(StateFormatError, match="it is missing"):
+        verify_receipts(tmp_path / "receipts.jsonl")
+    clf = make().fit(*blobs)
+    clf.export_receipts(tmp_path / "receipts.jsonl")
+    assert verify_receipts(tmp_path / "receipts.jsonl") == []
+    assert np.array_equal(clf.receipts_, [])
