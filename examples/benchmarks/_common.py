@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import platform
 import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fastntk_sk.linearized import LinearizedModel
 
 HERE = Path(__file__).parent
 COMMIT = subprocess.run(  # read at the start: the code that is measured
@@ -47,6 +53,40 @@ def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return X[:60000], y[:60000], X[60000:], y[60000:]
 
 
+def training_images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return X, y of some training images, in an order that a seed decides."""
+    X, y, _, _ = fashion_mnist()
+    rows = np.random.default_rng(seed).permutation(len(X))[:n]
+    return X[rows], y[rows]
+
+
+def linearized(source: str, *, pixels: int, n_components: int, **changes: Any) -> LinearizedModel:
+    """Return the model of `linearize`; what is not given is as the estimator's defaults have it."""
+    from fastntk_sk.linearizing import linearize
+
+    defaults = {
+        "n_classes": 10,
+        "kernel": "full",
+        "n_directions": 3,
+        "trainable": "norm",
+        "n_prompts": 10,
+        "pretrained": True,
+        "batch_size": 32,
+        "n_features": None,
+        "precision": "float32",
+        "compiled": False,
+        "device": "cpu",
+        "seed": 0,
+    }
+    return linearize(source, None, image_size=pixels, n_components=n_components, **defaults | changes)
+
+
+def resident(field: str) -> int:
+    """Return the resident bytes of this process: VmRSS now, VmHWM at their peak."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{field}:")[1].split()[0])
+
+
 def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     def array(name: str) -> np.ndarray:
         raw = gzip.decompress((folder / name).read_bytes())
@@ -75,6 +115,20 @@ def interleaved(calls: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def in_new_process(module: str, function: str, **arguments: object) -> tuple[dict, int]:
+    """Return what a function of a script returns, and the peak resident bytes of its process."""
+    code = (
+        f"import json, resource, {module}; found = {module}.{function}(**{arguments!r});"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
+        "print(json.dumps([found, peak]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=HERE, check=True, stdout=subprocess.PIPE
+    )
+    found, peak = json.loads(done.stdout.splitlines()[-1])
+    return found, peak
+
+
 def table(header: list[str], rows: list[list[object]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -83,11 +137,14 @@ def table(header: list[str], rows: list[list[object]]) -> str:
 
 def stamp(script: str) -> str:
     """Return what measured a result, when, and with which versions and commit."""
+    import torch
+
     packages = ("fastntk_sk", "torch", "timm", "scikit-learn", "skorch", "numpy")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return (
         f"_`python examples/{script}`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "
-        f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores._"
+        f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} thread(s)._"
     )
 
 

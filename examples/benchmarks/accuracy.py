@@ -14,13 +14,13 @@ import json
 
 import numpy as np
 import torch
-from _common import CACHE, fashion_mnist, publish, table
+from _common import CACHE, fashion_mnist, linearized, publish, table
 from torch import nn
 from torch.func import functional_call
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones import load_backbone
-from fastntk_sk.linearized import LinearizedModel
+from fastntk_sk.ledger import Ledger
 from fastntk_sk.preprocessing import Rows
 from fastntk_sk.state import Frozen, State
 from fastntk_sk.subsets import select
@@ -51,23 +51,9 @@ def learn(X, y):
     )
     learned = {}
     for k in COMPONENTS:
-        model = LinearizedModel.build(
-            BACKBONE,
-            X,
-            n_classes=10,
-            trainable="norm",
-            n_prompts=1,
-            n_components=k,
-            pretrained=True,
-            image_size=PIXELS,
-            batch_size=32,
-            n_features=None,
-            dtype=torch.float32,
-            device="cpu",
-            seed=0,
-        )
+        model = linearized(BACKBONE, pixels=PIXELS, n_components=k)
         learned[k] = dataclasses.replace(
-            State.empty(model, frozen), class_rows=np.ones(10, dtype=np.int64)
+            State.empty(model, frozen, Ledger(), ""), class_rows=np.ones(10, dtype=np.int64)
         )
     return extend(learned, X, y)
 

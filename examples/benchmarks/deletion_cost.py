@@ -7,60 +7,43 @@ that loads the saved state, so that peak memory is theirs.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
-from _common import fashion_mnist, publish, table
+from _common import in_new_process, publish, resident, table, training_images
 from accuracy import sgd
 
 from fastntk_sk import FastNTKClassifier
 
 
-def peak_rss() -> int:
-    """Return the peak resident bytes of this process since the last reset."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
-def forget(folder: str, seed: int) -> None:
-    """Load a state, forget three times 100 rows, and print medians as JSON."""
-    X, _, _, _ = fashion_mnist()
-    rows = np.random.default_rng(seed).permutation(len(X))
+def forget(folder: str, seed: int) -> dict[str, float]:
+    """Load a state, forget three times 100 rows, and return medians."""
+    X, _ = training_images(300, seed)
     clf = FastNTKClassifier.load(folder)
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     seconds = []
     for start in (0, 100, 200):
         begun = time.perf_counter()
-        clf.unlearn(X[rows[start : start + 100]])
+        clf.unlearn(X[start : start + 100])
         seconds.append(time.perf_counter() - begun)
-    print(json.dumps({"seconds": statistics.median(seconds), "peak": peak_rss()}))
+    return {"seconds": statistics.median(seconds), "peak": resident("VmHWM")}
 
 
 def forget_elsewhere(clf: FastNTKClassifier, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         clf.save(folder)
-        command = [sys.executable, __file__, "--forget", folder, "--seed", str(seed)]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
+        return in_new_process("deletion_cost", "forget", folder=folder, seed=seed)[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--forget")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.forget:
-        return forget(args.forget, args.seed)
-    X, y, _, _ = fashion_mnist()
-    rows = np.random.default_rng(args.seed).permutation(len(X))
-    X, y, classes = X[rows], y[rows], np.arange(10)
+    (X, y), classes = training_images(10_000, args.seed), np.arange(10)
 
     def make():
         return FastNTKClassifier("tf_efficientnet_lite0", image_size=96, random_state=0)

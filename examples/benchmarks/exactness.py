@@ -9,7 +9,7 @@ import argparse
 
 import numpy as np
 import torch
-from _common import fashion_mnist, publish, table
+from _common import publish, table, training_images
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.solvers import solve_schur
@@ -73,9 +73,7 @@ def measure(X, y, precision, pixels, k, drift):
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    X, y, _, _ = fashion_mnist()
-    rows = np.random.default_rng(0).permutation(len(X))[:1000]
-    X, y = X[rows], y[rows]
+    X, y = training_images(1000)
     lines = measure(X, y, "float32", 96, 4096, drift=True)
     print(lines, flush=True)
     lines += measure(X, y, "float64", 96, 4096, drift=False)

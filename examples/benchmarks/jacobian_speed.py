@@ -11,7 +11,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from fastntk_sk.backbones import load_backbone
 from fastntk_sk.jacobians import TangentNetwork
-from fastntk_sk.linearized import draw_readout
+from fastntk_sk.linearizing import draw_readout
 from fastntk_sk.subsets import select
 
 CLASSES, BATCH, PIXELS = 10, 32, 96

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-from tasks import Problem
+from tasks import Problem, with_ridge
 
 from fastntk_sk import baselines
 from fastntk_sk.exceptions import EmptyClassWarning
@@ -26,11 +26,23 @@ class Method:
     largest: int = 10**9  # training images beyond which it is not run
 
 
-def unlearn(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None):
-    """Forget in closed form, without the retain set; a fitted state is never changed in place."""
+def unlearn(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None, alpha=None):
+    """Forget in closed form, without the retain set; a fitted state is never changed in place.
+
+    `alpha` is the ridge that the estimator is given first, None its own.
+    """
+    estimator = copy.copy(estimator) if alpha is None else with_ridge(estimator, alpha)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyClassWarning)
-        return copy.copy(estimator).unlearn(X_forget, y_forget)
+        return estimator.unlearn(X_forget, y_forget)
+
+
+def ssd(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state, share, dampening):
+    """SSD, its threshold a share of the largest ratio of informations that there can be, N / N_f."""
+    alpha = share * (1 + len(y_retain) / len(y_forget))
+    return baselines.ssd(
+        estimator, X_retain, y_retain, X_forget, y_forget, alpha=alpha, dampening=dampening
+    )
 
 
 def _rates(*rates: float, **others: Any) -> tuple[dict[str, Any], ...]:
@@ -39,7 +51,7 @@ def _rates(*rates: float, **others: Any) -> tuple[dict[str, Any], ...]:
 
 OURS = "ours"
 CLOSED = {
-    OURS: Method(unlearn),
+    OURS: Method(unlearn, tuple({"alpha": alpha} for alpha in (0.03, 0.1, 0.25, 0.5, 1.0, 2.0))),
     "Fast-NTK, dual form": Method(baselines.fast_ntk_dual, largest=1000),
     "full NTK": Method(baselines.full_ntk, largest=300),
 }
@@ -53,7 +65,12 @@ STEPPING = {
     ),
     "SalUn": Method(baselines.salun, _rates(1e-4, 5e-4, 2e-3) + _rates(5e-4, 2e-3, alpha=5.0)),
     "SSD": Method(
-        baselines.ssd, tuple({"alpha": a, "dampening": d} for a in (2.0, 10.0, 50.0) for d in (0.1, 1.0))
+        ssd,
+        tuple(
+            {"share": share, "dampening": dampening}
+            for share in (0.1, 0.3, 0.6, 0.7, 0.8, 0.85, 0.9)
+            for dampening in (0.1, 1.0)
+        ),
     ),
 }
 

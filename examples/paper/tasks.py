@@ -49,19 +49,19 @@ TASKS = [
     *(Task("vit", 1000, kind) for kind in FORGET),
     *(Task("lite0", 5000, kind) for kind in FORGET[:2]),
 ]
-SMALL = [Task("mlp", 200, kind) for kind in FORGET[:2]]
+SMALL = [Task("mlp", 100, kind) for kind in FORGET[:2]]
 
 
-def problem(task: Task, seed: int, n_test: int = 2000) -> Problem:
+def problem(task: Task, seed: int) -> Problem:
     """Draw the rows of a seed: disjoint training rows for four seeds, and others for validation."""
     X, y, X_test, y_test = _images(task)
-    n_test = min(n_test, len(X) // 5)
+    n_test = min(2000, len(X) // 5)
     order = np.random.default_rng(0).permutation(len(X))
     place = 4 if seed == VALIDATION else seed % 4
     rows = order[n_test + place * task.n :][: task.n]
     draws = np.random.default_rng(seed)
     if seed == VALIDATION:
-        X_test, y_test = X[order[:n_test]], y[order[:n_test]]
+        X_test, y_test = X[order[: n_test // 2]], y[order[: n_test // 2]]
     else:
         tests = draws.permutation(len(X_test))[:n_test]
         X_test, y_test = X_test[tests], y_test[tests]

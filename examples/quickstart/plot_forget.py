@@ -10,6 +10,7 @@ compared with a refit that never saw them.
 # %%
 # 900 digits, of which 25 get a wrong label.
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from fastntk_sk import FastNTKClassifier
 parser = argparse.ArgumentParser()
 parser.add_argument("--rows", type=int, default=900, help="training images")
 parser.add_argument("--pixels", type=int, default=64, help="images are enlarged to this side")
-parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"))
+parser.add_argument("--out", type=Path, default=Path(sys.argv[0]).with_suffix(".png"))
 args = parser.parse_args()
 
 X, y = load_digits(return_X_y=True)

@@ -1,0 +1,112 @@
+"""How large an adapter and its private state are, and what it takes to save, push and pull them.
+
+The Hub is the tests' server on loopback, driven by the real client: the seconds are those of everything
+but the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+import numpy as np
+import pytest
+from _common import fashion_mnist, interleaved, publish, table
+from cryptography.fernet import Fernet
+from hub_server import Hub, connected_hub
+
+from fastntk_sk import FastNTKClassifier
+
+CASES = {
+    "lite0, norm, 64 px": {"backbone": "tf_efficientnet_lite0", "image_size": 64},
+    "ViT-B/32, 10 prompts": {
+        "backbone": "vit_base_patch32_224",
+        "trainable": "prompt",
+        "pretrained": False,
+    },
+}
+TOKEN = "hf_test"
+N_ROWS, REPEATS = 64, 3
+
+
+def main() -> None:
+    X, y, *_ = fashion_mnist()
+    X, y = X[:N_ROWS], y[:N_ROWS]
+    lines = []
+    for name, params in CASES.items():
+        clf = FastNTKClassifier(**params, random_state=0).fit(X, y)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            tempfile.TemporaryDirectory() as home,
+            connected_hub(patch, Path(home)) as hub,
+        ):
+            lines.append([name, *measure(clf, X, hub)])
+    head = ["adapter", "backbone", "subset", "adapter.safetensors", "config + card", "private state"]
+    head += ["save_pretrained", "push", "pull (cold cache)", "save", "save, encrypted", "load"]
+    text = table(head, lines)
+    publish(
+        "adapters",
+        f"{text}\n\nDefault `n_components`, {N_ROWS} rows learned, median of {REPEATS} runs. A pull and "
+        "a load build the backbone too. The private state is sums of size k², k·d·C and d², however "
+        "many rows were learned.",
+    )
+
+
+def measure(clf: FastNTKClassifier, X: np.ndarray, hub: Hub) -> list[str]:
+    """Return the cells of one estimator: sizes, then seconds."""
+    key, numbers = Fernet.generate_key(), itertools.count()
+    with tempfile.TemporaryDirectory() as where:
+        folder = Path(where)
+
+        def push() -> None:
+            hub.objects.clear()  # or the client would find that there is nothing to upload
+            clf.push_to_hub(f"me/adapter-{next(numbers)}", token=TOKEN)
+
+        def pull() -> FastNTKClassifier:
+            with tempfile.TemporaryDirectory() as cache:
+                last = next(reversed(hub.repos))
+                return FastNTKClassifier.from_pretrained(last, token=TOKEN, cache_dir=cache)
+
+        seconds = interleaved(
+            {
+                "save_pretrained": lambda: clf.save_pretrained(folder / "adapter"),
+                "push": push,
+                "pull": pull,
+                "save": lambda: clf.save(folder / "state"),
+                "encrypted": lambda: clf.save(folder / "encrypted", key=key),
+                "load": lambda: FastNTKClassifier.load(folder / "state"),
+            },
+            REPEATS,
+        )
+        assert np.array_equal(pull().decision_function(X[:8]), clf.decision_function(X[:8]))
+        sizes = {file.name: file.stat().st_size for file in (folder / "adapter").iterdir()}
+        private = sum(
+            file.stat().st_size
+            for file in (folder / "state").iterdir()
+            if not file.name.startswith(("adapter", "manifest"))
+        )
+    model = clf._adapter.model
+    weights = sum(p.numel() * p.element_size() for p in model.backbone.net.parameters())
+    tensors = sizes.pop("adapter.safetensors")
+    return [
+        _mib(weights),
+        f"{model.projection.p:,}",
+        _mib(tensors),
+        f"{sum(sizes.values()) / 1024:.0f} KiB",
+        _mib(private),
+        *(f"{value:.2f} s" for value in seconds.values()),
+    ]
+
+
+def _mib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**20:.2f} MiB"
+
+
+if __name__ == "__main__":
+    main()
