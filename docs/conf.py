@@ -1,0 +1,47 @@
+"""Sphinx builds the documentation with this: ``make docs``."""
+
+import sys
+from importlib.metadata import version as installed
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import generated  # noqa: E402
+
+generated.write(HERE / "generated")
+
+project = "fastntk_sk"
+author = "The fastntk_sk developers"
+project_copyright = author
+release = version = installed("fastntk_sk")
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "**/README.rst", "auto_examples/**/*.md5"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+# docstrings that are inherited from scikit-learn link into its own pages
+suppress_warnings = ["config.cache", "ref.ref", "ref.term"]
+autosummary_generate = True
+autodoc_typehints = "none"
+numpydoc_class_members_toctree = False
+numpydoc_show_class_members = False
+html_theme = "pydata_sphinx_theme"
+html_title = "fastntk_sk"
+html_show_sourcelink = False
+html_static_path = ["_static"]
+html_theme_options = {"navigation_with_keys": False, "show_prev_next": False}
+sphinx_gallery_conf = {
+    "examples_dirs": ["../examples/quickstart", "../examples/howto", "../examples/paper"],
+    "gallery_dirs": ["auto_examples/quickstart", "auto_examples/howto", "auto_examples/paper"],
+    "filename_pattern": "/plot_",
+    "ignore_pattern": r"(reproduce|tasks|methods)\.py",
+    "download_all_examples": False,
+    "show_memory": False,
+}

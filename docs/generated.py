@@ -1,0 +1,49 @@
+"""Pages that are written from files: the zoo's table, and results of the benchmarks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fastntk_sk import list_recipes, load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def zoo() -> str:
+    """Return the table of recipes."""
+    lines = [
+        "# Zoo",
+        "",
+        "Backbones that are known by name. Any other timm model, `torchvision:NAME`, "
+        "`hf-hub:ORG/NAME` or `nn.Module` works too. p is the size of the trainable subset.",
+        "",
+        "| name | source | licence | pixels | weights | features | trainable (p) | results |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for recipe in map(load_recipe, list_recipes()):
+        subsets = ", ".join(f"{name} ({p:,})" for name, p in recipe.trainable.items())
+        results = recipe.results
+        lines.append(
+            f"| `{recipe.name}` | `{recipe.source}` {recipe.revision or ''} | {recipe.license} "
+            f"| {recipe.input_size or ''} | {(recipe.n_weights or 0) / 1e6:.1f} M "
+            f"| {recipe.n_features} | {subsets} "
+            f"| {results.get('accuracy', 'not measured')} {results.get('dataset', '')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def page(source: Path) -> str:
+    """Return a page of the repository; what links to files of it names them instead."""
+    return re.sub(
+        r"\[([^]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", source.read_text(encoding="utf-8")
+    )
+
+
+def write(folder: Path) -> None:
+    """Write all pages."""
+    folder.mkdir(exist_ok=True)
+    (folder / "zoo.md").write_text(zoo())
+    (folder / "benchmarks.md").write_text(page(ROOT / "examples" / "benchmarks" / "README.md"))
+    (folder / "paper.md").write_text(page(ROOT / "examples" / "paper" / "README.md"))
+    (folder / "changelog.md").write_text(page(ROOT / "CHANGELOG.md"))
