@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from fastntk_sk import list_recipes, load_recipe
@@ -33,17 +34,22 @@ def zoo() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(source: Path) -> str:
-    """Return a page of the repository; what links to files of it names them instead."""
-    return re.sub(
-        r"\[([^]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", source.read_text(encoding="utf-8")
-    )
+def page(source: Path, folder: Path) -> str:
+    """Return a page of the repository, and copy its pictures; it names files that it links to."""
+    text = source.read_text(encoding="utf-8")
+    for picture in re.findall(r"!\[[^]]*\]\((?!https?:)([^)]+)\)", text):
+        shutil.copy(source.parent / picture, folder)
+    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", text)
 
 
 def write(folder: Path) -> None:
     """Write all pages."""
     folder.mkdir(exist_ok=True)
     (folder / "zoo.md").write_text(zoo())
-    (folder / "benchmarks.md").write_text(page(ROOT / "examples" / "benchmarks" / "README.md"))
-    (folder / "paper.md").write_text(page(ROOT / "examples" / "paper" / "README.md"))
-    (folder / "changelog.md").write_text(page(ROOT / "CHANGELOG.md"))
+    sources = {
+        "benchmarks": ROOT / "examples" / "benchmarks" / "README.md",
+        "paper": ROOT / "examples" / "paper" / "README.md",
+        "changelog": ROOT / "CHANGELOG.md",
+    }
+    for name, source in sources.items():
+        (folder / f"{name}.md").write_text(page(source, folder))

@@ -1,14 +1,24 @@
-"""The quickstart and the README run."""
+"""The quickstart, the front pages and the examples run."""
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
+import tomllib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from cryptography.fernet import Fernet
+from hub_server import connected_hub
+
+import fastntk_sk
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.exceptions import EmptyClassWarning
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart" / "plot_forget.py"
@@ -46,8 +56,47 @@ def test_readme_code_runs(tmp_path, monkeypatch):
     exec(blocks[3], namespace)
     assert namespace["report"].index[-1] == "second oracle (noise floor)"
     assert namespace["report"].loc["ours", "tow"] > 0.8
-    # the first block is the same calls on images that the reader has
-    assert re.findall(r"clf\.(\w+)", blocks[0]) == ["unlearn", "predict"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_first_code_of_the_front_pages_runs(page, digits, monkeypatch):
+    smaller = functools.partial(FastNTKClassifier, image_size=32, n_components=64)
+    monkeypatch.setattr(fastntk_sk, "FastNTKClassifier", smaller)
+    block = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[1]
+    X, y = digits[0][:8], digits[1][:8]
+    namespace: dict = {"X": X, "y": y, "X_forget": X[:2]}
+    with pytest.warns(EmptyClassWarning):
+        exec(block, namespace)
+    assert namespace["clf"].n_samples_forgotten_ == 2
+
+
+def test_readme_code_for_the_hub_runs(blobs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[2]
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0, n_components=16).fit(X, y)
+    namespace = {
+        "clf": clf,
+        "key": Fernet.generate_key(),
+        "X_forget": X[:3],
+        "FastNTKClassifier": FastNTKClassifier,
+    }
+    with connected_hub(monkeypatch, tmp_path / "home"):
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        exec(block, namespace)
+        pulled = FastNTKClassifier.from_pretrained("me/adapter")
+    np.testing.assert_array_equal(pulled.decision_function(X), clf.decision_function(X))
+    assert clf.n_samples_forgotten_ == 3
+
+
+def test_code_of_the_zoo_page_prints_its_own_numbers(capsys):
+    page = (ROOT / "zoo/README.md").read_text()
+    exec(textwrap.dedent(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]), {})
+    recipe = tomllib.loads(textwrap.dedent(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1]))[
+        "resnet34"
+    ]
+    expected = recipe["n_weights"], recipe["n_features"], recipe["trainable"]["norm"]
+    assert tuple(map(int, capsys.readouterr().out.split())) == expected
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
@@ -81,5 +130,5 @@ def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
     published = rows.loc[("fine-tuned anchor", "Fast-NTK, dual form"), "accuracy_test"]
     ours = rows.loc[("fine-tuned anchor", "ours"), "accuracy_test"]
     assert published.tolist() == ours.tolist()
-    assert (tmp_path / "tow.png").stat().st_size > 10_000
+    assert (tmp_path / "tow.svg").stat().st_size > 10_000
     assert "| SalUn |" in (tmp_path / "README.md").read_text()

@@ -274,7 +274,7 @@ def report(rows: list, times: dict, notes: list[str]) -> None:
     if notes:
         text += "\n\nLeft out: " + "; ".join(dict.fromkeys(notes)) + "."
     picture(times)
-    publish("peers", text)
+    publish("peers", text + "\n\n![Seconds over classes, by library](peers.svg)")
 
 
 def picture(times: dict[tuple[str, str], dict[int, float]]) -> None:
@@ -291,7 +291,7 @@ def picture(times: dict[tuple[str, str], dict[int, float]]) -> None:
             xscale="log", yscale="log", title=case, xlabel="classes", ylabel=f"seconds, {IMAGES} images"
         )
         ax.legend(fontsize=8)
-    figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
+    figure.savefig(Path(__file__).with_suffix(".svg"))
     plt.close(figure)
 
 

@@ -190,7 +190,7 @@ def picture(results: pd.DataFrame, path: Path) -> None:
         ax.axhline(floor, color="black", linestyle="--", label="second retraining")
         ax.set(title=task, ylabel="tug of war", ylim=(0, 1.05))
         ax.legend(loc="lower right")
-    figure.savefig(path, dpi=100)
+    figure.savefig(path)
     plt.close(figure)
 
 
@@ -235,9 +235,9 @@ def main() -> None:
         os.replace(partial, sheet)
         if not page.exists():
             page.write_text("<!-- results -->\n<!-- /results -->\n")
-        put(page, "results", f"{markdown(done)}\n\n{stamp('paper/reproduce.py')}")
-    if not done.empty:
-        picture(done, args.out / "tow.png")
+        picture(done, args.out / "tow.svg")
+        found = f"![Tug of war of every method](tow.svg)\n\n{markdown(done)}"
+        put(page, "results", f"{found}\n\n{stamp('paper/reproduce.py')}")
     print(markdown(done))
 
 
