@@ -130,6 +130,10 @@ class EmptyClassWarning(UserWarning):
     """A class has no row left; its name is still in ``classes_``."""
 
 
+class LinearityWarning(UserWarning):
+    """The displaced network does not follow the linearised model, for which deletion is exact."""
+
+
 class UnsavedParameterWarning(UserWarning):
     """A parameter of the estimator could not be saved; what was learned is not touched."""
 

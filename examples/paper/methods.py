@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-from tasks import Problem, with_ridge
+from tasks import Problem, with_settings
 
 from fastntk_sk import baselines
 from fastntk_sk.exceptions import EmptyClassWarning
@@ -26,12 +26,12 @@ class Method:
     largest: int = 10**9  # training images beyond which it is not run
 
 
-def unlearn(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None, alpha=None):
+def unlearn(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None, **settings):
     """Forget in closed form, without the retain set; a fitted state is never changed in place.
 
-    `alpha` is the ridge that the estimator is given first, None its own.
+    `settings` are the ridge and the reading that the estimator is given first, if not its own.
     """
-    estimator = copy.copy(estimator) if alpha is None else with_ridge(estimator, alpha)
+    estimator = with_settings(estimator, **settings) if settings else copy.copy(estimator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EmptyClassWarning)
         return estimator.unlearn(X_forget, y_forget)
@@ -51,7 +51,14 @@ def _rates(*rates: float, **others: Any) -> tuple[dict[str, Any], ...]:
 
 OURS = "ours"
 CLOSED = {
-    OURS: Method(unlearn, tuple({"alpha": alpha} for alpha in (0.03, 0.1, 0.25, 0.5, 1.0, 2.0))),
+    OURS: Method(
+        unlearn,
+        tuple(
+            {"alpha": alpha, "predict_with": reading}
+            for alpha in (0.03, 0.1, 0.25, 0.5, 1.0, 2.0)
+            for reading in ("network", "linear")
+        ),
+    ),
     "Fast-NTK, dual form": Method(baselines.fast_ntk_dual, largest=1000),
     "full NTK": Method(baselines.full_ntk, largest=300),
 }

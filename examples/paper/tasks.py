@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +89,11 @@ def estimator(task: Task, anchor: str, seed: int, **settings) -> FastNTKClassifi
     return FastNTKClassifier(**(kinds[task.backbone] | settings), anchor=anchor, random_state=seed)
 
 
-def with_ridge(fitted: FastNTKClassifier, alpha: float) -> FastNTKClassifier:
-    """Return a copy that is solved again, without another pass or another fine-tuning."""
-    return copy.copy(fitted)._commit(fitted._state.resolved(alpha=alpha), fitted.classes_)
+def with_settings(fitted: FastNTKClassifier, alpha: float, predict_with: str) -> FastNTKClassifier:
+    """Return a copy that is solved and read otherwise, without another pass or another fine-tuning."""
+    state = fitted._state.resolved(alpha=alpha)
+    state = replace(state, frozen=replace(state.frozen, network=predict_with == "network"))
+    return copy.copy(fitted)._commit(state, fitted.classes_)
 
 
 def small_vit() -> torch.nn.Module:
