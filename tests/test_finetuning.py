@@ -1,5 +1,6 @@
 """anchor="finetuned": SGD first, then one solve that forgets without SGD and without the retain set."""
 
+import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastntk_sk import FastNTKClassifier, fitting, unlearn
 from fastntk_sk.exceptions import (
     FineTuningError,
     InexactDeletionError,
+    LinearityWarning,
     StateMismatchError,
     UnsavedParameterWarning,
 )
@@ -137,6 +139,18 @@ def test_linearity_and_both_ways_to_predict(blobs):
     assert network.linearity_ == pytest.approx(gap)
     assert 0 < gap < 1
     assert network.score(X, y) > 0.8
+
+
+def test_a_network_that_does_not_follow_is_warned_of(digits):
+    X, y = digits[0][:40], digits[1][:40]
+    clf = tuned(backbone=cnn, image_size=32, max_epochs=2)
+    with pytest.warns(LinearityWarning, match="predict_with='linear'") as caught:
+        clf.fit(X, y)
+    assert clf.linearity_ > 0.5
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LinearityWarning)
+        clf.set_params(predict_with="linear").fit(X, y)
 
 
 @pytest.mark.parametrize("trainable", ["head", ["norm", "bias"]])
