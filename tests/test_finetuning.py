@@ -41,6 +41,10 @@ def cnn():
     return timm.create_model("resnet18", num_classes=0)
 
 
+def plain():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+
+
 def test_the_solve_is_the_offset_problem_of_the_whole_displacement(blobs):
     """Dense least squares over (W, zeta) with the linearisation at theta*, W*, in raw units."""
     X, y = blobs
@@ -100,8 +104,7 @@ def test_to_module_is_the_estimator_in_plain_torch(digits, backbone):
     elif backbone == "timm":
         clf = tuned(backbone=cnn, image_size=32)
     else:
-        plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-        clf = tuned(backbone=plain, image_size=8)
+        clf = tuned(backbone=plain(), image_size=8)
     clf.fit(X[:60], y[:60])
     module, state = clf.to_module(), clf._state
     assert not module.training
@@ -143,7 +146,7 @@ def test_linearity_and_both_ways_to_predict(blobs):
 
 def test_a_network_that_does_not_follow_is_warned_of(digits):
     X, y = digits[0][:40], digits[1][:40]
-    clf = tuned(backbone=cnn, image_size=32, max_epochs=2)
+    clf = tuned(backbone=plain(), image_size=8)
     with pytest.warns(LinearityWarning, match="predict_with='linear'") as caught:
         clf.fit(X, y)
     assert clf.linearity_ > 0.5
