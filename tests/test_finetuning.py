@@ -38,7 +38,7 @@ def tuned(**changes):
 
 
 def cnn():
-    return timm.create_model("resnet18", num_classes=0)
+    return timm.create_model("test_resnet", num_classes=0)
 
 
 def plain():
@@ -113,7 +113,7 @@ def test_to_module_is_the_estimator_in_plain_torch(digits, backbone):
         scores = module(batch).numpy()
     np.testing.assert_allclose(scores, clf.decision_function(X[60:80]), rtol=1e-4, atol=1e-4)
     if backbone == "timm":
-        fresh = timm.create_model("resnet18", num_classes=10)
+        fresh = timm.create_model("test_resnet", num_classes=10)
         fresh.load_state_dict(module.state_dict(), strict=True)
         with torch.no_grad():
             np.testing.assert_allclose(fresh.eval()(batch), scores, rtol=1e-5, atol=1e-5)
