@@ -88,7 +88,7 @@ def test_networks_of_images(pictures, tmp_path, trainable, anchor):
 
 def test_another_process_predicts_bitwise_the_same(pictures, tmp_path):
     X, y = pictures
-    clf = make(backbone="resnet18", pretrained=False, image_size=32, batch_size=8).fit(X, y)
+    clf = make(backbone="test_resnet", pretrained=False, image_size=32, batch_size=8).fit(X, y)
     clf.unlearn(X[:3]).save_pretrained(tmp_path / "adapter")
     np.save(tmp_path / "X.npy", X)
     code = (
@@ -203,7 +203,7 @@ def test_an_anchor_that_has_seen_rows_is_not_published(blobs, tmp_path):
 
 def test_the_card(pictures, tmp_path):
     X, y = pictures
-    clf = make(backbone="resnet18", pretrained=False, image_size=32, batch_size=8).fit(X, y)
+    clf = make(backbone="test_resnet", pretrained=False, image_size=32, batch_size=8).fit(X, y)
     clf.unlearn(X[:3])
     clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5})
     card = (tmp_path / "README.md").read_text()
@@ -225,7 +225,7 @@ def test_the_card(pictures, tmp_path):
     assert "license: mit" in (tmp_path / "plain" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
 def test_timm_loads_the_export_by_itself(pictures, tmp_path, name):
     X, y = pictures
     labels = np.array(["ant", "bee", "cat"])[y]
@@ -263,7 +263,7 @@ def test_every_error_has_one_base():
 def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     X, y = pictures
     params = {"image_size": 32, "batch_size": 8}
-    base = make(backbone="resnet18", pretrained=False, anchor="finetuned", max_epochs=1, **params)
+    base = make(backbone="test_resnet", pretrained=False, anchor="finetuned", max_epochs=1, **params)
     base.fit(X, y).export_timm(tmp_path / "client-acme")
     clf = make(backbone=f"local-dir:{tmp_path / 'client-acme'}", **params)
     clf.set_params(finetune_params={"callbacks__ckpt__dirname": "/home/alice/runs"}).fit(X, y)
@@ -271,8 +271,8 @@ def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     published = b"".join(file.read_bytes() for file in (tmp_path / "adapter").iterdir())
     for secret in (b"client-acme", b"alice", b"local-dir"):
         assert secret not in published
-    assert b"`resnet18`" in published
-    with pytest.raises(StateMismatchError, match=r"resnet18\), which is not stored"):
+    assert b"`test_resnet`" in published
+    with pytest.raises(StateMismatchError, match=r"test_resnet\), which is not stored"):
         FastNTKClassifier.from_pretrained(tmp_path / "adapter")
     pulled = FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=clf.backbone)
     np.testing.assert_array_equal(pulled.predict(X), clf.predict(X))

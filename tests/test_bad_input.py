@@ -25,7 +25,7 @@ from fastntk_sk.exceptions import (
 def fitted_images(digits):
     X, y = digits[0][:20], digits[1][:20]
     clf = FastNTKClassifier(
-        "resnet18", image_size=32, pretrained=False, n_components=32, random_state=0, batch_size=4
+        "test_resnet", image_size=32, pretrained=False, n_components=32, random_state=0, batch_size=4
     )
     return clf.fit(X, y), X, y
 

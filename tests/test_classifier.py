@@ -51,7 +51,7 @@ def small(**changes):
 
 def tiny_cnn(**changes):
     settings = {"image_size": 32, "pretrained": False, "random_state": 0, "batch_size": 8}
-    return FastNTKClassifier("resnet18", n_components=128, **(settings | changes))
+    return FastNTKClassifier("test_resnet", n_components=128, **(settings | changes))
 
 
 def parameters(clf):

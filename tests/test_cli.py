@@ -12,7 +12,7 @@ from PIL import Image
 from fastntk_sk import FastNTKClassifier, load_recipe
 from fastntk_sk.cli import main, read_pictures
 
-FIT = ["--backbone", "resnet18", "--random-weights", "--image-size", "32", "--n-components", "8"]
+FIT = ["--backbone", "test_resnet", "--random-weights", "--image-size", "32", "--n-components", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_deletion_request(folders, state, tmp_path, capsys):
     # what is left is what a fit without the two pictures gives
     kept = [path for path in paths if path not in (paths[0], paths[5])]
     refit = FastNTKClassifier(
-        "resnet18", pretrained=False, image_size=32, n_components=8, random_state=0
+        "test_resnet", pretrained=False, image_size=32, n_components=8, random_state=0
     ).fit(list(map(str, kept)), [path.parent.name for path in kept])
     test = read_pictures(folders / "test").paths
     np.testing.assert_allclose(
@@ -154,7 +154,7 @@ def test_copies_are_told(folders, tmp_path, capsys):
 def test_classes_that_are_numbers(folders, tmp_path, capsys, digits):
     paths = sorted((folders / "train").rglob("*.png"))
     clf = FastNTKClassifier(
-        "resnet18", pretrained=False, image_size=32, n_components=8, random_state=0
+        "test_resnet", pretrained=False, image_size=32, n_components=8, random_state=0
     ).fit([str(path) for path in paths], [int(path.parent.name[-1]) for path in paths])
     clf.save(tmp_path / "state")
     lines = [f"{path},{path.parent.name[-1]}" for path in paths]

@@ -97,7 +97,7 @@ def test_its_estimator_forgets_and_says_what_has_seen_the_rows(blobs):
 def test_images(digits):
     X, y = digits[0][:40], digits[1][:40] % 2
     estimator = FastNTKClassifier(
-        "resnet18", pretrained=False, image_size=32, n_components=20, batch_size=8, random_state=0
+        "test_resnet", pretrained=False, image_size=32, n_components=20, batch_size=8, random_state=0
     )
     fast = search(estimator, alphas=[0.1], cv=2).fit(list(X), y)
     assert fast.best_params_["alpha"] == 0.1

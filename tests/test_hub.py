@@ -284,12 +284,12 @@ def test_a_pickle_in_place_of_a_backbone_is_not_executed(server, api, clf, digit
     """An adapter may name any repository: its weights are read by a loader that executes nothing."""
     X, y = digits[0][:8], digits[1][:8] % 2
     params = {"image_size": 32, "batch_size": 4, "random_state": 0, "n_components": 8}
-    net = FastNTKClassifier("resnet18", pretrained=False, **params).fit(X, y)
+    net = FastNTKClassifier("test_resnet", pretrained=False, **params).fit(X, y)
     net.save_pretrained(tmp_path / "adapter")
     parts = Parts.of(tmp_path / "adapter")
     api.create_repo("evil/net")
     config = {
-        "architecture": "resnet18",
+        "architecture": "test_resnet",
         "num_features": 512,
         "pretrained_cfg": {"hf_hub_filename": "weights.bin", "input_size": [3, 32, 32]},
     }
@@ -390,7 +390,7 @@ def test_without_a_connection(monkeypatch, clf, tmp_path):
 def test_a_backbone_on_the_hub_is_pinned(server, api, digits, tmp_path):
     X, y = digits[0][:20], digits[1][:20] % 2
     params = {"image_size": 32, "batch_size": 4, "random_state": 0, "n_components": 16}
-    base = FastNTKClassifier("resnet18", pretrained=False, anchor="finetuned", max_epochs=1, **params)
+    base = FastNTKClassifier("test_resnet", pretrained=False, anchor="finetuned", max_epochs=1, **params)
     base.fit(X, y).export_timm(tmp_path / "base")
     api.create_repo("me/base")
     commit = api.upload_folder(repo_id="me/base", folder_path=tmp_path / "base").oid

@@ -98,8 +98,8 @@ def test_unlearn_partial_fit_and_merge_equal_a_refit(blobs):
 def test_images(digits):
     X, y = digits[0][:40], digits[1][:40]
     settings = {"pretrained": False, "image_size": 32, "batch_size": 8, "n_components": 60}
-    clf = make(backbone="resnet18", **settings).fit(X, y).unlearn(X[:8])
-    refit = make(backbone="resnet18", **settings).partial_fit(X[8:], y[8:], classes=clf.classes_)
+    clf = make(backbone="test_resnet", **settings).fit(X, y).unlearn(X[:8])
+    refit = make(backbone="test_resnet", **settings).partial_fit(X[8:], y[8:], classes=clf.classes_)
     assert gap(clf, refit) < 1e-6
     assert clf.receipts_[0]["exactness"] == "exact for the linearised model"
     np.testing.assert_array_equal(clf.decision_function(X)[:3], clf.decision_function(X[:3]))
