@@ -55,7 +55,7 @@ CLOSED = {
         unlearn,
         tuple(
             {"alpha": alpha, "predict_with": reading}
-            for alpha in (0.03, 0.1, 0.25, 0.5, 1.0, 2.0)
+            for alpha in (0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
             for reading in ("network", "linear")
         ),
     ),
