@@ -24,12 +24,19 @@ if TYPE_CHECKING:
     from fastntk_sk.linearized import LinearizedModel
 
 HERE = Path(__file__).parent
-COMMIT = subprocess.run(  # read at the start: the code that is measured
-    ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
-).stdout.strip()
-RESULTS = HERE / "README.md"
+PAGES = HERE / "README.md", HERE.parents[1] / "README.md"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastntk_sk"
 DEBIAN = Path("usr/share/datasets/fashion-mnist")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+
+# read at the start: the code that is measured; a result that was written before does not change it
+COMMIT = _git("describe", "--always") + (
+    "-dirty" if _git("status", "--porcelain", "-uno", "--", ":/*.py", ":/*.toml", ":/setup.cfg") else ""
+)
 
 
 def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -156,6 +163,7 @@ def put(page: Path, name: str, text: str) -> None:
 
 
 def publish(name: str, text: str) -> None:
-    """Print a result and put it into its place in README.md, with versions and commit."""
+    """Print a result and put it into its places in the pages, with versions and commit."""
     print(text)
-    put(RESULTS, name, f"{text}\n\n{stamp(f'benchmarks/{name}.py')}")
+    for page in PAGES:
+        put(page, name, f"{text}\n\n{stamp(f'benchmarks/{name}.py')}")

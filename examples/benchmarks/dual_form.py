@@ -77,7 +77,8 @@ def report(lines: list[list[str]]) -> None:
         table(header, lines)
         + f"\n\nPeaks are of the process. By its estimate the dual form stops fitting in 24 GB beyond "
         f"{last:,} rows; at 5,000 it would take {dual_bytes(5000, 10, WIDTH) / 1e9:.0f} GB. Ours does "
-        "not grow with the rows. The difference is that of the summed scores of 50 test images.",
+        "not grow with the rows that stay. The difference is that of the summed scores of 50 test "
+        "images.",
     )
 
 
