@@ -184,7 +184,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         Only for the fine-tuned anchor: relative difference between the centred scores of the network
         and of the linearised model, at fit, on rows of the fit (some may be forgotten since).
         Deletion is exact for the linearised model: the smaller this is, the closer does the network
-        follow it (examples/benchmarks prints it beside what was forgotten). Above 0.6 `fit` warns:
+        follow it (examples/benchmarks prints it beside what was forgotten). Above 0.5 `fit` warns:
         predict with "linear", or train for fewer epochs.
 
     n_samples_learned_ : int

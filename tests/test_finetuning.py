@@ -149,7 +149,7 @@ def test_a_network_that_does_not_follow_is_warned_of(digits):
     clf = tuned(backbone=plain(), image_size=8)
     with pytest.warns(LinearityWarning, match="predict_with='linear'") as caught:
         clf.fit(X, y)
-    assert clf.linearity_ > 0.6
+    assert clf.linearity_ > 0.5
     (warned,) = (one for one in caught if one.category is LinearityWarning)
     assert warned.filename == __file__
     with warnings.catch_warnings():
