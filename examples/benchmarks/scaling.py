@@ -101,6 +101,7 @@ def picture(found: dict[str, list[tuple[int, dict[str, float]]]]) -> None:
         column[0].set(title=panel, xscale="log", yscale="log")
         column[1].set(xlabel=panel, xscale="log", yscale="log")
         for ax in column:
+            ax.xaxis.set_minor_formatter("")
             ax.grid(alpha=0.3)
             ax.legend(fontsize=8)
     axes[0, 0].set_ylabel("seconds")
