@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .classifier import FastNTKClassifier
 from .fitting import Prepared, prepare
 from .memory import require
-from .prediction import ScoresMixin
+from .prediction import GivenScoresMixin
 from .preprocessing import content
 from .solvers import solve_schur
 from .statistics import Statistics
@@ -273,7 +273,7 @@ class _TangentRows:
         return _Scored(self.prepared.classes, scores, self.sharpness)
 
 
-class _Scored(ScoresMixin, ClassifierMixin, BaseEstimator):
+class _Scored(GivenScoresMixin, ClassifierMixin, BaseEstimator):
     """A fitted classifier whose scores of some rows are known; what it is asked about is those."""
 
     def __init__(
@@ -283,23 +283,12 @@ class _Scored(ScoresMixin, ClassifierMixin, BaseEstimator):
         self.scores = scores
         self.sharpness = sharpness
 
-    @property
-    def classes_(self) -> np.ndarray:  # type: ignore[override]
-        return self.classes
-
-    @property
-    def _sharpness(self) -> float:  # type: ignore[override]
-        return self.sharpness
-
     def fit(self, X: Any, y: Any) -> _Scored:
         return self
 
     def _scores(self, X: Any) -> np.ndarray:
         assert self.scores is not None
         return self.scores
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
 
 
 def _folds(cv: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:

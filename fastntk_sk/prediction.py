@@ -76,6 +76,25 @@ class ScoresMixin:
         return softmax(self._sharpness * scores, axis=1)
 
 
+class GivenScoresMixin(ScoresMixin):
+    """For what is fitted from the start: its parameters `classes` and `sharpness` are given."""
+
+    classes: np.ndarray
+    sharpness: float
+
+    @property
+    def classes_(self) -> np.ndarray:  # type: ignore[override]
+        """Class labels."""
+        return self.classes
+
+    @property
+    def _sharpness(self) -> float:  # type: ignore[override]
+        return self.sharpness
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+
 class PredictionMixin(ScoresMixin, Halves):
     """Scores of the public half.
 

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
+import hostile
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -26,3 +27,15 @@ def blobs():
     draws = np.random.default_rng(0)
     y = np.arange(60) % 3
     return draws.normal(size=(60, 4)) + 2 * np.eye(3, 4)[y], y
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Saved adapters and states of each kind, in parts, with what they predict."""
+    return hostile.saved_parts(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def forge(saved, tmp_path):
+    """What changes the parts of one of them, signs it again and loads it."""
+    return hostile.Forge(saved, tmp_path / "forged")

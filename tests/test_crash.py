@@ -20,7 +20,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hostile import tiny
 
 from fastntk_sk import FastNTKClassifier, files
 from fastntk_sk.exceptions import PrivacyWarning, StateFormatError
@@ -50,18 +50,10 @@ X = (draws.normal(size=(24, 3)) + 2 * np.eye(3)[y]).astype(np.float32)
 EARLIER, FORGOTTEN, LATER = slice(0, 1), slice(1, 4), slice(4, 6)
 
 
-def backbone():
-    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    with torch.no_grad():
-        net[0].weight.copy_(torch.linspace(-1, 1, 12).view(4, 3).roll(1, 0))
-        net[0].bias.copy_(torch.linspace(0, 1, 4))
-    return net
-
-
 @pytest.fixture(scope="module")
 def pair():
     """An estimator, and the same without three rows."""
-    old = FastNTKClassifier(backbone=backbone(), n_components=5, batch_size=4, random_state=0)
+    old = FastNTKClassifier(backbone=tiny(), n_components=5, batch_size=4, random_state=0)
     old.fit(X, y, sample_ids=range(24)).unlearn(X[EARLIER])
     return old, copy.deepcopy(old).unlearn(X[FORGOTTEN])
 
@@ -185,18 +177,18 @@ class Trials:
         """Return what must be bitwise that of one of the two states."""
         if not self.before and not (folder / "manifest.json").exists():
             with pytest.raises(StateFormatError, match=r"No manifest.json in .*: it is missing"):
-                FastNTKClassifier.load(folder, backbone=backbone())
+                FastNTKClassifier.load(folder, backbone=tiny())
             return None
         if self.after == "public":
             with self.told_apart(folder):
-                clf = FastNTKClassifier.from_pretrained(folder, backbone=backbone())
+                clf = FastNTKClassifier.from_pretrained(folder, backbone=tiny())
         else:
             whole = self.is_one_state(folder)
             left = nullcontext() if whole else pytest.warns(PrivacyWarning, match="was interrupted")
             manifest = (folder / "manifest.json").read_text()
             key = KEY if ".fernet" in manifest else None
             with left:
-                clf = FastNTKClassifier.load(folder, backbone=backbone(), key=key)
+                clf = FastNTKClassifier.load(folder, backbone=tiny(), key=key)
         measured = MEASURED if self.kind == "unlearn" else ()
         receipts = [{k: v for k, v in r.items() if k not in measured} for r in clf.receipts_]
         found = [clf.decision_function(X).tobytes(), *self.parameters(clf), receipts]

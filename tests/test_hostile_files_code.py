@@ -7,22 +7,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hostile import EACH, NAMED, STATES, Forge, put, saved_parts, y
+from hostile import EACH, NAMED, STATES, put, y
 from timm.models import save_for_hf
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import StateFormatError, StateMismatchError, WeightsUnavailableError
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return saved_parts(tmp_path_factory.mktemp("saved"))
-
-
-@pytest.fixture
-def forge(saved, tmp_path):
-    return Forge(saved, tmp_path / "forged")
-
 
 CODE = [
     "os.system",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hostile import EACH, MIB, NAMED, STATES, Forge, Parts, outcome, peak, pooling, put, saved_parts, y
+from hostile import EACH, MIB, NAMED, STATES, Parts, outcome, peak, pooling, put, y
 
 from fastntk_sk import FastNTKClassifier, files, memory
 from fastntk_sk.backbones import outline
@@ -19,16 +19,6 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnknownKeyWarning,
 )
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return saved_parts(tmp_path_factory.mktemp("saved"))
-
-
-@pytest.fixture
-def forge(saved, tmp_path):
-    return Forge(saved, tmp_path / "forged")
 
 
 @pytest.mark.parametrize("case", EACH)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..finetuning import SubspaceNetwork
 from ..linearized import LinearizedModel, Parameters
-from ..prediction import ScoresMixin
+from ..prediction import GivenScoresMixin
 from ..preprocessing import Rows
 from ..projection import Projection
 from ..validation import encode_labels
 
 
-class BaselineClassifier(ScoresMixin, ClassifierMixin, BaseEstimator):
+class BaselineClassifier(GivenScoresMixin, ClassifierMixin, BaseEstimator):
     """A classifier at given weights, as a baseline leaves it; it cannot be fitted.
 
     Parameters
@@ -62,15 +62,6 @@ class BaselineClassifier(ScoresMixin, ClassifierMixin, BaseEstimator):
         self.sharpness = sharpness
         self.empty = empty
 
-    @property
-    def classes_(self) -> np.ndarray:  # type: ignore[override]
-        """Class labels."""
-        return self.classes
-
-    @property
-    def _sharpness(self) -> float:  # type: ignore[override]
-        return self.sharpness
-
     def _scores(self, X: Any) -> np.ndarray:
         rows = _rows(self.model, X)
         scores = self.model.scores(self.parameters, rows, network=self.network)
@@ -80,9 +71,6 @@ class BaselineClassifier(ScoresMixin, ClassifierMixin, BaseEstimator):
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         return f"{type(self).__name__}({self.model.backbone.name}, {len(self.classes)} classes)"
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
 
 
 class Original:
