@@ -278,7 +278,7 @@ def _report(args: argparse.Namespace) -> Answer:
     clf = _any(args)
     before = None if args.before is None else _any(args, args.before)
     inside = args.html is not None and any(
-        (args.html.parent / name).exists() for name in (persistence.MANIFEST, "config.json")
+        (args.html.parent / name).exists() for name in (persistence.MANIFEST, persistence.CONFIG)
     )
     if inside:
         raise ValueError(

@@ -83,6 +83,11 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return _fingerprint(parts())
 
 
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, by what follows it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 def dump(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """Return the content of a safetensors file."""
     return dump_tensors({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata)

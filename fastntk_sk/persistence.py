@@ -167,7 +167,7 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
     if V is None:
         V = torch.zeros_like(tensors["readout"][:, :-1])
     moved = torch.zeros(config["setup"]["n_components"]) if frozen.anchor == "finetuned" else None
-    network = {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
+    network = files.under(tensors, "network.")
     model = build_model(config, frozen, backbone, network, V, moved, learns=False)
     check_sizes(model, tensors)
     displacement = tensors["displacement"]
@@ -288,8 +288,7 @@ def load(
     if (anchor is None) == (frozen.anchor == "finetuned"):
         raise StateFormatError("The statistics are of another anchor. Restore a backup.")
     if anchor is None:
-        network = {n.removeprefix("network."): t for n, t in tensors.items() if "network." in n}
-        V, moved = tensors["anchor.readout"], None
+        network, V, moved = files.under(tensors, "network."), tensors["anchor.readout"], None
     else:
         network, V, moved = anchor.network, anchor.readout, anchor.moved
         W = tensors["readout"]

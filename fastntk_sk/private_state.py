@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .adapter import Frozen
 from .exceptions import DecryptionError, StateFormatError
-from .files import dump, parse_json, parse_tensors
+from .files import dump, parse_json, parse_tensors, under
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
 from .linearized import LinearizedModel, Parameters
 from .receipts import lines, parse_receipts
@@ -127,11 +127,11 @@ def parse_statistics(data: bytes, name: str) -> tuple[dict[str, Tensor], Anchor 
         Of the file, for messages.
     """
     tensors, _ = parse_tensors(data, name)
-    parts = {n.removeprefix("anchor."): t for n, t in tensors.items() if n.startswith("anchor.")}
+    parts = under(tensors, "anchor.")
     tensors = {n: t for n, t in tensors.items() if not n.startswith("anchor.")}
     if not parts:
         return tensors, None
-    network = {n.removeprefix("network."): t for n, t in parts.items() if n.startswith("network.")}
+    network = under(parts, "network.")
     single = {n: t for n, t in parts.items() if not n.startswith("network.")}
     if single.keys() != {"readout", "moved", "delta", "sgd"}:
         raise StateFormatError(f"{name} does not hold a whole anchor. Restore a backup.")
