@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .exceptions import FineTuningError
+from .heap import kept_heap
 from .preprocessing import InputSpec, Rows
 from .projection import Projection
 from .randomness import generator
@@ -171,6 +172,7 @@ def collate(spec: InputSpec, dtype: torch.dtype, items: Sequence[Any]) -> Any:
     return batch, torch.tensor(np.array(labels))
 
 
+@kept_heap()
 def finetune(
     network: SubspaceNetwork,
     rows: Rows,

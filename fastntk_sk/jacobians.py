@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 import torch
 import torch.autograd.forward_ad as fwd
+from timm.layers import Conv2dSame
+from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -75,6 +77,9 @@ class TangentNetwork(nn.Module):
         self.subset, self.compiled = subset, compiled
         _check_rows_are_independent(net, probe)
         self.net = _shared_copy(net)
+        for module in self.net.modules():
+            if type(module) is Conv2dSame:
+                module.__class__ = _UnpaddedConv2dSame
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
@@ -243,6 +248,26 @@ class TangentNetwork(nn.Module):
         with flushed_denormals(), self._tapped("tangents", parts), plain_attention(), fwd.dual_level():
             features, derivative = fwd.unpack_dual(self.net(x))
         return features, torch.zeros_like(features) if derivative is None else derivative
+
+
+class _UnpaddedConv2dSame(Conv2dSame):
+    """TensorFlow's convolution without a padded copy of its input in either direction.
+
+    Where one row more is lacking after the input than before it, a row of zeros before the kernel
+    makes the padding even.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        if self.dilation != (1, 1):
+            return super().forward(x)
+        lacking = [
+            get_same_padding(*axis, 1)
+            for axis in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
+        ]
+        kernel = nn.functional.pad(self.weight, (lacking[1] % 2, 0, lacking[0] % 2, 0))
+        padding = [(rows + 1) // 2 for rows in lacking]
+        return nn.functional.conv2d(x, kernel, self.bias, self.stride, padding, 1, self.groups)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .backbones import Backbone
+from .heap import kept_heap
 from .jacobians import TangentNetwork, flushed_denormals
 from .memory import BUFFER_NUMBERS, block_sizes, memory_needed
 from .projection import Projection
@@ -308,8 +309,9 @@ class LinearizedModel:
         """Group contents into batches as they enter the backbone."""
         dtype, device = self.readout.dtype, self.readout.device
         rows = iter(rows)
-        while chunk := list(islice(rows, self.batch_size)):
-            yield self.backbone.spec.normalise(chunk, dtype).to(device)
+        with kept_heap():
+            while chunk := list(islice(rows, self.batch_size)):
+                yield self.backbone.spec.normalise(chunk, dtype).to(device)
 
     def publish(self, W: Tensor, z: Tensor, tangent_scale: float) -> Parameters:
         """Turn a solution in energy units into parameters of the backbone.

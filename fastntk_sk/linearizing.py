@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .backbones import load_backbone, origin
 from .exceptions import JacobianError, PrecisionError, SubsetError
+from .heap import kept_heap
 from .jacobians import TangentNetwork
 from .linearized import LinearizedModel, relative_gap, working_dtype
 from .memory import check_memory, choose_components
@@ -184,6 +185,7 @@ def draw_readout(seed: int, n_rows: int, d: int) -> Tensor:
     return torch.stack(rows) / d**0.5
 
 
+@kept_heap()
 def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, float]:
     """Return the scales of features and Jacobians, and the effect of a row's place."""
     energies, first = [], None

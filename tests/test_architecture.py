@@ -14,6 +14,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path.parent.name != "zoo
 ALLOWED = {
     "exceptions": set(),
     "randomness": set(),
+    "heap": set(),
     "recipes": {"exceptions"},
     "packaged_weights": set(),
     "preprocessing": set(),
@@ -35,13 +36,15 @@ ALLOWED = {
     },
     "torchvision_models": {"exceptions", "preprocessing"},
     "saved": {"backbones", "exceptions", "subsets"},
-    "linearized": {"backbones", "jacobians", "memory", "projection", "saved", "statistics"},
+    "linearized": {
+        "backbones", "heap", "jacobians", "memory", "projection", "saved", "statistics",
+    },
     "linearizing": {
-        "backbones", "exceptions", "jacobians", "linearized", "memory", "projection", "randomness",
-        "saved", "subsets",
+        "backbones", "exceptions", "heap", "jacobians", "linearized", "memory", "projection",
+        "randomness", "saved", "subsets",
     },
     "adapter": {"backbones", "files", "linearized"},
-    "finetuning": {"exceptions", "preprocessing", "projection", "randomness", "subsets"},
+    "finetuning": {"exceptions", "heap", "preprocessing", "projection", "randomness", "subsets"},
     "distributed": {"exceptions"},
     "checkpoints": {"exceptions", "files", "schema", "statistics"},
     "state": {

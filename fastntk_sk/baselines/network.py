@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
 from ..finetuning import SubspaceNetwork
+from ..heap import kept_heap
 from ..linearized import LinearizedModel, Parameters
 from ..prediction import GivenScoresMixin
 from ..preprocessing import Rows
@@ -135,9 +136,10 @@ class Original:
         labels = torch.from_numpy(self.encode(y))
         spec, readout = self.model.backbone.spec, self.model.readout
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
-        for chosen in order.split(size):
-            batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
-            yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
+        with kept_heap():
+            for chosen in order.split(size):
+                batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
+                yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
 
     def all_batches(self, *sets: tuple[Any, Any]) -> tuple[list[Tensor], Tensor]:
         """Return the batches of several sets (X, y), of the model's size, and all class indices."""
