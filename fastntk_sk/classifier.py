@@ -143,9 +143,9 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         never in bfloat16.
 
     compile : bool, default=False
-        Fuse passes over the activations of batch norms with torch.compile: 10 to 20 % faster for
-        convolutional networks, after some seconds at the first pass (examples/benchmarks shows both).
-        Needs a C++ compiler.
+        Fuse passes over the activations of batch norms with torch.compile. Needs a C++ compiler and
+        some seconds at the first pass. Faster on some processors, slower on others:
+        ``examples/benchmarks/jacobian_speed.py`` tells.
 
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.

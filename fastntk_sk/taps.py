@@ -269,12 +269,15 @@ class FusedBatchNormTap(BatchNormTap):
 
     def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Keep the input."""
+        x = x.detach()
         ctx.save_for_backward(x)
         return self._activated(x, *self._operands(x))
 
     def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         """Mask, channel sums and the gradient of the input at once."""
         (x,) = ctx.saved_tensors
+        if grad.stride() != x.stride():  # another layout would be compiled for again
+            grad = torch.empty_like(x).copy_(grad)
         below, bias, weight = self._pulled(grad, x, *self._operands(x))
         return below, self._sums(ctx, bias, weight)
 

@@ -89,6 +89,16 @@ def test_fused_taps_are_the_same(name):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_another_size_is_not_compiled_for_again_and_again():
+    net, subset = build("tf_efficientnet_lite0", {}, "norm", torch.float32)
+    V = readout(2, 1280, torch.float32)
+    torch._dynamo.reset()  # what other tests compiled
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for n, side in ((2, 32), (3, 64), (8, 48), (4, 96)):
+            x = inputs(n, side, torch.float32)
+            TangentNetwork(net, subset, x[:2], compiled=True).jacobian(x, V)
+
+
 def test_a_row_of_a_fused_tap_is_bitwise_the_same_in_every_batch():
     net, subset = build("tf_efficientnet_lite0", {}, "norm", torch.float32)
     net.to(memory_format=torch.channels_last)
