@@ -99,8 +99,8 @@ def main() -> None:
         "jacobian_speed",
         table(header, lines)
         + "\n\nMedians of 7 turns, all within `kept_heap`, as the estimator's passes are; the floor for "
-        f"{CLASSES} classes is {CLASSES + 1} forward passes. Median relative difference by image between "
-        f"ours and the loop: {agreement}. Compiling took {compiling:.1f} s, once.",
+        f"{CLASSES} classes is {CLASSES + 1} forward passes. Median relative difference by image "
+        f"between ours and the loop: {agreement}. Compiling took {compiling:.1f} s, once.",
     )
 
 
