@@ -1,5 +1,6 @@
-"""The benchmark figures at full size take minutes: slow."""
+"""What benchmark scripts write; their figures at full size take minutes: slow."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +23,18 @@ def test_deletion_at_full_size_is_exact():
     at_once, in_twenty = map(float, done.stdout.split()[-2:])
     assert at_once <= 1e-10
     assert in_twenty <= 1e-9
+
+
+def test_results_of_a_recipe_stay_with_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    scripts = importlib.import_module("zoo_results")
+    monkeypatch.setattr(scripts, "ZOO", tmp_path)
+    file = tmp_path / "some.toml"
+    file.write_text('# Some.\n\n[a]\nsource = "x"\n\n[b]\nsource = "y"\n')
+    for accuracy in (0.5, 0.6):
+        for name in ("a", "b"):
+            scripts.write(name, {"accuracy": accuracy, "date": "today"})
+    assert file.read_text() == (
+        '# Some.\n\n[a]\nsource = "x"\n\n[a.results]\naccuracy = 0.6\ndate = "today"\n\n'
+        '[b]\nsource = "y"\n\n[b.results]\naccuracy = 0.6\ndate = "today"\n'
+    )

@@ -49,7 +49,7 @@ def write(name: str, results: dict[str, object]) -> None:
     lines = "\n".join(f"{key} = {value!r}".replace("'", '"') for key, value in results.items())
     block = f"[{name}.results]\n{lines}\n"
     for file in ZOO.glob("*.toml"):
-        text = re.sub(rf"\n*\[{name}\.results\]\n(?:(?!\[).*\n)*", "\n", file.read_text())
+        text = re.sub(rf"\n*\[{name}\.results\]\n(?:(?!\[).*\n)*", "\n\n", file.read_text())
         recipe = re.compile(rf"(\[{name}\]\n(?:.+\n)+)")
         if recipe.search(text):
             text = recipe.sub(lambda found: f"{found[1]}\n{block}", text)
