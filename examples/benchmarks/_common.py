@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -41,18 +42,22 @@ COMMIT = _git("describe", "--always") + (
 
 def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return X_train, y_train, X_test, y_test: uint8 images of shape (n, 28, 28)."""
-    for root in (Path("/"), CACHE):
-        if (root / DEBIAN).is_dir():
-            return _read(root / DEBIAN)
+    cached = CACHE / DEBIAN.name
+    for folder in ("/" / DEBIAN, cached):
+        if folder.is_dir():
+            return _read(folder)
     if shutil.which("apt-get") and shutil.which("dpkg"):
         CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=CACHE) as name:
+            folder = Path(name)
             subprocess.run(
                 ["apt-get", "-q", "download", "dataset-fashion-mnist"], cwd=folder, check=True
             )
-            package = next(Path(folder).glob("*.deb"))
-            subprocess.run(["dpkg", "-x", str(package), str(CACHE)], check=True)
-        return _read(CACHE / DEBIAN)
+            package = next(folder.glob("*.deb"))
+            subprocess.run(["dpkg", "-x", str(package), name], check=True)
+            with contextlib.suppress(OSError):  # another process was first
+                (folder / DEBIAN).rename(cached)
+        return _read(cached)
     from sklearn.datasets import fetch_openml
 
     X, y = fetch_openml("Fashion-MNIST", version=1, return_X_y=True, as_frame=False)

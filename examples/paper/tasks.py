@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +120,9 @@ def small_vit() -> torch.nn.Module:
                 optimiser.step()
                 schedule.step()
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(net.state_dict(), path)
+        partial = path.with_suffix(f".{os.getpid()}")
+        save_file(net.state_dict(), partial)
+        os.replace(partial, path)
     net.load_state_dict(load_file(path))
     net.reset_classifier(0)
     return net.eval()
