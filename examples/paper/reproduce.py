@@ -52,6 +52,7 @@ GROUPS = {
     "fine-tuned anchor": "SGD and the closing solve; the oracle is both, without the forget set",
     "pretrained anchor": "no SGD; the oracle is a fit without the forget set",
 }
+ANCHORS = {"pretrained": "pretrained anchor", "finetuned": "fine-tuned anchor"}
 RELEARNING = {"n_steps": 60, "learning_rate": 2e-3, "every": 5}
 
 
@@ -87,45 +88,34 @@ def choose(task: Task, path: Path, largest: int | None = None) -> dict:
     return chosen
 
 
-def run(task: Task, seed: int, chosen: dict) -> pd.DataFrame:
-    """Return the lines of one task and seed."""
+def run(task: Task, seed: int, anchor: str, chosen: dict) -> pd.DataFrame:
+    """Return the lines of one task, seed and anchor; plain SGD belongs to the fine-tuned anchor."""
     rows = problem(task, seed)
-    frames = []
-    for anchor in ("finetuned", "pretrained"):
-        settings = chosen[OURS] if anchor == "finetuned" else {}
-        original, fitting = measured(
-            lambda: estimator(task, anchor, seed, **settings).fit(*rows.learned)  # noqa: B023
-        )
-        oracle, retraining = measured(
-            lambda: retrain(original, *rows.retain, *rows.forget)  # noqa: B023
-        )
-        second = retrain(original, *rows.retain, *rows.forget, random_state=seed + 5000)
-        costs = {"original": fitting, "oracle": retraining}
-        found = {}
-        for name, method in (CLOSED if anchor == "finetuned" else {OURS: CLOSED[OURS]}).items():
-            if task.n > method.largest:
-                needed = dual_bytes(task.n, len(original.classes_))
-                print(f"{name}: left out above {method.largest:,} rows; kernel and factors of "
-                      f"{task.n:,} need {needed:,} bytes", flush=True)  # fmt: skip
-                continue
-            found[name], costs[name] = measured(lambda: forget(method, {}, original, rows, seed))  # noqa: B023
-        models = original, found, oracle, second
-        frames.append(
-            lines(f"{anchor.replace('finetuned', 'fine-tuned')} anchor", models, costs, rows, seed)
-        )
-        if anchor == "pretrained":
-            frames[-1].loc[frames[-1]["model"] == OURS, "algebraic_gap"] = algebraic_gap(
-                found[OURS], oracle
-            )
+    settings = chosen[OURS] if anchor == "finetuned" else {}
+    original, fitting = measured(lambda: estimator(task, anchor, seed, **settings).fit(*rows.learned))
+    oracle, retraining = measured(lambda: retrain(original, *rows.retain, *rows.forget))
+    second = retrain(original, *rows.retain, *rows.forget, random_state=seed + 5000)
+    costs = {"original": fitting, "oracle": retraining}
+    found = {}
+    for name, method in (CLOSED if anchor == "finetuned" else {OURS: CLOSED[OURS]}).items():
+        if task.n > method.largest:
+            needed = dual_bytes(task.n, len(original.classes_))
+            print(f"{name}: left out above {method.largest:,} rows; kernel and factors of "
+                  f"{task.n:,} need {needed:,} bytes", flush=True)  # fmt: skip
             continue
+        found[name], costs[name] = measured(lambda: forget(method, {}, original, rows, seed))  # noqa: B023
+    result = lines(ANCHORS[anchor], (original, found, oracle, second), costs, rows, seed)
+    if anchor == "pretrained":
+        gap = algebraic_gap(found[OURS], oracle)
+        result.loc[result["model"] == OURS, "algebraic_gap"] = gap
+    else:
         start, others = before_solve(original), {OURS: found[OURS]}
         for name, method in STEPPING.items():
             others[name], costs[name] = measured(
                 lambda: forget(method, chosen[name], start, rows, seed)  # noqa: B023
             )
         models = start, others, before_solve(oracle), before_solve(second)
-        frames.append(lines("SGD", models, costs, rows, seed))
-    result = pd.concat(frames)
+        result = pd.concat([result, lines("SGD", models, costs, rows, seed)])
     result.insert(0, "seed", seed)
     result.insert(0, "task", str(task))
     return result
@@ -160,30 +150,35 @@ def markdown(results: pd.DataFrame) -> str:
     """Return a table for each task and group: mean and standard deviation over the seeds."""
     parts = []
     for task, of_task in results.groupby("task", sort=False):
-        parts.append(
-            f"### {task}\n\nMean and standard deviation over {of_task['seed'].nunique()} seed(s)."
-        )
+        parts.append(f"### {task}")
         for group, meaning in GROUPS.items():
+            of_group = of_task[of_task["group"] == group]
+            if of_group.empty:
+                continue
             cells = [
                 [model, *(_cell(rows[column].to_numpy(float), column) for column in COLUMNS)]
-                for model, rows in of_task[of_task["group"] == group].groupby("model", sort=False)
+                for model, rows in of_group.groupby("model", sort=False)
             ]
+            seeds = f"{of_group['seed'].nunique()} seed(s)"
             head = table(["model", *COLUMNS.values()], cells)
-            parts.append(f"**{group}**: {meaning}.\n\n{head}")
+            parts.append(f"**{group}**, {seeds}: {meaning}.\n\n{head}")
     return "\n\n".join(parts)
 
 
 def picture(results: pd.DataFrame, path: Path) -> None:
-    """Draw the tug of war of every method, with the noise floor, one panel a task."""
+    """Draw the tug of war of every method on plain SGD, with the noise floor, one panel a task."""
     import matplotlib.pyplot as plt
 
+    results = results[results["group"] == "SGD"]
     tasks = list(results["task"].unique())
+    if not tasks:
+        return
     figure, axes = plt.subplots(
         len(tasks), 1, figsize=(8, 2.6 * len(tasks)), squeeze=False, constrained_layout=True
     )
     for ax, task in zip(axes[:, 0], tasks, strict=True):
-        rows = results[(results["task"] == task) & (results["group"] == "SGD")]
-        tow = rows.groupby("model", sort=False)["tow"].agg(["mean", "std"]).dropna(subset="mean")
+        tow = results[results["task"] == task]
+        tow = tow.groupby("model", sort=False)["tow"].agg(["mean", "std"]).dropna(subset="mean")
         floor = tow.filter(like="second oracle", axis=0)["mean"].iloc[0]
         tow = tow.drop(tow.filter(like="second oracle", axis=0).index)
         ax.bar(tow.index, tow["mean"], yerr=tow["std"].fillna(0), color="tab:blue", capsize=3)
@@ -218,16 +213,20 @@ def main() -> None:
     tasks, seeds = (SMALL, 1) if args.small else (TASKS, args.seeds)
     args.out.mkdir(parents=True, exist_ok=True)
     sheet, page = args.out / "results.csv", args.out / "README.md"
-    done = pd.read_csv(sheet) if sheet.exists() else pd.DataFrame(columns=["task", "seed"])
+    done = pd.read_csv(sheet) if sheet.exists() else pd.DataFrame(columns=["task", "seed", "group"])
+    known = set(done[["task", "seed", "group"]].itertuples(index=False, name=None))
     jobs = [
-        (task, seed)
+        (task, seed, anchor)
         for seed in range(seeds)  # first one draw of every task, then the next
         for task in tasks
-        if str(task).startswith(args.tasks)
-        and not ((done["task"] == str(task)) & (done["seed"] == seed)).any()
+        for anchor, group in ANCHORS.items()
+        if str(task).startswith(args.tasks) and (str(task), seed, group) not in known
     ]
-    for task, seed in tqdm(jobs, "paper", unit="run"):
-        frame = run(task, seed, choose(task, args.out / "chosen.json", 2 if args.small else None))
+    for task, seed, anchor in tqdm(jobs, "paper", unit="run"):
+        chosen = {}
+        if anchor == "finetuned":
+            chosen = choose(task, args.out / "chosen.json", 2 if args.small else None)
+        frame = run(task, seed, anchor, chosen)
         frame["commit"] = COMMIT
         done = frame if done.empty else pd.concat([done, frame])
         partial = sheet.with_suffix(".partial")
