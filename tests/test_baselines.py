@@ -77,7 +77,16 @@ def test_where_the_stepping_baselines_go(flipped):
     for baseline in (max_loss, random_label, scrub, salun):
         after = baseline(clf, *rows, random_state=0, learning_rate=5e-3)
         assert after.score(X_forget, y_forget) < before
-    assert finetune(clf, *rows, random_state=0).score(X_retain, y_retain) > 0.9
+    lost = untrained(clf)
+    found = finetune(lost, *rows, random_state=0, learning_rate=1e-2)
+    assert found.score(X_retain, y_retain) > 0.8 > lost.score(X_retain, y_retain)
+    for none in ([], None):  # neither learns from the retain set
+        for baseline in (max_loss, random_label):
+            alone = baseline(clf, none, none, X_forget, y_forget, random_state=0)
+            same = baseline(clf, *rows, random_state=0)
+            np.testing.assert_array_equal(alone.predict_proba(X_retain), same.predict_proba(X_retain))
+    with pytest.raises(ValueError, match="Expected at least one row in a set that a baseline"):
+        finetune(clf, X_retain[:0], y_retain[:0], X_forget, y_forget)
 
 
 def test_the_pretrained_anchor_keeps_its_two_terms(blobs):
@@ -117,6 +126,12 @@ def test_scrub_departs_and_stays_by_its_formula(flipped):
     by_hand = T**2 * float((p * (p / q).log()).sum(1).mean())
     assert by_hand == pytest.approx(departure(teacher, x, moved(x), T).item(), rel=1e-6)
     assert departure(teacher, x, teacher(x), T).item() == pytest.approx(0, abs=1e-12)
+    # epochs on the forget set climb the divergence from the teacher there
+    x_forget = torch.from_numpy(rows[2].astype(np.float32)).double()
+    alone = settings | {"alpha": 0.0, "gamma": 0.0, "learning_rate": 1e-2}
+    left = scrub(student, *rows, epochs=4, max_epochs=4, **alone)
+    with torch.no_grad():
+        assert departure(teacher, x_forget, Original(left).network()(x_forget), T).item() > 1e-3
     # a large weight on staying close keeps the student closer
     far, near = (
         scrub(student, *rows, epochs=4, max_epochs=0, **(settings | {"alpha": a, "learning_rate": 1e-2}))
@@ -264,6 +279,14 @@ def test_salun_moves_the_salient_weights_only(flipped, sparsity):
         ]
     )
     assert (moved.abs() > 1e-12).double().mean() == pytest.approx(1 - sparsity, abs=0.02)
+    network = original.network()
+    x = torch.from_numpy(rows[2].astype(np.float32)).double()
+    loss = nn.functional.cross_entropy(network(x), torch.from_numpy(rows[3]))
+    slopes = torch.autograd.grad(loss, [network.W, network.z])
+    sizes = torch.cat([slope.abs().flatten() for slope in slopes])
+    still = sizes < 0.99 * sizes.quantile(sparsity)
+    assert still.any()
+    assert (moved[still].abs() < 1e-12).all()
 
 
 def test_wrong_labels_are_wrong(blobs):

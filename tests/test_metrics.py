@@ -222,6 +222,10 @@ def test_empty_rows_and_unknown_labels(u, r):
             metric(u, r, X[:0])
     with pytest.raises(ValueError, match=r"got \[7\]"):
         margins(u, X, [0, 7, 0, 1])
+    names = (X, ["0", "1", "0", "1"])  # equal to no prediction of either: no gap
+    for metric in (accuracy_gaps, tug_of_war):
+        with pytest.raises(ValueError, match=r"got \['0', '1'\]"):
+            metric(u, r, retain=names, forget=names, test=names)
     with pytest.raises(NotFittedError):
         margins(Table(U), X, Y)
 

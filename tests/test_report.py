@@ -286,3 +286,12 @@ def test_an_oracle_that_has_seen_the_rows_is_refused(blobs):
             unlearning_report(
                 unlearned, original=original, oracle=oracles[0], second_oracle=oracles[1], **sets
             )
+    copied = (np.vstack([X[6:], X[:1]]), np.append(y[6:], y[0]))  # a person kept the same picture
+    allowed = FastNTKClassifier(random_state=0).fit(*copied)
+    report = unlearning_report(
+        unlearned, original=original, oracle=allowed, second_oracle=honest, **sets | {"retain": copied}
+    )
+    assert np.isfinite(report.loc["unlearned", "tow"])
+    nearly = FastNTKClassifier(random_state=1).fit(X[1:], y[1:])
+    with pytest.raises(ValueError, match="5 of the forget set among them"):
+        unlearning_report(unlearned, original=original, oracle=nearly, second_oracle=honest, **sets)

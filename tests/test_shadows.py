@@ -58,6 +58,10 @@ def test_shadow_errors(blobs):
     clf = small().fit(X, y)
     with pytest.raises(ValueError, match=r"retain \+ forget < 1"):
         shadow_margins(clf, X, y, retain=0.9)
+    with pytest.raises(ValueError, match="Expected shares that leave at least one of the 20 rows"):
+        shadow_margins(clf, X[:20], y[:20], retain=0.5, forget=0.49)
+    with pytest.raises(ValueError, match='Expected predict_with="linear"'):
+        shadow_margins(FastNTKClassifier(predict_with="network").fit(X, y), X, y)
     with pytest.raises(ValueError, match="Expected labels among"):
         shadow_margins(clf, X, y + 7)
     tuned = FastNTKClassifier(anchor="finetuned", max_epochs=1, random_state=0).fit(X, y)
@@ -91,3 +95,14 @@ def test_relearning(blobs):
     assert relearn_time([3.0, 2.0], 1.0) == np.inf
     fresh = relearn_curve(untrained(clf), *learned, forget, **settings)
     assert fresh[0] == pytest.approx(np.log(3))
+
+
+def test_a_shadow_without_rows_of_a_class_does_not_count_for_it(blobs):
+    X, y = blobs
+    rows = np.r_[np.flatnonzero(y < 2), np.flatnonzero(y == 2)[:2]]
+    shadows = shadow_margins(small().fit(X[rows], y[rows]), X[rows], y[rows], n_models=20)
+    for found in (shadows.unlearned, shadows.oracle):
+        assert not np.isinf(found).any()
+    counted = np.isfinite(shadows.unlearned).sum(1)
+    assert counted.max() == round(0.25 * len(rows))
+    assert counted.min() < counted.max()

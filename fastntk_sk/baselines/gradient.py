@@ -78,7 +78,8 @@ def finetune(
         Fitted; not changed. Its network and readout are trained.
 
     X_retain, y_retain, X_forget, y_forget : array-like
-        What stays, and what was to be forgotten (not used here).
+        What stays, and what was to be forgotten (not used here). A class that the retain set lacks
+        is never predicted by what any baseline returns.
 
     random_state : int or None, default=None
         Order of the rows.
@@ -139,7 +140,8 @@ def max_loss(
     Parameters
     ----------
     estimator, X_retain, y_retain, X_forget, y_forget, random_state, epochs, learning_rate, batch_size
-        As in :func:`finetune`; the retain set is not used.
+        As in :func:`finetune`. Of the retain set only the classes are used: one that it lacks is never
+        predicted. It may be empty or None.
 
     Returns
     -------
@@ -193,7 +195,8 @@ def random_label(
     Parameters
     ----------
     estimator, X_retain, y_retain, X_forget, y_forget, random_state, epochs, learning_rate, batch_size
-        As in :func:`finetune`; the retain set is not used.
+        As in :func:`finetune`. Of the retain set only the classes are used: one that it lacks is never
+        predicted. It may be empty or None.
 
     Returns
     -------

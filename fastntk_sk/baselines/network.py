@@ -127,12 +127,18 @@ class Original:
             )
         return labels
 
+    def rows(self, X: Any) -> Rows:
+        """Return checked rows, decoded one at a time."""
+        return _rows(self.model, X)
+
     def batches(
         self, X: Any, y: Any, size: int, draws: torch.Generator | None = None
     ) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Yield normalised batches, class indices and row numbers; shuffled if `draws` is given."""
-        rows = _rows(self.model, X)
+        rows = self.rows(X)
         check_consistent_length(rows, y)
+        if not len(rows):
+            raise ValueError("Expected at least one row in a set that a baseline learns from, got none.")
         labels = torch.from_numpy(self.encode(y))
         spec, readout = self.model.backbone.spec, self.model.readout
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
@@ -147,13 +153,19 @@ class Original:
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
 
     def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:
-        """Return the classifier of a trained network; classes without retained rows are empty."""
+        """Return the classifier of a trained network; see `at`."""
         W = network.W.detach().cpu() / self.sharpness
         return self.at(Parameters(W, network.z.detach().cpu().clone()), y_retain)
 
     def at(self, parameters: Parameters, y_retain: Any, network: bool = True) -> BaselineClassifier:
-        """Return the classifier at given parameters."""
-        empty = np.bincount(self.encode(y_retain), minlength=len(self.classes)) == 0
+        """Return the classifier at given parameters.
+
+        Like a retrained model, it never predicts a class that the retain set lacks; a baseline that
+        does without the retain set may get none.
+        """
+        empty = None
+        if y_retain is not None and len(y_retain):
+            empty = np.bincount(self.encode(y_retain), minlength=len(self.classes)) == 0
         return BaselineClassifier(self.model, parameters, network, self.classes, self.sharpness, empty)
 
 
@@ -202,6 +214,7 @@ def untrained(estimator: Any) -> BaselineClassifier:
     Parameters
     ----------
     estimator : FastNTKClassifier or BaselineClassifier
+        Not of `full_ntk`: weights outside the subset are left where they are.
 
     Returns
     -------

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from ..finetuning import SubspaceNetwork
 from ..jacobians import TangentNetwork
@@ -43,8 +44,8 @@ def scrub(
 
     alternating an epoch that maximises the last term with one that minimises the others; after
     `max_epochs` only the latter go on. p is a softmax at `temperature`, and d is multiplied by its
-    square. One AdamW does both. (d has no gradient where the two models are the same, so that the
-    first epoch on the forget set hardly moves.)
+    square. One AdamW does both. (d has no gradient where the two models are the same: the first
+    step on the forget set follows rounding errors, which are small beside `learning_rate`.)
 
     Parameters
     ----------
@@ -188,9 +189,7 @@ def salun(
     wrong = wrong_labels(original, y_forget, draws)
     n_f, n_r = len(wrong), len(y_retain)
     weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
-    parts = [X.to_numpy() if hasattr(X, "iloc") else X for X in (X_forget, X_retain)]
-    together = all(isinstance(X, np.ndarray) for X in parts)
-    X = np.concatenate(parts) if together else [*parts[0], *parts[1]]
+    X = ConcatDataset([original.rows(X).items for X in (X_forget, X_retain)])
 
     def weighted(_: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")

@@ -50,7 +50,8 @@ def accuracy_gaps(
         If a model is not fitted.
 
     ValueError
-        If the oracle is the model itself or has other classes, or if a set is empty.
+        If the oracle is the model itself or has other classes, if a set is empty, or if it holds
+        labels that the models do not know.
 
     References
     ----------
@@ -73,6 +74,7 @@ def accuracy_gaps(
     check_oracle(unlearned, oracle)
     gaps = {}
     for name, (X, y) in check_sets(retain, forget, test).items():
+        class_indices(y, oracle.classes_)
         of_unlearned, of_oracle = (np.mean(model.predict(X) == y) for model in (unlearned, oracle))
         gaps[name] = float(abs(of_unlearned - of_oracle))
     return gaps

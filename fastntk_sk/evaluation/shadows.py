@@ -82,12 +82,13 @@ def shadow_margins(
     Returns
     -------
     margins : ShadowMargins
-        For :func:`u_lira` and :func:`klom`.
+        For :func:`u_lira` and :func:`klom`. A model that retains no row of an example's class does
+        not count for it.
 
     Raises
     ------
     ValueError
-        For the fine-tuned anchor, or shares that leave no row unseen.
+        For the fine-tuned anchor, predict_with="network", or shares that leave a part without rows.
 
     References
     ----------
@@ -119,9 +120,20 @@ def shadow_margins(
             'Expected anchor="pretrained", got anchor="finetuned", which has seen its rows: a shadow '
             "model would need its own fine-tuning. Retrain models and call u_lira on their margins."
         )
+    if state.frozen.network:
+        raise ValueError(
+            'Expected predict_with="linear", got an estimator that predicts with the network, whose '
+            'margins are not those of the small solves. Fit a clone with predict_with="linear".'
+        )
     model, frozen = state.model, state.frozen
     labels = class_indices(y, estimator.classes_)
     rows, n = estimator._rows(X), len(labels)
+    n_retain, n_forget = round(retain * n), round(forget * n)
+    if not (n_retain and n_forget and n_retain + n_forget < n):
+        raise ValueError(
+            f"Expected shares that leave at least one of the {n} rows to each part, got {n_retain} "
+            f"retained and {n_forget} forgotten rows. Choose other shares, or pass more rows."
+        )
     truth, draws = torch.from_numpy(labels), check_random_state(random_state)
     passes = {
         1.0: _tangents(model, rows, np.arange(n)),
@@ -129,7 +141,6 @@ def shadow_margins(
     }
     h, J = passes[1.0]
     found = np.full((2, n_models, n), np.nan)
-    n_retain, n_forget = round(retain * n), round(forget * n)
     for i in tqdm(range(n_models), "shadow models", unit="model", disable=not verbose):
         order = draws.permutation(n)
         forgotten = order[n_retain : n_retain + n_forget]
@@ -145,7 +156,11 @@ def shadow_margins(
             target_scale=frozen.target_scale,
         )
         W, z = solution.W.to(h.dtype), (solution.z * frozen.tangent_scale**0.5).to(J.dtype)
-        margin = margins_of(state.adapter.sharpness * (h @ W.T + J @ z).double().numpy(), labels)
+        scores = state.adapter.sharpness * (h @ W.T + J @ z).double().numpy()
+        gone = np.bincount(labels[order[:n_retain]], minlength=len(estimator.classes_)) == 0
+        scores[:, gone] = -np.inf  # as an estimator never predicts a class without rows
+        margin = margins_of(scores, labels)
+        margin[np.isinf(margin)] = np.nan
         unseen = order[n_retain + n_forget :]
         found[0, i, forgotten], found[1, i, unseen] = margin[forgotten], margin[unseen]
     return ShadowMargins(*found)
