@@ -77,8 +77,8 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
     kernel : {"full", "pseudo"}, default="full"
         "full" is the paper's: one displacement of the subset for all classes, which costs a backward
         pass for each class and row. "pseudo" takes the tangents of `n_directions` random directions
-        of the features instead, and every class reads them by itself: learning, solving and memory
-        then do not grow with the number of classes. It is as exact, about as accurate, and cannot be
+        of the features instead, and every class reads them by itself: the passes then do not
+        grow with the number of classes, and sums and solve grow little. It is as exact, about as accurate, and cannot be
         written back as weights.
 
     n_directions : int, default=3
@@ -305,7 +305,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
 
         sample_ids : array-like of shape (n,), default=None
             What deletion requests will name, such as a person's id; it may repeat. Only a keyed
-            digest is kept.
+            digest is kept; a missing one (None, NaN) names nobody.
 
         classes : array-like of shape (n_classes,), default=None
             All class labels, for rows that lack one of them; by default those of `y`.
@@ -384,10 +384,11 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
                 f"Expected classes to be {self.classes_.tolist()} as in the first call, got "
                 f"{np.unique(classes).tolist()}. Call fit to start with other classes."
             )
+        before = self._state
         X, y, weights, ids = check_training_rows(
             self, X, y, sample_weight, sample_ids, vectors=self._vectors, reset=False
         )
-        rows = Rows(X, self._state.model.backbone.spec, self.num_workers)
+        rows = Rows(X, before.model.backbone.spec, self.num_workers)
         labels = encode_labels(y, self.classes_)
         if (labels < 0).any():
             new = np.unique(y[labels < 0]).tolist()
@@ -395,8 +396,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
                 f"Expected labels among classes_ = {self.classes_.tolist()}, got {new}. Name all "
                 "classes in the first call: partial_fit(X, y, classes=...)."
             )
-        state = self._state.learn(rows, labels, weights, ids, self._progress)
-        return self._commit(state, self.classes_)
+        return self._replace(before, before.learn(rows, labels, weights, ids, self._progress))
 
     def _start(self, X, y, classes, sample_weight, sample_ids, checkpoint_dir=None) -> FastNTKClassifier:
         """Build the model and learn the first rows; the estimator changes at the end."""

@@ -249,8 +249,15 @@ class _TangentRows:
                 self.digests.append(state.ledger.digest(content(row)))
                 yield row
 
-        parts = [model.tangents(batch) for batch in model.batches(noted())]
-        self.shared, self.own = (torch.cat(part) for part in zip(*parts, strict=True))
+        start = 0
+        for batch in model.batches(noted()):
+            shared, own = model.tangents(batch)
+            if not start:  # at full size, so that no second copy is ever made
+                self.shared = shared.new_empty(len(rows), *shared.shape[1:])
+                self.own = own.new_empty(len(rows), *own.shape[1:])
+            stop = start + len(shared)
+            self.shared[start:stop], self.own[start:stop] = shared, own
+            start = stop
 
     def add(self, statistics: Statistics, rows: np.ndarray, sign: float = 1.0) -> None:
         """Add the outer products of some rows, or subtract them."""
@@ -265,9 +272,13 @@ class _TangentRows:
         solution = solve_schur(
             rest, alpha=alpha, tangent_scale=tangent_scale, target_scale=state.frozen.target_scale
         )
-        shared, own = self.shared[fold], self.own[fold]
-        W, z = solution.W.to(shared.dtype), solution.z.to(own.dtype)
-        scores = (shared @ W.T + tangent_scale**0.5 * (own @ z)).double().numpy()
+        W, z = solution.W.to(self.shared.dtype), solution.z.to(self.own.dtype)
+        scores = np.concatenate(
+            [
+                (self.shared[rows] @ W.T + tangent_scale**0.5 * (self.own[rows] @ z)).double().numpy()
+                for rows in torch.from_numpy(fold).split(256)
+            ]
+        )
         counts = np.bincount(np.delete(labels, fold), minlength=state.model.n_classes)
         scores[:, counts == 0] = -np.inf
         return _Scored(self.prepared.classes, scores, self.sharpness)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Self
@@ -25,6 +26,8 @@ from .ledger import Removal
 from .preprocessing import Rows, content
 from .state import Halves, Progress, State
 from .validation import check_choice, check_ids, encode_labels
+
+_COMMITTING = threading.Lock()
 
 
 class UnlearningMixin(Halves):
@@ -56,8 +59,8 @@ class UnlearningMixin(Halves):
             Their labels; by default the ledger's.
 
         sample_ids : array-like of shape (n,), default=None
-            Match only rows that were learned under these ids; the receipt then counts the rows that
-            are left under them.
+            Match only rows that were learned under these ids, one for every row; the receipt then
+            counts the rows that are left under them.
 
         copies : {"one", "all"}, default="one"
             For content that was learned several times: each row of the request removes one copy, or
@@ -152,8 +155,9 @@ class UnlearningMixin(Halves):
             If rows are missing.
         """
         check_is_fitted(self)
+        before = self._state
         rows, removals = self._match(X, y, None, "one")
-        return self._commit(self._state.rebuild(rows, removals, self._progress), self.classes_)
+        return self._replace(before, before.rebuild(rows, removals, self._progress))
 
     def merge(self, others: UnlearningMixin | Iterable[UnlearningMixin]) -> Self:
         """Add what other estimators have learned apart: sums, ledgers and receipts, never pictures.
@@ -188,7 +192,15 @@ class UnlearningMixin(Halves):
                     f"Expected classes {self.classes_.tolist()}, got {part.classes_.tolist()}. Fit "
                     "every part with partial_fit(X, y, classes=...)."
                 )
-        return self._commit(self._state.merge([p._state for p in parts]), self.classes_)
+            named = [site for site in (self, part) if hasattr(site, "feature_names_in_")]
+            columns = [site.feature_names_in_.tolist() for site in named]
+            if len(columns) == 2 and columns[0] != columns[1]:
+                raise StateMismatchError(
+                    f"Expected columns {columns[0]}, got {columns[1]}. Put the columns "
+                    "of the other part in this order and fit it again."
+                )
+        before = self._state
+        return self._replace(before, before.merge([p._state for p in parts]))
 
     @property
     def _vectors(self) -> bool:
@@ -200,6 +212,16 @@ class UnlearningMixin(Halves):
             X = validate_data(self, X, dtype=np.float32, reset=False)
         return Rows(X, self._adapter.model.backbone.spec, self.num_workers)
 
+    def _replace(self, before: State, after: State) -> Self:
+        """Commit what was made of a state, unless another thread has committed in the meantime."""
+        with _COMMITTING:
+            if self._private is not before:
+                raise StateMismatchError(
+                    "Another thread changed this estimator during the call, which has changed nothing. "
+                    "Call again, and hold a lock around calls that change an estimator."
+                )
+            return self._commit(after, self.classes_)
+
     def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
         check_choice("copies", copies)
         ledger, rows = self._state.ledger, self._rows(X)
@@ -208,19 +230,19 @@ class UnlearningMixin(Halves):
             y = column_or_1d(y)
             check_consistent_length(rows, y)
             labels = encode_labels(y, self.classes_).tolist()
-        ids = check_ids(sample_ids, len(rows))
+        ids = check_ids(sample_ids, len(rows), request=True)
         contents = (content(row) for row in rows)
         return rows, ledger.find(contents, labels, ids, copies)
 
     def _forget(self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=()) -> Self:
         check_is_fitted(self)
-        rows, removals = self._match(X, y, sample_ids, copies)
         before = self._state
+        rows, removals = self._match(X, y, sample_ids, copies)
         state = before.forget(
             rows,
             removals,
             self._progress,
-            sample_ids=check_ids(sample_ids, len(rows)),
+            sample_ids=check_ids(sample_ids, len(rows), request=True),
             seen_by=seen_by,
             searched_by=searched_by,
         )
@@ -232,7 +254,7 @@ class UnlearningMixin(Halves):
                 EmptyClassWarning,
                 stacklevel=3,
             )
-        return self._commit(state, self.classes_)
+        return self._replace(before, state)
 
 
 def unlearn(

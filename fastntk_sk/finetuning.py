@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -241,7 +242,7 @@ def finetune(
     rates = [learning_rate]
     if len(network.z):
         rates.insert(0, _SUBSPACE_RATE * learning_rate)
-    together = lambda items: collate(rows.spec, dtype, items)  # noqa: E731
+    together = partial(collate, rows.spec, dtype)  # which workers can be sent
     settings = {
         "criterion": nn.CrossEntropyLoss,
         "criterion__reduction": "none",

@@ -209,7 +209,8 @@ class Ledger:
         if ambiguous:
             raise AmbiguousSampleError(
                 f"Rows {_rows(ambiguous)} were learned several times with different labels, weights "
-                "or ids. Pass y_forget or sample_ids, or copies='all' to forget every copy.",
+                "or ids. Pass y_forget or sample_ids, or copies='all' to forget every copy. (Copies "
+                "that differ only in weight go all at once; those that may stay can be learned again.)",
                 ambiguous,
             )
         return removals

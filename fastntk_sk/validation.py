@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, check_scalar, column_or_1d
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
 from torch.utils.data import Subset
@@ -149,13 +150,19 @@ def check_training_rows(
     return X, y, weights, ids
 
 
-def check_ids(sample_ids: Any, n: int) -> list[object] | None:
-    """Return sample ids as a list of length n, or None."""
+def check_ids(sample_ids: Any, n: int, *, request: bool = False) -> list[object] | None:
+    """Return sample ids as a list of length n, or None; a missing one is None, and no request's."""
     if sample_ids is None:
         return None
     ids = column_or_1d(np.asarray(sample_ids, dtype=object)).tolist()
     if len(ids) != n:
         raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")
+    ids = [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
+    if request and None in ids:
+        raise ValueError(
+            f"Expected a sample id for every row of a deletion, got none for row {ids.index(None)}. "
+            "Name every row, or leave sample_ids out."
+        )
     return ids
 
 

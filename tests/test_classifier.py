@@ -24,6 +24,7 @@ from fastntk_sk.exceptions import (
     NumericalDriftWarning,
     PrivacyWarning,
     StateMismatchError,
+    UnknownSampleError,
 )
 from fastntk_sk.solvers import solve_dual
 
@@ -448,3 +449,48 @@ def test_a_factory_is_seeded(digits):
     one, two = (FastNTKClassifier(factory, random_state=0).fit(X, y) for _ in range(2))
     assert gap(one, two) == 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_commit_of_another_thread_is_not_lost(blobs, monkeypatch):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0).fit(X, y)
+    for call in (lambda: clf.unlearn(X[:1]), lambda: clf.partial_fit(X[:1], y[:1])):
+        before = clf.n_samples_learned_
+        with monkeypatch.context() as patch:
+
+            def meanwhile(rows, what, total, patch=patch):
+                patch.undo()
+                clf.unlearn(X[1:2])
+                return rows
+
+            patch.setattr(clf, "_progress", meanwhile)
+            with pytest.raises(StateMismatchError, match="Another thread changed this estimator"):
+                call()
+        assert clf.n_samples_learned_ == before - 1
+        clf.partial_fit(X[1:2], y[1:2])
+    assert clf.unlearn(X[:1]).n_samples_learned_ == len(X) - 1
+    assert len(clf.receipts_) == 3
+
+
+def test_parts_of_other_columns_do_not_merge(blobs):
+    X, y = blobs
+    frame = pd.DataFrame(X, columns=["a", "b", "c", "d"])
+    here, there = (
+        FastNTKClassifier(random_state=0).fit(frame[names], y)
+        for names in (["a", "b", "c", "d"], ["d", "c", "b", "a"])
+    )
+    with pytest.raises(StateMismatchError, match=r"Expected columns \['a', 'b', 'c', 'd'\]"):
+        here.merge(there)
+    assert here.n_samples_learned_ == len(X)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_sample_id_names_nobody(blobs, missing):
+    X, y = blobs
+    ids = np.array(["a", missing, missing, *range(len(X) - 3)], dtype=object)
+    clf = FastNTKClassifier(random_state=0).fit(X, y, sample_ids=ids)
+    with pytest.raises(ValueError, match="every row of a deletion, got none for row 1"):
+        clf.unlearn(X[:2], sample_ids=["a", missing])
+    with pytest.raises(UnknownSampleError):
+        clf.unlearn(X[1:2], sample_ids=["nan"])
+    assert clf.unlearn(X[:1], sample_ids=["a"]).unlearn(X[1:2]).n_samples_forgotten_ == 2

@@ -153,8 +153,9 @@ def stamp(script: str) -> str:
 
     packages = ("fastntk_sk", "torch", "timm", "scikit-learn", "skorch", "numpy")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    command = " ".join(["python", f"examples/{script}", *sys.argv[1:]])
     return (
-        f"_`python examples/{script}`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "
+        f"_`{command}`, {time.strftime('%Y-%m-%d')}, commit {COMMIT}, "
         f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} thread(s)._"
     )

@@ -103,8 +103,8 @@ def main() -> None:
     publish(
         "large_vit",
         table(header, lines)
-        + f"\n\n{n:,} images, passes in {precision}. SGD: {EPOCHS} epochs of prompt tuning on the other "
-        f"{n - 100:,}, {retrain / 60:.0f} minutes, from the second epoch on 200 images.",
+        + f"\n\n{n:,} images, passes in {precision}, random weights. SGD: {EPOCHS} epochs of prompt tuning on the other "
+        f"{n - 100:,}, extrapolated from the second epoch on 200 images to {retrain / 60:.0f} minutes.",
     )
 
 

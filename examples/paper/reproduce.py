@@ -194,7 +194,7 @@ def _cell(values: np.ndarray, column: str) -> str:
         return ""
     if column == "relearn_steps":
         late = int(np.isinf(values).sum())
-        median = f"{np.median(values):.0f}" if late <= len(values) // 2 else f"> {RELEARNING['n_steps']}"
+        median = f"{np.median(values):.0f}" if 2 * late < len(values) else f"> {RELEARNING['n_steps']}"
         return median + (f" ({late} of {len(values)} later)" if late and median[0] != ">" else "")
     if column.startswith("accuracy"):
         values = 100 * values

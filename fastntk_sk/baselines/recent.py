@@ -189,7 +189,7 @@ def salun(
     wrong = wrong_labels(original, y_forget, draws)
     n_f, n_r = len(wrong), len(y_retain)
     weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
-    X = ConcatDataset([original.rows(X).items for X in (X_forget, X_retain)])
+    X: ConcatDataset[Any] = ConcatDataset([original.rows(X).items for X in (X_forget, X_retain)])
 
     def weighted(_: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")
