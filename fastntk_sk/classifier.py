@@ -78,8 +78,8 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         "full" is the paper's: one displacement of the subset for all classes, which costs a backward
         pass for each class and row. "pseudo" takes the tangents of `n_directions` random directions
         of the features instead, and every class reads them by itself: the passes then do not
-        grow with the number of classes, and sums and solve grow little. It is as exact, about as accurate, and cannot be
-        written back as weights.
+        grow with the number of classes, and sums and solve grow little. It is as exact, about as
+        accurate, and cannot be written back as weights.
 
     n_directions : int, default=3
         r, of the pseudo kernel: backward passes a row. More cost more and gain little.

@@ -103,8 +103,9 @@ def main() -> None:
     publish(
         "large_vit",
         table(header, lines)
-        + f"\n\n{n:,} images, passes in {precision}, random weights. SGD: {EPOCHS} epochs of prompt tuning on the other "
-        f"{n - 100:,}, extrapolated from the second epoch on 200 images to {retrain / 60:.0f} minutes.",
+        + f"\n\n{n:,} images, passes in {precision}, random weights. SGD: {EPOCHS} epochs of "
+        f"prompt tuning on the other {n - 100:,}, extrapolated from the second epoch on 200 images to "
+        f"{retrain / 60:.0f} minutes.",
     )
 
 
