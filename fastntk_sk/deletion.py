@@ -59,8 +59,8 @@ class UnlearningMixin(Halves):
             Their labels; by default the ledger's.
 
         sample_ids : array-like of shape (n,), default=None
-            Match only rows that were learned under these ids, one for every row; the receipt then
-            counts the rows that are left under them.
+            Match only rows that were learned under these ids; the receipt then counts the rows
+            that are left under them.
 
         copies : {"one", "all"}, default="one"
             For content that was learned several times: each row of the request removes one copy, or
@@ -230,7 +230,7 @@ class UnlearningMixin(Halves):
             y = column_or_1d(y)
             check_consistent_length(rows, y)
             labels = encode_labels(y, self.classes_).tolist()
-        ids = check_ids(sample_ids, len(rows), request=True)
+        ids = check_ids(sample_ids, len(rows))
         contents = (content(row) for row in rows)
         return rows, ledger.find(contents, labels, ids, copies)
 
@@ -242,7 +242,7 @@ class UnlearningMixin(Halves):
             rows,
             removals,
             self._progress,
-            sample_ids=check_ids(sample_ids, len(rows), request=True),
+            sample_ids=check_ids(sample_ids, len(rows)),
             seen_by=seen_by,
             searched_by=searched_by,
         )

@@ -150,19 +150,14 @@ def check_training_rows(
     return X, y, weights, ids
 
 
-def check_ids(sample_ids: Any, n: int, *, request: bool = False) -> list[object] | None:
-    """Return sample ids as a list of length n, or None; a missing one is None, and no request's."""
+def check_ids(sample_ids: Any, n: int) -> list[object] | None:
+    """Return sample ids as a list of length n, or None; a missing one is None."""
     if sample_ids is None:
         return None
     ids = column_or_1d(np.asarray(sample_ids, dtype=object)).tolist()
     if len(ids) != n:
         raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")
     ids = [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
-    if request and None in ids:
-        raise ValueError(
-            f"Expected a sample id for every row of a deletion, got none for row {ids.index(None)}. "
-            "Name every row, or leave sample_ids out."
-        )
     return ids
 
 
