@@ -157,8 +157,7 @@ def check_ids(sample_ids: Any, n: int) -> list[object] | None:
     ids = column_or_1d(np.asarray(sample_ids, dtype=object)).tolist()
     if len(ids) != n:
         raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")
-    ids = [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
-    return ids
+    return [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
 
 
 def encode_labels(y: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -77,6 +77,7 @@ def test_where_the_stepping_baselines_go(flipped):
     for baseline in (max_loss, random_label, scrub, salun):
         after = baseline(clf, *rows, random_state=0, learning_rate=5e-3)
         assert after.score(X_forget, y_forget) < before
+    assert finetune(clf, *rows, random_state=0).score(X_retain, y_retain) > 0.9
     lost = untrained(clf)
     found = finetune(lost, *rows, random_state=0, learning_rate=1e-2)
     assert found.score(X_retain, y_retain) > 0.8 > lost.score(X_retain, y_retain)
