@@ -26,7 +26,7 @@ from fastntk_sk.baselines import (
 )
 from fastntk_sk.baselines.gradient import wrong_labels
 from fastntk_sk.baselines.network import Original
-from fastntk_sk.baselines.recent import departure
+from fastntk_sk.baselines.recent import departure, squared_gradients
 from fastntk_sk.exceptions import EmptyClassWarning, InsufficientMemoryError
 
 STEPPING = [finetune, max_loss, random_label, scrub, salun]
@@ -264,6 +264,9 @@ def test_ssd_dampens_by_the_ratio_of_informations(blobs, trainable, anchor):
         assert not len(chosen) or 0 < chosen.sum() < chosen.numel()
         beta = torch.where(chosen, (0.7 * whole / own).clamp(max=1), torch.ones_like(own))
         np.testing.assert_allclose(after[name], beta * before[name], rtol=1e-6, atol=1e-12)
+    squares = tuple(squared_gradients(clf, X[rows], y[rows]) for rows in (slice(6, None), slice(6)))
+    again = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7, squares=squares)
+    torch.testing.assert_close(again.parameters, found.parameters, rtol=0, atol=0)
     untouched = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1e12)
     np.testing.assert_allclose(untouched.parameters.W, original.parameters.W)
 

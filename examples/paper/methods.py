@@ -14,35 +14,47 @@ import psutil
 from tasks import Problem, with_settings
 
 from fastntk_sk import baselines
+from fastntk_sk.baselines.recent import squared_gradients
 from fastntk_sk.exceptions import EmptyClassWarning
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to forget, and the settings that are tried on validation rows."""
+    """A way to forget, and the settings that are tried on validation rows.
+
+    `prepare` returns, by name, what `run` takes of those settings' common work.
+    """
 
     run: Callable[..., Any]
     grid: tuple[dict[str, Any], ...] = ({},)
     largest: int = 10**9  # training images beyond which it is not run
+    prepare: Callable[..., dict[str, Any]] = lambda *rows: {}
 
 
-def unlearn(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None, **settings):
+def unlearn(
+    estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None, forgotten=None, **settings
+):
     """Forget in closed form, without the retain set; a fitted state is never changed in place.
 
-    `settings` are the ridge and the reading that the estimator is given first, if not its own.
+    `settings` are the ridge and the reading, if not the estimator's own.
     """
-    estimator = with_settings(estimator, **settings) if settings else copy.copy(estimator)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptyClassWarning)
-        return estimator.unlearn(X_forget, y_forget)
+    if forgotten is None:
+        forgotten = copy.copy(estimator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EmptyClassWarning)
+            forgotten.unlearn(X_forget, y_forget)
+    return with_settings(forgotten, **settings) if settings else forgotten
 
 
-def ssd(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state, share, dampening):
+def ssd(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state, share, **settings):
     """SSD, its threshold a share of the largest ratio of informations that there can be, N / N_f."""
     alpha = share * (1 + len(y_retain) / len(y_forget))
-    return baselines.ssd(
-        estimator, X_retain, y_retain, X_forget, y_forget, alpha=alpha, dampening=dampening
-    )
+    return baselines.ssd(estimator, X_retain, y_retain, X_forget, y_forget, alpha=alpha, **settings)
+
+
+def _squares(estimator, X_retain, y_retain, X_forget, y_forget) -> dict[str, Any]:
+    sets = (X_retain, y_retain), (X_forget, y_forget)
+    return {"squares": tuple(squared_gradients(estimator, X, y) for X, y in sets)}
 
 
 def _rates(*rates: float, **others: Any) -> tuple[dict[str, Any], ...]:
@@ -58,6 +70,7 @@ CLOSED = {
             for alpha in (0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
             for reading in ("network", "linear")
         ),
+        prepare=lambda *rows: {"forgotten": unlearn(*rows)},
     ),
     "Fast-NTK, dual form": Method(baselines.fast_ntk_dual, largest=1000),
     "full NTK": Method(baselines.full_ntk, largest=300),
@@ -78,6 +91,7 @@ STEPPING = {
             for share in (0.1, 0.3, 0.6, 0.7, 0.8, 0.85, 0.9)
             for dampening in (0.1, 1.0)
         ),
+        prepare=_squares,
     ),
 }
 

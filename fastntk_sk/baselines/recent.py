@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,7 @@ def ssd(
     random_state: Any = None,
     alpha: float = 10.0,
     dampening: float = 1.0,
+    squares: tuple[Squares, Squares] | None = None,
 ) -> BaselineClassifier:
     r"""Dampen the weights that matter more to the forget set than to the whole training set.
 
@@ -245,6 +247,10 @@ def ssd(
     dampening : float
         lambda.
 
+    squares : tuple of Squares, default=None
+        :func:`squared_gradients` of the retain and of the forget set, where several settings are
+        tried on the same rows; None computes them.
+
     Returns
     -------
     unlearned : BaselineClassifier
@@ -266,16 +272,18 @@ def ssd(
     """
     original = Original(estimator)
     network = original.network()
-    retain, n_r = _squares(original, X_retain, y_retain)
-    forget, n_f = _squares(original, X_forget, y_forget)
+    retain, forget = squares or (
+        squared_gradients(estimator, X_retain, y_retain),
+        squared_gradients(estimator, X_forget, y_forget),
+    )
     model = original.model
     anchor = [
         model.backbone.net.get_parameter(name).detach().flatten() for name in model.tangent.subset.names
     ]
     values = [torch.cat([*anchor, network.z.new_zeros(0)]) + network.z.detach(), network.W.detach()]
     dampened = []
-    for value, kept, gone in zip(values, retain, forget, strict=True):
-        whole, own = (kept + gone) / (n_r + n_f), gone / n_f
+    for value, kept, gone in zip(values, retain.sums, forget.sums, strict=True):
+        whole, own = (kept + gone) / (retain.n + forget.n), gone / forget.n
         beta = (dampening * whole / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1)
         dampened.append(torch.where(own > alpha * whole, beta * value, value))
     with torch.no_grad():
@@ -289,20 +297,59 @@ def _gradients(network: SubspaceNetwork, batch: Tensor, labels: Tensor) -> tuple
     return torch.autograd.grad(loss, [network.z, network.W], materialize_grads=True)
 
 
-def _squares(original: Original, X: Any, y: Any) -> tuple[list[Tensor], int]:
-    """Return the sums over rows of squared gradients by the subset and the readout, and their number."""
+@dataclass(frozen=True)
+class Squares:
+    """Sums of squared gradients of the rows' losses.
+
+    Parameters
+    ----------
+    sums : tuple of Tensor of shapes (p,) and (C, d + 1)
+        By the subset and by the readout.
+
+    n : int
+        Number of rows.
+    """
+
+    sums: tuple[Tensor, Tensor]
+    n: int
+
+
+def squared_gradients(estimator: Any, X: Any, y: Any) -> Squares:
+    """Return what the diagonal Fisher information of SSD is made of.
+
+    Parameters
+    ----------
+    estimator : FastNTKClassifier or BaselineClassifier
+        Fitted; not changed.
+
+    X, y : array-like
+
+    Returns
+    -------
+    squares : Squares
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.baselines.recent import squared_gradients
+    >>> X, y = load_iris(return_X_y=True)
+    >>> squared_gradients(FastNTKClassifier(random_state=0).fit(X, y), X, y).n
+    150
+    """
+    original = Original(estimator)
     model, network = original.model, original.network()
     subset, readout = model.tangent.subset, network.W.detach()
     cotangent = readout[:, :-1] if network.V is None else readout[:, :-1] + network.V
     probe = model.backbone.synthetic(2, 0, model.n_features, readout.dtype).to(readout.device)
     tangent = TangentNetwork(model.network_at(original.parameters.delta), subset, probe)
-    sums = [torch.zeros_like(tensor) for tensor in (network.z, network.W)]
+    by_subset, by_readout = (torch.zeros_like(tensor) for tensor in (network.z, network.W))
     size = max(1, min(model.batch_size, _BATCH_NUMBERS // max(1, subset.size)))
     for batch, labels, _ in original.batches(X, y, size):
         with torch.no_grad():
             slopes = network(batch).softmax(1)
             slopes[torch.arange(len(labels)), labels] -= 1
             features = nn.functional.pad(tangent.features(batch), (0, 1), value=1.0)
-        sums[0] += tangent.gradients(batch, slopes @ cotangent).square().sum(0)
-        sums[1] += slopes.square().T @ features.square()
-    return sums, len(y)
+        by_subset += tangent.gradients(batch, slopes @ cotangent).square().sum(0)
+        by_readout += slopes.square().T @ features.square()
+    return Squares((by_subset, by_readout), len(y))
