@@ -301,7 +301,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             Class labels.
 
         sample_weight : array-like of shape (n,), default=None
-            Nonnegative; rows of weight zero are dropped before anything else.
+            Nonnegative, at most 1e9 times alpha; rows of weight zero are dropped before anything else.
 
         sample_ids : array-like of shape (n,), default=None
             What deletion requests will name, such as a person's id; it may repeat. Only a keyed
@@ -386,7 +386,14 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             )
         before = self._state
         X, y, weights, ids = check_training_rows(
-            self, X, y, sample_weight, sample_ids, vectors=self._vectors, reset=False
+            self,
+            X,
+            y,
+            sample_weight,
+            sample_ids,
+            alpha=before.frozen.alpha,
+            vectors=self._vectors,
+            reset=False,
         )
         rows = Rows(X, before.model.backbone.spec, self.num_workers)
         labels = encode_labels(y, self.classes_)

@@ -91,7 +91,7 @@ def prepare(
     get = estimator.get_params(deep=False).__getitem__
     vectors = takes_vectors(get("backbone"), X)
     X, y, weights, ids = check_training_rows(
-        estimator, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
+        estimator, X, y, sample_weight, sample_ids, alpha=get("alpha"), vectors=vectors, reset=True
     )
     names, labels = _check_classes(y, classes)
     seed, key, chain = _drawn(found, get("random_state"))

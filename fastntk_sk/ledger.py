@@ -154,6 +154,7 @@ class Ledger:
             Class indices; None takes the label that the ledger knows.
 
         sample_ids : sequence of object, default=None
+            None among them matches any id; rows with an id are matched first.
 
         copies : {"one", "all"}, default="one"
             Remove one learned copy for each request row, or every copy of its content.
@@ -184,7 +185,9 @@ class Ledger:
         unknown: list[int] = []
         elsewhere: list[int] = []
         ambiguous: list[int] = []
-        for row, (known, found) in enumerate(rows):
+        named = [sample_ids is not None and sample_ids[row] is not None for row in range(len(rows))]
+        for row in sorted(range(len(rows)), key=lambda row: not named[row]):
+            known, found = rows[row]
             left = [candidate for candidate in found if candidate.n_copies > taken[candidate]]
             n_left = sum(candidate.n_copies - taken[candidate] for candidate in left)
             asked_for = asked[tuple(found)]
@@ -195,7 +198,7 @@ class Ledger:
                 continue
             if copies == "one":
                 choices = {
-                    (c.entry.label, c.entry.weight, b"" if sample_ids else c.entry.owner) for c in left
+                    (c.entry.label, c.entry.weight, b"" if named[row] else c.entry.owner) for c in left
                 }
                 if len(choices) > 1 and asked_for < n_left:
                     ambiguous.append(row)
@@ -205,15 +208,17 @@ class Ledger:
                 taken[candidate] += count
                 removals += [Removal(row, *candidate[:3])] * count
         if unknown or elsewhere:
+            unknown, elsewhere = sorted(unknown), sorted(elsewhere)
             raise UnknownSampleError(_unknown_message(unknown, elsewhere), unknown + elsewhere)
         if ambiguous:
+            ambiguous = sorted(ambiguous)
             raise AmbiguousSampleError(
                 f"Rows {_rows(ambiguous)} were learned several times with different labels, weights "
                 "or ids. Pass y_forget or sample_ids, or copies='all' to forget every copy. (Copies "
                 "that differ only in weight go all at once; those that may stay can be learned again.)",
                 ambiguous,
             )
-        return removals
+        return sorted(removals, key=lambda removal: removal.row)
 
     def _candidates(
         self, content: bytes, label: int | None, sample_id: object
@@ -241,8 +246,8 @@ class Ledger:
         return changed
 
     def owned_rows(self, sample_ids: Iterable[object]) -> int:
-        """Return how many learned rows carry one of these sample ids."""
-        ids = list(sample_ids)
+        """Return how many learned rows carry one of these sample ids; None is none."""
+        ids = [sample_id for sample_id in sample_ids if sample_id is not None]
         total = 0
         for segment in self.segments:
             owners = {segment.owner(i) for i in ids}

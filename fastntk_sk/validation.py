@@ -25,6 +25,8 @@ _CHOICES = {
     "copies": ("one", "all"),
 }
 
+_HEAVIEST = 1e9  # weight over ridge at which scores keep a part of about 1e-7 of a row that is taken out
+
 
 def draw_seed(random_state: Any) -> int:
     """Return the seed of a scikit-learn random_state; None is fresh, and leaves global ones alone."""
@@ -97,6 +99,7 @@ def check_training_rows(
     sample_weight: Any,
     sample_ids: Any,
     *,
+    alpha: float,
     vectors: bool,
     reset: bool,
 ) -> tuple[Any, np.ndarray, np.ndarray, list[object] | None]:
@@ -109,6 +112,9 @@ def check_training_rows(
 
     X, y, sample_weight, sample_ids
         As in :meth:`FastNTKClassifier.fit`.
+
+    alpha : float
+        The ridge, beside which a weight is small or large.
 
     vectors : bool
         Whether X must be 2-D.
@@ -140,6 +146,12 @@ def check_training_rows(
     keep = np.flatnonzero(weights)
     if not len(keep):
         raise ValueError("Expected at least one positive sample_weight, got only zeros.")
+    if sample_weight is not None and weights.max() > _HEAVIEST * alpha:
+        raise ValueError(
+            f"Expected sample weights of at most {_HEAVIEST:g} times alpha = {alpha:g}, got "
+            f"{weights.max():g}: rounding would leave traces of so heavy a row when it is forgotten. "
+            "Divide all weights by the same number, or raise alpha."
+        )
     if len(keep) < len(y):
         if isinstance(X, np.ndarray) and not isinstance(X, np.memmap):
             X = X[keep]

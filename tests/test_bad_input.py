@@ -188,7 +188,18 @@ def test_labels(fitted, blobs):
         fitted.fit(X, y, sample_weight=np.zeros(60))
     with pytest.raises(ValueError, match="[Nn]egative"):
         fitted.fit(X, y, sample_weight=-np.ones(60))
+    for learn in (fitted.fit, fitted.partial_fit):
+        with pytest.raises(ValueError, match=r"at most 1e\+09 times alpha = .*, got 1e\+10"):
+            learn(X, y, sample_weight=np.full(60, 1e10))
     unchanged(fitted, before)
+
+
+def test_the_heaviest_rows_that_are_taken_leave_next_to_no_trace(blobs):
+    X, y = blobs
+    weights = np.r_[np.full(5, 2e8), np.ones(55)]
+    without = FastNTKClassifier(random_state=0).fit(X[5:], y[5:])
+    found = FastNTKClassifier(random_state=0).fit(X, y, sample_weight=weights).unlearn(X[:5])
+    np.testing.assert_allclose(found.decision_function(X), without.decision_function(X), atol=1e-6)
 
 
 def test_backbone_names(digits):

@@ -253,3 +253,19 @@ def test_rows_that_influence_each_other_are_an_error():
     net = _RowsMix().double().eval().requires_grad_(False)
     with pytest.raises(JacobianError, match="rows influence each other"):
         TangentNetwork(net, select(net, "full"), inputs(3, 8))
+
+
+def test_a_kink_that_flips_in_float32_is_no_wrong_tap():
+    """The first row puts every ReLU at zero, up to rounding: plain gradients and taps may disagree."""
+    draws = torch.Generator().manual_seed(0)
+    norm, x = nn.BatchNorm1d(64), torch.randn(2, 64, generator=draws)
+    norm.running_mean.copy_(torch.randn(64, generator=draws))
+    norm.running_var.copy_(torch.rand(64, generator=draws) + 0.5)
+    norm.weight.data = torch.randn(64, generator=draws)
+    scale = (norm.running_var + norm.eps).sqrt()
+    norm.bias.data = -(x[0] - norm.running_mean) / scale * norm.weight.data
+    net = nn.Sequential(norm, nn.ReLU(), nn.Linear(64, 3)).requires_grad_(False).eval()
+    subset = select(net, "norm")
+    tangent = TangentNetwork(net, subset, x)
+    assert tangent._disagreement(net, x)
+    assert list(tangent._taps) == ["0."]

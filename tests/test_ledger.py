@@ -72,6 +72,19 @@ def test_sample_ids_pick_the_owner():
         ledger.find([b"a"], sample_ids=["ann"])
 
 
+def test_an_unnamed_row_takes_nobodys_copy_by_chance():
+    """Named rows of a request are matched first, and a choice between owners is not made."""
+    ledger = learned((b"a", 0, 1.0), (b"a", 0, 1.0), (b"b", 1, 1.0), ids=["ann", None, "bob"])
+    with pytest.raises(AmbiguousSampleError, match="sample_ids") as caught:
+        ledger.find([b"b", b"a"], sample_ids=["bob", None])
+    assert caught.value.indices == [1]
+    removals = ledger.find([b"a", b"b", b"a"], sample_ids=[None, "bob", "ann"])
+    assert [removal.row for removal in removals] == [0, 1, 2]
+    owner = ledger.segments[0].owner
+    assert [removal.entry.owner for removal in removals] == [b"", owner("bob"), owner("ann")]
+    assert ledger.owned_rows(["bob", None]) == 1
+
+
 def test_merged_segments_keep_their_keys():
     first, second = learned((b"a", 0, 1.0)), learned((b"b", 1, 1.0), (b"c", 1, 1.0))
     both = Ledger(first.segments + second.segments)

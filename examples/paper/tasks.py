@@ -50,7 +50,7 @@ TASKS = [
     *(Task("vit", 1000, kind) for kind in FORGET),
     *(Task("lite0", 5000, kind) for kind in FORGET[:2]),
 ]
-SMALL = [Task("mlp", 100, kind) for kind in FORGET[:2]]
+SMALL = [Task("mlp", 60, kind) for kind in FORGET[:2]]
 
 
 def problem(task: Task, seed: int) -> Problem:
