@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -170,6 +172,23 @@ class Rows:
             return self.spec.pixels(item)
         except (OSError, ValueError) as error:
             raise ValueError(f"Image {i} cannot be read: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel to a worker that is not forked; of a memory map go name and place, not the content."""
+        items = self.items
+        found = items if isinstance(items, np.memmap) and items.flags.c_contiguous else None
+        while found is not None and not isinstance(found.base, mmap.mmap):
+            found = found.base if isinstance(found.base, np.memmap) else None
+        if found is None or found.filename is None or found.mode == "c":
+            return self.__dict__
+        start = found.offset + items.ctypes.data - found.ctypes.data
+        place = (found.filename, items.dtype, "r", start, items.shape)
+        return self.__dict__ | {"items": partial(np.memmap, *place)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.items, partial):
+            self.items = self.items()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.read(range(len(self)))

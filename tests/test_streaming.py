@@ -1,5 +1,7 @@
 """What is larger than memory is read on demand, in order, by workers if asked."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,22 @@ def test_a_memory_map_of_floats_is_checked_row_by_row(pictures, tmp_path):
     X = memory_map(bad, tmp_path, np.float32)
     with pytest.raises(ValueError, match="Input image 5 contains NaN"):
         tiny_cnn().fit(X, pictures[1])
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_a_memory_map_travels_by_name(pictures, tmp_path, mode):
+    """To workers that are not forked; but for a private copy, whose changes the file does not have."""
+    X = np.repeat(np.asarray(pictures[0])[:, None, ..., None], 3, axis=1)
+    memory_map(X, tmp_path).flush()
+    X = np.memmap(tmp_path / "rows", np.uint8, mode, shape=X.shape)
+    spec = InputSpec((8, 8), 3)
+    for view in (X[:, 0], X[2:, 1], X[3:7].reshape(-1, 8, 8)):
+        rows = Rows(view, spec)
+        received = pickle.loads(pickle.dumps(rows))
+        by_name = received.items.filename is not None
+        assert by_name == (mode == "r" and view.flags.c_contiguous)
+        assert len(received) == len(rows)
+        assert all(np.array_equal(received[i], rows[i]) for i in range(len(rows)))
 
 
 def test_rows_of_weight_zero_are_left_where_they_are(pictures, learned, tmp_path):
