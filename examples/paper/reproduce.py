@@ -56,6 +56,7 @@ GROUPS = {
 }
 ANCHORS = {"pretrained": "pretrained anchor", "finetuned": "fine-tuned anchor"}
 _kept: dict[str, Any] = {}
+BEYOND = 2  # steps beyond the edge of a grid, where the best is there
 JUDGED = 1000  # retained rows that tell settings apart
 RELEARNING = {"n_steps": 60, "learning_rate": 2e-3, "every": 5}
 
@@ -82,17 +83,33 @@ def choose(task: Task, path: Path, largest: int | None = None) -> dict:
     for name, method in methods.items():
         if name in chosen:
             continue
-        grid = method.grid[:largest]
+        grid = list(method.grid[:largest])
         start = original if name == OURS else before_solve(original)
         common = method.prepare(start, *rows.retain, *rows.forget)
-        scores = [
-            tug_of_war(forget(method, common | settings, start, rows, 0), target, **judged)
-            for settings in grid
-        ]
-        chosen[name] = grid[int(np.argmax(scores))]
+        scores: list[float] = []
+        n_beyond = 0 if largest else BEYOND
+        for settings in grid:  # which grows
+            found = forget(method, common | settings, start, rows, 0)
+            scores.append(tug_of_war(found, target, **judged))
+            best = grid[int(np.argmax(scores))]
+            if len(scores) == len(grid) and n_beyond and (further := next_to(best, grid)):
+                grid.append(further)
+                n_beyond -= 1
+        chosen[name] = best
         print(task, name, [round(score, 4) for score in scores], flush=True)
         path.write_text(json.dumps(known, indent=1))
     return chosen
+
+
+def next_to(best: dict, grid: list[dict]) -> dict | None:
+    """Return what lies beyond settings at an edge of the learning rates or ridges that were tried."""
+    name = "learning_rate" if "learning_rate" in best else "alpha"
+    if name not in best:
+        return None
+    alike = [tried[name] for tried in grid if {**tried, name: best[name]} == best]
+    if best[name] == min(alike):
+        return best | {name: best[name] / 3}
+    return best | {name: best[name] * 3} if best[name] == max(alike) else None
 
 
 def run(task: Task, seed: int, anchor: str, chosen: dict) -> pd.DataFrame:
