@@ -68,9 +68,11 @@ def sets(rows: Problem) -> dict:
 def choose(task: Task, path: Path, largest: int | None = None) -> dict:
     """Return the settings of every method that are best on validation rows, by its tug of war there.
 
-    All compare with a plain SGD retraining; the ridge of ours belongs to the estimator.
+    All compare with a plain SGD retraining; the ridge of ours belongs to the estimator. Every score is
+    kept in tried.json as soon as it is known.
     """
-    known = json.loads(path.read_text()) if path.exists() else {}
+    sheet = path.with_name("tried.json")
+    known, noted = (json.loads(p.read_text()) if p.exists() else {} for p in (path, sheet))
     chosen: dict = known.setdefault(str(task), {})
     methods = {OURS: CLOSED[OURS], **STEPPING}
     if chosen.keys() >= methods.keys():
@@ -83,22 +85,32 @@ def choose(task: Task, path: Path, largest: int | None = None) -> dict:
     for name, method in methods.items():
         if name in chosen:
             continue
-        grid = list(method.grid[:largest])
         start = original if name == OURS else before_solve(original)
-        common = method.prepare(start, *rows.retain, *rows.forget)
-        scores: list[float] = []
-        n_beyond = 0 if largest else BEYOND
-        for settings in grid:  # which grows
-            found = forget(method, common | settings, start, rows, 0)
-            scores.append(tug_of_war(found, target, **judged))
-            best = grid[int(np.argmax(scores))]
-            if len(scores) == len(grid) and n_beyond and (further := next_to(best, grid)):
+        tried = noted.setdefault(str(task), {}).setdefault(name, [])
+        grid = list(method.grid[:largest])
+        grid += [settings for settings, _ in tried if settings not in grid]
+        n_beyond = 0 if largest else BEYOND - len(grid) + len(method.grid)
+        common: dict | None = None
+        for n_done, settings in enumerate(grid, 1):  # which grows
+            if settings not in [of for of, _ in tried]:
+                common = method.prepare(start, *rows.retain, *rows.forget) if common is None else common
+                found = forget(method, common | settings, start, rows, 0)
+                tried.append((settings, round(tug_of_war(found, target, **judged), 4)))
+                replace_json(sheet, noted)
+            best = max(tried, key=lambda of_settings: of_settings[1])[0]
+            if n_done == len(grid) and n_beyond and (further := next_to(best, grid)):
                 grid.append(further)
                 n_beyond -= 1
         chosen[name] = best
-        print(task, name, [round(score, 4) for score in scores], flush=True)
-        path.write_text(json.dumps(known, indent=1))
+        print(task, name, [score for _, score in tried], flush=True)
+        replace_json(path, known)
     return chosen
+
+
+def replace_json(path: Path, content: dict) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, path)
 
 
 def next_to(best: dict, grid: list[dict]) -> dict | None:
