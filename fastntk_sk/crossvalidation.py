@@ -152,7 +152,8 @@ class FastNTKClassifierCV(BaseSearchCV):
             for alpha, scale in product(np.atleast_1d(self.alphas), np.atleast_1d(self.tangent_scales))
         ]
         best = clone(self.estimator)
-        for candidate in candidates:
+        # the smallest ridge comes last: it decides which weights are too heavy
+        for candidate in sorted(candidates, key=lambda candidate: -candidate["alpha"]):
             check_parameters(best.set_params(**candidate))
         if not candidates:
             raise ValueError("Expected alphas and tangent_scales to hold one value at least, got none.")

@@ -59,8 +59,8 @@ class UnlearningMixin(Halves):
             Their labels; by default the ledger's.
 
         sample_ids : array-like of shape (n,), default=None
-            Match only rows that were learned under these ids; the receipt then counts the rows that
-            are left under them.
+            Match only rows that were learned under these ids (None among them: under any); the receipt
+            then counts the rows that are left under them.
 
         copies : {"one", "all"}, default="one"
             For content that was learned several times: each row of the request removes one copy, or

@@ -138,9 +138,10 @@ class TangentNetwork(nn.Module):
         if probe.dtype == torch.float64:
             return False
         try:
-            twin = TangentNetwork(copy.deepcopy(net).double(), self.subset, probe.double())
-        except (JacobianError, RuntimeError):
-            return False
+            doubled = copy.deepcopy(net).double()
+            twin = TangentNetwork(doubled, self.subset, probe.double(), self.compiled)
+        except (JacobianError, RuntimeError, TypeError, ValueError, AssertionError):
+            return False  # a network or a device that takes no float64
         return twin._taps.keys() == self._taps.keys()
 
     def _parameter(self, name: str) -> Tensor:

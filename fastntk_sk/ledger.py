@@ -215,7 +215,8 @@ class Ledger:
             raise AmbiguousSampleError(
                 f"Rows {_rows(ambiguous)} were learned several times with different labels, weights "
                 "or ids. Pass y_forget or sample_ids, or copies='all' to forget every copy. (Copies "
-                "that differ only in weight go all at once; those that may stay can be learned again.)",
+                "that differ only in weight, or of which one has no id, go all at once; those that may "
+                "stay can be learned again.)",
                 ambiguous,
             )
         return sorted(removals, key=lambda removal: removal.row)

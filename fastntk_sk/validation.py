@@ -25,7 +25,7 @@ _CHOICES = {
     "copies": ("one", "all"),
 }
 
-_HEAVIEST = 1e9  # weight over ridge at which scores keep a part of about 1e-7 of a row that is taken out
+_HEAVIEST = 1e9  # weight over ridge of a row, of which 1e-7 is left in scores when it is forgotten
 
 
 def draw_seed(random_state: Any) -> int:
@@ -148,7 +148,7 @@ def check_training_rows(
         raise ValueError("Expected at least one positive sample_weight, got only zeros.")
     if sample_weight is not None and weights.max() > _HEAVIEST * alpha:
         raise ValueError(
-            f"Expected sample weights of at most {_HEAVIEST:g} times alpha = {alpha:g}, got "
+            f"Expected sample weights of at most {_HEAVIEST * alpha:g} ({_HEAVIEST:g} times alpha), got "
             f"{weights.max():g}: rounding would leave traces of so heavy a row when it is forgotten. "
             "Divide all weights by the same number, or raise alpha."
         )

@@ -267,6 +267,8 @@ def test_ssd_dampens_by_the_ratio_of_informations(blobs, trainable, anchor):
     squares = tuple(squared_gradients(clf, X[rows], y[rows]) for rows in (slice(6, None), slice(6)))
     again = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7, squares=squares)
     torch.testing.assert_close(again.parameters, found.parameters, rtol=0, atol=0)
+    other = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7, squares=squares[::-1])
+    assert not torch.equal(other.parameters.W, found.parameters.W)
     untouched = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1e12)
     np.testing.assert_allclose(untouched.parameters.W, original.parameters.W)
 

@@ -149,3 +149,11 @@ def test_what_has_no_score_ranks_last(blobs):
     with pytest.raises(TypeError, match="Expected scoring to be a str or a callable, got list"):
         search.set_params(scoring=["accuracy"]).fit(X, y)
     assert search.best_params_["alpha"] == 0.3
+
+
+@pytest.mark.parametrize("alphas", [[1e-3, 1.0], [1.0, 1e-3]])
+def test_the_smallest_ridge_decides_which_weights_are_too_heavy(blobs, alphas):
+    X, y = blobs
+    search = FastNTKClassifierCV(FastNTKClassifier(random_state=0), alphas=alphas)
+    with pytest.raises(ValueError, match=r"at most 1e\+06 "):
+        search.fit(X, y, sample_weight=np.full(60, 1e7))

@@ -112,6 +112,9 @@ def test_a_memory_map_travels_by_name(pictures, tmp_path, mode):
         assert by_name == (mode == "r" and view.flags.c_contiguous)
         assert len(received) == len(rows)
         assert all(np.array_equal(received[i], rows[i]) for i in range(len(rows)))
+    expected = np.array(view)
+    (tmp_path / "rows").unlink()
+    assert np.array_equal(pickle.loads(pickle.dumps(rows)).items, expected)
 
 
 def test_rows_of_weight_zero_are_left_where_they_are(pictures, learned, tmp_path):

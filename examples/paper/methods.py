@@ -88,7 +88,7 @@ STEPPING = {
         ssd,
         tuple(
             {"share": share, "dampening": dampening}
-            for share in (0.1, 0.3, 0.6, 0.7, 0.8, 0.85, 0.9)
+            for share in (0.1, 0.3, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97)
             for dampening in (0.1, 1.0)
         ),
         prepare=_squares,

@@ -98,7 +98,7 @@ def choose(task: Task, path: Path, largest: int | None = None) -> dict:
                 tried.append((settings, round(tug_of_war(found, target, **judged), 4)))
                 replace_json(sheet, noted)
             best = max(tried, key=lambda of_settings: of_settings[1])[0]
-            if n_done == len(grid) and n_beyond and (further := next_to(best, grid)):
+            if n_done == len(grid) and n_beyond > 0 and (further := next_to(best, grid)):
                 grid.append(further)
                 n_beyond -= 1
         chosen[name] = best
