@@ -86,17 +86,17 @@ class TangentNetwork(nn.Module):
         for owner in _owners(subset.names):
             self._install(owner)
         _fold_batch_norms(self.net, list(self._taps.values()), probe)
-        problem = self._disagreement(net, probe)
-        if problem and not self._agrees_in_float64(net, probe):
+        problem = self._problem(net, probe)
+        if problem:
             logger.info("one tap over the whole network, which is slower, because %s", problem)
             self.net, self._taps = _shared_copy(net), {}
             self._install("")
-            problem = self._disagreement(net, probe)
-            if problem and not self._agrees_in_float64(net, probe):
-                raise JacobianError(
-                    f"Per-sample Jacobians of {type(net).__name__} are not its plain gradients: "
-                    f"{problem}. Choose another trainable subset, or a backbone of plain torch modules."
-                )
+            problem = self._problem(net, probe)
+        if problem:
+            raise JacobianError(
+                f"Per-sample Jacobians of {type(net).__name__} are not its plain gradients: "
+                f"{problem}. Choose another trainable subset, or a backbone of plain torch modules."
+            )
 
     def _install(self, owner: str) -> None:
         prefix = f"{owner}." if owner else ""
@@ -133,16 +133,17 @@ class TangentNetwork(nn.Module):
                     return f"relative difference {gap:.1e} in {name}"
         return None
 
-    def _agrees_in_float64(self, net: nn.Module, probe: Tensor) -> bool:
-        """Look again in double precision: a ReLU kink that flips in float32 looks like a wrong tap."""
-        if probe.dtype == torch.float64:
-            return False
+    def _problem(self, net: nn.Module, probe: Tensor) -> str | None:
+        """Return what disagrees in double precision too: a kink that flips looks like a wrong tap."""
+        problem = self._disagreement(net, probe)
+        if problem is None or probe.dtype == torch.float64:
+            return problem
         try:
             doubled = copy.deepcopy(net).double()
             twin = TangentNetwork(doubled, self.subset, probe.double(), self.compiled)
         except (JacobianError, RuntimeError, TypeError, ValueError, AssertionError):
-            return False  # a network or a device that takes no float64
-        return twin._taps.keys() == self._taps.keys()
+            return problem  # also of a network or a device that takes no float64
+        return None if twin._taps.keys() == self._taps.keys() else problem
 
     def _parameter(self, name: str) -> Tensor:
         prefix = next(prefix for prefix in self._taps if name.startswith(prefix))

@@ -184,7 +184,8 @@ class Rows:
         start = found.offset + items.ctypes.data - found.ctypes.data
         mapped = partial(np.memmap, found.filename, items.dtype, "r", start, items.shape)
         try:
-            same = all(np.array_equal(mapped()[i], items[i]) for i in (0, -1))
+            opened = mapped()
+            same = all(np.array_equal(opened[i], items[i]) for i in (0, -1))
         except (OSError, ValueError):  # the file is gone, or is another by now
             same = False
         return self.__dict__ | {"items": mapped} if same else self.__dict__

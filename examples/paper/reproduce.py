@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 # after tasks, which makes the benchmarks' module importable
 from _common import COMMIT, put, stamp, table  # isort: skip
 
-from fastntk_sk import FastNTKClassifier
+from fastntk_sk import FastNTKClassifier, files
 from fastntk_sk.baselines import before_solve, retrain, untrained
 from fastntk_sk.baselines.dual import dual_bytes
 from fastntk_sk.evaluation import (
@@ -89,28 +88,26 @@ def choose(task: Task, path: Path, largest: int | None = None) -> dict:
         tried = noted.setdefault(str(task), {}).setdefault(name, [])
         grid = list(method.grid[:largest])
         grid += [settings for settings, _ in tried if settings not in grid]
-        n_beyond = 0 if largest else BEYOND - len(grid) + len(method.grid)
+        longest = largest or len(method.grid) + BEYOND
         common: dict | None = None
         for n_done, settings in enumerate(grid, 1):  # which grows
             if settings not in [of for of, _ in tried]:
                 common = method.prepare(start, *rows.retain, *rows.forget) if common is None else common
                 found = forget(method, common | settings, start, rows, 0)
                 tried.append((settings, round(tug_of_war(found, target, **judged), 4)))
-                replace_json(sheet, noted)
+                replace(sheet, json.dumps(noted, indent=1))
             best = max(tried, key=lambda of_settings: of_settings[1])[0]
-            if n_done == len(grid) and n_beyond > 0 and (further := next_to(best, grid)):
+            if n_done == len(grid) < longest and (further := next_to(best, grid)):
                 grid.append(further)
-                n_beyond -= 1
         chosen[name] = best
         print(task, name, [score for _, score in tried], flush=True)
-        replace_json(path, known)
+        replace(path, json.dumps(known, indent=1))
     return chosen
 
 
-def replace_json(path: Path, content: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, path)
+def replace(path: Path, text: str) -> None:
+    """Write a file that everybody may read, whole or not at all."""
+    files.replace(path.parent, path.name, text.encode(), mode=0o644)
 
 
 def next_to(best: dict, grid: list[dict]) -> dict | None:
@@ -282,9 +279,7 @@ def main() -> None:
         frame = run(task, seed, anchor, chosen)
         frame["commit"] = COMMIT
         done = frame if done.empty else pd.concat([done, frame])
-        partial = sheet.with_suffix(".partial")
-        done.to_csv(partial, index=False)
-        os.replace(partial, sheet)
+        replace(sheet, done.to_csv(index=False))
         if not page.exists():
             page.write_text("<!-- results -->\n<!-- /results -->\n")
         picture(done, args.out / "tow.svg")
