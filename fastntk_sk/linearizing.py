@@ -76,7 +76,7 @@ def linearize(
     prompts = {"prompt", "prompt-deep"} & set(as_entries(trainable))
     if prompts:
         if saved is not None:
-            saved.check_prompts(n_prompts)
+            saved.check_prompts(n_prompts, loaded.net)
         insert_prompts(
             loaded.net,
             n_prompts,

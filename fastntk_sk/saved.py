@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbones import Backbone, load_backbone
 from .exceptions import StateMismatchError
@@ -40,13 +40,19 @@ class Saved:
     moved: Tensor | None = None
     learns: bool = True
 
-    def check_prompts(self, n_prompts: int) -> None:
-        """Raise StateMismatchError unless the prompts are as many as the setup says."""
+    def check_prompts(self, n_prompts: int, net: nn.Module) -> None:
+        """Raise StateMismatchError unless the prompts have the setup's number and `net`'s width."""
         prompts = [tensor for name, tensor in self.network.items() if name.endswith(".prompt")]
         rows = {len(tensor) if tensor.ndim == 2 and tensor.numel() else 0 for tensor in prompts}
         if rows != {n_prompts}:
             raise StateMismatchError(
                 f"Expected {n_prompts} saved prompt tokens, got {sorted(rows)}. Restore a backup."
+            )
+        widths, width = {tensor.shape[1] for tensor in prompts}, getattr(net, "embed_dim", None)
+        if width is not None and widths != {width}:
+            raise StateMismatchError(
+                f"Expected saved prompt tokens of width {width}, got {sorted(widths)}. Load with the "
+                "backbone that was saved: backbone=..."
             )
 
     def check_mlp(self, n_features: int | None) -> None:
