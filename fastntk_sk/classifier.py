@@ -12,7 +12,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import unique_labels
 from torch import nn
-from tqdm import tqdm
 
 from .adapter import Adapter
 from .deletion import UnlearningMixin
@@ -21,6 +20,7 @@ from .fitting import first_state
 from .html import state_table
 from .prediction import PredictionMixin
 from .preprocessing import Rows
+from .progress import progress
 from .state import State
 from .validation import check_training_rows, encode_labels
 
@@ -440,7 +440,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         return [] if self._private is None else copy.deepcopy(self._private.receipts)
 
     def _progress(self, rows: Iterable, what: str, total: int) -> Iterable:
-        return tqdm(rows, what, total, unit="row", disable=not self.verbose)
+        return progress(rows, what, total, unit="row", show=self.verbose)
 
     def _html_repr(self) -> str:
         return super()._html_repr() + (state_table(self) if hasattr(self, "_adapter") else "")

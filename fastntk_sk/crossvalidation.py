@@ -16,13 +16,13 @@ from sklearn.model_selection import check_cv
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import _check_sample_weight
-from tqdm import tqdm
 
 from .classifier import FastNTKClassifier
 from .fitting import Prepared, prepare
 from .memory import require
 from .prediction import GivenScoresMixin
 from .preprocessing import content
+from .progress import progress
 from .solvers import solve_schur
 from .statistics import Statistics
 from .validation import check_parameters
@@ -177,7 +177,7 @@ class FastNTKClassifierCV(BaseSearchCV):
         whole = prepared.state.model.empty_statistics()
         rows.add(whole, np.arange(len(labels)))
         scores = np.empty((len(folds), len(candidates)))
-        for f, fold in enumerate(tqdm(folds, "folds", unit="fold", disable=not best.verbose)):
+        for f, fold in enumerate(progress(folds, "folds", unit="fold", show=best.verbose)):
             rest = whole.copy()
             rows.add(rest, fold, -1.0)
             weights = {"sample_weight": prepared.weights[fold]} if weighted else {}

@@ -15,6 +15,7 @@ ALLOWED = {
     "exceptions": set(),
     "randomness": set(),
     "heap": set(),
+    "progress": set(),
     "recipes": {"exceptions"},
     "packaged_weights": set(),
     "preprocessing": set(),
@@ -78,12 +79,12 @@ ALLOWED = {
         "validation",
     },
     "classifier": {
-        "adapter", "deletion", "exporting", "fitting", "html", "prediction", "preprocessing", "state",
-        "validation",
+        "adapter", "deletion", "exporting", "fitting", "html", "prediction", "preprocessing",
+        "progress", "state", "validation",
     },
     "crossvalidation": {
-        "classifier", "fitting", "memory", "prediction", "preprocessing", "solvers", "statistics",
-        "validation",
+        "classifier", "fitting", "memory", "prediction", "preprocessing", "progress", "solvers",
+        "statistics", "validation",
     },
     "cli": {
         "classifier", "demo", "evaluation", "exceptions", "files", "memory", "persistence", "recipes",

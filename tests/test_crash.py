@@ -3,6 +3,7 @@
 import base64
 import copy
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -21,8 +22,10 @@ import numpy as np
 import pytest
 import torch
 from hostile import tiny
+from tqdm import tqdm
 
-from fastntk_sk import FastNTKClassifier, files
+from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV, files
+from fastntk_sk.evaluation import shadow_margins
 from fastntk_sk.exceptions import PrivacyWarning, StateFormatError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -313,3 +316,22 @@ def test_killed_at_random(pair, tmp_path, record_property, kind, n_trials):
     record_property("milliseconds", round(1000 * whole, 1))
     trials.report(record_property)
     assert trials.seen["old"] + trials.seen["new"] == trials.seen["trials"] == n_trials
+
+
+def test_killed_while_it_holds_the_lock_of_progress_bars(pair, monkeypatch):
+    """Forked processes share that lock: who shows no bars does not wait for it."""
+    lock = multiprocessing.get_context("fork").RLock()
+    monkeypatch.setattr(tqdm, "_lock", lock, raising=False)
+
+    def die():
+        lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        clf = copy.deepcopy(pair[0]).fit(X, y).unlearn(X[FORGOTTEN])
+        clf.predict(X)
+        FastNTKClassifierCV(clf, alphas=[0.1, 1.0], cv=2).fit(X, y)
+        shadow_margins(clf, X, y, n_models=2)
+
+    assert run(die)[1] == "killed"
+    assert run(work)[1] == "complete"

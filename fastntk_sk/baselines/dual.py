@@ -12,11 +12,11 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.func import functional_call
-from tqdm import tqdm
 
 from ..jacobians import TangentNetwork
 from ..linearized import Parameters
 from ..memory import require
+from ..progress import progress
 from ..solvers import published_step, solve_published, targets
 from ..subsets import Subset, select
 from .network import BaselineClassifier, Original
@@ -213,7 +213,7 @@ def full_ntk(
         print(announced)
     h = torch.cat([h, h.new_ones(len(h), 1)], dim=1).double() / model.scale_h
     kernel = torch.zeros(m, m, dtype=torch.float64)
-    for first in tqdm(blocks, "full NTK", unit="block", disable=not estimator.verbose):
+    for first in progress(blocks, "full NTK", unit="block", show=estimator.verbose):
         J = _jacobian_block(net, everything, batches, W[:, :-1], first, first + size)
         kernel += (J @ J.T).double()
     energy = kernel.diagonal().mean().clamp_min(torch.finfo(kernel.dtype).tiny)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
-from tqdm import tqdm
 
 from ..linearized import LinearizedModel
 from ..preprocessing import Rows
+from ..progress import progress
 from ..solvers import solve_schur
 from ._checks import class_indices
 from .metrics import margins_of
@@ -141,7 +141,7 @@ def shadow_margins(
     }
     h, J = passes[1.0]
     found = np.full((2, n_models, n), np.nan)
-    for i in tqdm(range(n_models), "shadow models", unit="model", disable=not verbose):
+    for i in progress(range(n_models), "shadow models", unit="model", show=verbose):
         order = draws.permutation(n)
         forgotten = order[n_retain : n_retain + n_forget]
         statistics = model.empty_statistics()
