@@ -19,7 +19,7 @@ from .memory import check_memory, choose_components
 from .projection import Projection
 from .randomness import generator
 from .saved import Saved
-from .subsets import as_entries, insert_prompts, select
+from .subsets import as_entries, insert_prompts, prompt_width, select
 
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8
@@ -76,7 +76,7 @@ def linearize(
     prompts = {"prompt", "prompt-deep"} & set(as_entries(trainable))
     if prompts:
         if saved is not None:
-            saved.check_prompts(n_prompts, loaded.net)
+            saved.check_prompts(n_prompts, prompt_width(loaded.net))
         insert_prompts(
             loaded.net,
             n_prompts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .backbones import Backbone, load_backbone
 from .exceptions import StateMismatchError
@@ -40,16 +40,16 @@ class Saved:
     moved: Tensor | None = None
     learns: bool = True
 
-    def check_prompts(self, n_prompts: int, net: nn.Module) -> None:
-        """Raise StateMismatchError unless the prompts have the setup's number and `net`'s width."""
+    def check_prompts(self, n_prompts: int, width: int) -> None:
+        """Raise StateMismatchError unless the prompts have this number and this width."""
         prompts = [tensor for name, tensor in self.network.items() if name.endswith(".prompt")]
         rows = {len(tensor) if tensor.ndim == 2 and tensor.numel() else 0 for tensor in prompts}
         if rows != {n_prompts}:
             raise StateMismatchError(
                 f"Expected {n_prompts} saved prompt tokens, got {sorted(rows)}. Restore a backup."
             )
-        widths, width = {tensor.shape[1] for tensor in prompts}, getattr(net, "embed_dim", None)
-        if width is not None and widths != {width}:
+        widths = {tensor.shape[1] for tensor in prompts}
+        if widths != {width}:
             raise StateMismatchError(
                 f"Expected saved prompt tokens of width {width}, got {sorted(widths)}. Load with the "
                 "backbone that was saved: backbone=..."

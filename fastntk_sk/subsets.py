@@ -180,6 +180,16 @@ def _takes_prompts(net: nn.Module) -> bool:
     return isinstance(net, VisionTransformer)
 
 
+def prompt_width(net: nn.Module) -> int:
+    """Return the width of a network's prompt tokens; raise SubsetError if it cannot take any."""
+    if not _takes_prompts(net):
+        raise SubsetError(
+            "Prompt tokens need a timm Vision Transformer (such as 'vit_tiny_patch16_224'), got "
+            f"{type(net).__name__}. " + _what_fits(net)
+        )
+    return int(net.embed_dim)  # type: ignore[arg-type]
+
+
 def insert_prompts(net: nn.Module, n_prompts: int, *, deep: bool, generator: torch.Generator) -> None:
     r"""Insert visual prompt tokens into a timm Vision Transformer, in place.
 
@@ -210,13 +220,9 @@ def insert_prompts(net: nn.Module, n_prompts: int, *, deep: bool, generator: tor
     ----------
     Jia et al., "Visual Prompt Tuning", arXiv:2203.12119.
     """
-    if not _takes_prompts(net):
-        raise SubsetError(
-            "Prompt tokens need a timm Vision Transformer (such as 'vit_tiny_patch16_224'), got "
-            f"{type(net).__name__}. " + _what_fits(net)
-        )
+    width = prompt_width(net)
     blocks: nn.Sequential = net.blocks  # type: ignore[assignment]
-    width, prefix = int(net.embed_dim), int(net.num_prefix_tokens)  # type: ignore[arg-type]
+    prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
     patch = net.patch_embed.patch_size  # type: ignore[union-attr]
     bound = math.sqrt(6 / (3 * math.prod(patch) + width))  # type: ignore[arg-type]
     for i in range(len(blocks)):
