@@ -12,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from fastntk_sk.linearized import LinearizedModel
@@ -63,6 +65,32 @@ def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     X, y = fetch_openml("Fashion-MNIST", version=1, return_X_y=True, as_frame=False)
     X, y = X.astype(np.uint8).reshape(-1, 28, 28), y.astype(np.int64)
     return X[:60000], y[:60000], X[60000:], y[60000:]
+
+
+def emoji() -> tuple[np.ndarray, np.ndarray]:
+    """Return X, y: uint8 pictures of shape (n, 64, 64, 3) of emoji on white, and their category.
+
+    Twemoji (artwork CC-BY 4.0) as the npm package emoji-datasource-twitter has them, without flags,
+    components and skin variations, which are nearly the same picture.
+    """
+    archive = CACHE / "emoji-datasource-twitter-16.0.0.tgz"
+    if not archive.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "pack", "emoji-datasource-twitter@16.0.0"], cwd=CACHE, check=True)
+    with tarfile.open(archive) as packed:
+        member = lambda name: packed.extractfile(f"package/{name}")  # noqa: E731
+        listed = [
+            (each["image"], each["category"])
+            for each in json.load(member("emoji.json"))
+            if each["has_img_twitter"] and each["category"] not in ("Flags", "Component")
+        ]
+        pictures = []
+        for name, _ in listed:
+            picture = Image.open(member(f"img/twitter/64/{name}")).convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            pictures.append(np.asarray(Image.alpha_composite(white, picture).convert("RGB")))
+    categories = sorted({category for _, category in listed})
+    return np.stack(pictures), np.array([categories.index(category) for _, category in listed])
 
 
 def training_images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

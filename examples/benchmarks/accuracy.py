@@ -1,201 +1,199 @@
-"""Accuracy of the linearised model against its linear probe and SGD on the same parameters.
+"""Accuracy of the ladder against a linear probe, tangents of norm layers, and SGD.
 
-Fashion-MNIST at 64 px through lite0, three draws of training and test images. All
-hyper-parameters, of the opponents too, are chosen on 2,000 held-out training images, with another
-draw of training images; the test images are read once, at the end.
+Fashion-MNIST through lite0, and emoji in colour. Hyper-parameters of all contestants are chosen on
+validation rows, with rows of training that no draw uses; learning rates at 1,000 rows and kept. Every
+measurement is a line of accuracy.csv, so that a run goes on where it was; ``--tables`` writes them into
+the page.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
-import json
+import csv
+import fcntl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+import sgd
 import torch
-from _common import CACHE, fashion_mnist, linearized, publish, table
-from torch import nn
-from torch.func import functional_call
+from _common import COMMIT, emoji, fashion_mnist
 
-from fastntk_sk import FastNTKClassifier
-from fastntk_sk.backbones import load_backbone
-from fastntk_sk.ledger import Ledger
-from fastntk_sk.preprocessing import Rows
-from fastntk_sk.state import Frozen, State
-from fastntk_sk.subsets import select
-
-BACKBONE, PIXELS = "tf_efficientnet_lite0", 64
-COMPONENTS = (2048, 4096, 8192)
-ALPHAS, TANGENT_SCALES = (0.1, 0.25, 0.5, 1.0, 2.0), (0.5, 1.0, 2.0)
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
-SIZES = (1000, 3000)
-EPOCHS = 15
-CHOICE = CACHE / "accuracy-choice.json"
+RESULTS = Path(__file__).with_suffix(".csv")
+FIELDS = ("task", "rows", "draw", "model", "setting", "split", "accuracy", "seconds", "commit")
+CHOOSE = -1  # the draw on which hyper-parameters are chosen
+DRAWS = (0, 1, 2)
+SIZES = (1000, 3000, 5000)
 
 
-def learn(X, y):
-    """Return for each k a state with the statistics of the rows.
+@dataclass(frozen=True)
+class Task:
+    """Data, backbone and size of pictures.
 
-    One pass serves all k: a batch's Jacobians are computed once and projected three times. The
-    statistics serve every alpha and tangent_scale.
+    Parameters
+    ----------
+    name, backbone : str
+
+    pixels : int
+
+    sizes : tuple of int
+        Numbers of training rows.
+
+    split : callable
+        From draw and number of rows to three pairs: training, validation and test rows.
     """
-    frozen = Frozen(
-        0,
-        alpha=1.0,
-        tangent_scale=1.0,
-        target_scale=1.0,
-        anchor="pretrained",
-        network=False,
-        device="cpu",
+
+    name: str
+    backbone: str
+    pixels: int
+    sizes: tuple[int, ...]
+    split: Callable[[int, int], dict[str, tuple[np.ndarray, np.ndarray]]]
+
+
+def fashion(draw: int, n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return rows of Fashion-MNIST; draws of up to 5,000 rows share none."""
+    X, y, X_test, y_test = fashion_mnist()
+    order = np.random.default_rng(0).permutation(len(X))
+    held_out, rest = order[:2000], np.roll(order[2000:], -5000 * (draw + 1))
+    return {
+        "training": (X[rest[:n]], y[rest[:n]]),
+        "validation": (X[held_out], y[held_out]),
+        "test": (X_test, y_test),
+    }
+
+
+@cache
+def _emoji() -> tuple[np.ndarray, np.ndarray]:
+    return emoji()
+
+
+def pictures(draw: int, n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return rows of emoji: n to learn, 300 for choices, the rest to test; every draw its own split."""
+    X, y = _emoji()
+    order = np.random.default_rng(max(draw, 0)).permutation(len(X))
+    parts = dict(zip(("training", "validation", "test"), np.split(order, [n, n + 300]), strict=True))
+    return {name: (X[rows], y[rows]) for name, rows in parts.items()}
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("fashion 64", "tf_efficientnet_lite0", 64, SIZES, fashion),
+        Task("fashion 128", "tf_efficientnet_lite0", 128, (3000,), fashion),
+        Task("emoji", "tf_efficientnet_lite0", 64, (800,), pictures),
     )
-    learned = {}
-    for k in COMPONENTS:
-        model = linearized(BACKBONE, pixels=PIXELS, n_components=k)
-        learned[k] = dataclasses.replace(
-            State.empty(model, frozen, Ledger(), ""), class_rows=np.ones(10, dtype=np.int64)
-        )
-    return extend(learned, X, y)
+}
 
 
-def extend(learned, X, y):
-    """Add rows to the statistics of every k."""
-    model = learned[COMPONENTS[0]].model
-    rows, labels = list(Rows(X, model.backbone.spec)), torch.from_numpy(y)
-    for start in range(0, len(y), 32):
-        batch = model.backbone.spec.normalise(rows[start : start + 32], torch.float32)
-        h, J = model.tangent.jacobian(batch, model.readout)
-        h = torch.cat([h, torch.ones(len(h), 1)], dim=1)
-        for state in learned.values():
-            own = state.model
-            projected = own.projection.project(J.flatten(0, 1)).unflatten(0, J.shape[:2])
-            state.statistics.add(
-                h / own.scale_h, projected / own.scale_J, labels[start : start + 32], torch.ones(len(h))
-            )
-    return learned
+class Results:
+    """Lines of accuracy.csv: what was measured before is not measured again."""
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple[str, ...], dict[str, str]] = {}
+        if RESULTS.exists():
+            with RESULTS.open(newline="") as file:
+                for line in csv.DictReader(file):
+                    self.lines[tuple(line[name] for name in FIELDS[:6])] = line
+
+    def accuracy(self, *key: object) -> float | None:
+        """Return what was measured of task, rows, draw, model, setting and split."""
+        line = self.lines.get(tuple(map(str, key)))
+        return None if line is None else float(line["accuracy"])
+
+    def add(self, *key: object, accuracy: float, seconds: float) -> None:
+        """Append a line."""
+        new = [*map(str, key), f"{accuracy:.4f}", f"{seconds:.1f}", COMMIT]
+        self.lines[tuple(new[:6])] = dict(zip(FIELDS, new, strict=True))
+        with RESULTS.open("a", newline="") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            writer = csv.writer(file)
+            if not file.tell():
+                writer.writerow(FIELDS)
+            writer.writerow(new)
+        print(*new, flush=True)
 
 
-def with_ridge(state, alpha, tangent_scale):
-    """Solve a state for given hyper-parameters."""
-    solved = state.resolved(alpha=alpha, tangent_scale=tangent_scale)
-    return FastNTKClassifier(BACKBONE)._commit(solved, np.arange(10))
+def measure_sgd(
+    results: Results, task: Task, n: int, draw: int, kind: str, setting: str, split: str
+) -> float:
+    """Return the accuracy of one training by SGD."""
+    key = (task.name, n, draw, f"SGD, {kind}", setting, split)
+    found = results.accuracy(*key)
+    if found is not None:
+        return found
+    rows = task.split(draw, n)
+    rate, epochs, batch_norm = setting.split(", ")
+    started = time.perf_counter()
+    trained = sgd.train(
+        kind,
+        task.backbone,
+        task.pixels,
+        *rows["training"],
+        rate=float(rate),
+        epochs=int(epochs.removesuffix(" epochs")),
+        seed=max(draw, 0),
+        batch_norm=batch_norm.removesuffix(" batch norm"),
+    )
+    seconds = time.perf_counter() - started
+    accuracy = trained.score(*rows[split])
+    results.add(*key, accuracy=accuracy, seconds=seconds)
+    return accuracy
 
 
-def sgd(X, y, rate, epochs=EPOCHS, seed=0, pixels=PIXELS, score_on=None):
-    """Fine-tune the norm parameters and the readout: AdamW, one cycle, batches of 50."""
-    backbone = load_backbone(BACKBONE, image_size=pixels)
-    names = select(backbone.net, "norm").names
-    theta = {n: nn.Parameter(backbone.net.get_parameter(n).detach().clone()) for n in names}
-    draws = torch.Generator().manual_seed(seed)
-    W = nn.Parameter(torch.zeros(10, 1281))
-    optimiser = torch.optim.AdamW([W, *theta.values()], lr=rate, weight_decay=0)
-    steps = epochs * -(-len(y) // 50)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
-    pixels_of = list(Rows(X, backbone.spec))
-    labels = torch.from_numpy(y)
-
-    def logits(batch):
-        x = backbone.spec.normalise([pixels_of[i] for i in batch], torch.float32)
-        h = functional_call(backbone.net, theta, (x,))
-        return h @ W[:, :-1].T + W[:, -1]
-
-    for _ in range(epochs):
-        for batch in torch.randperm(len(y), generator=draws).split(50):
-            loss = nn.functional.cross_entropy(logits(batch.tolist()), labels[batch])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    if score_on is None:
-        return None
-    pixels_of = list(Rows(score_on[0], backbone.spec))
-    with torch.no_grad():
-        found = torch.cat([logits(b) for b in torch.arange(len(pixels_of)).split(50)]).argmax(1)
-    return float((found.numpy() == score_on[1]).mean())
+RATES = {
+    "norm": (1e-3, 2e-3, 4e-3, 8e-3),
+    "ladder + norm": (5e-4, 1e-3, 2e-3, 4e-3),
+    "all weights": (1e-4, 3e-4, 1e-3),
+    "all weights, mirrored": (3e-4, 1e-3),
+}
 
 
-def choose(X, y, validation):
-    """Return the best hyper-parameters of each contestant on the held-out training images."""
-    if CHOICE.exists():  # an interrupted run goes on
-        return {
-            n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(CHOICE.read_text()).items()
-        }
-    chosen, grid = {}, list(itertools.product(ALPHAS, TANGENT_SCALES))
-    learned = learn(X, y)
-    for k in COMPONENTS:
-        scores = {g: with_ridge(learned[k], *g).score(*validation) for g in grid}
-        chosen[f"norm, k = {k}"] = max(grid, key=scores.__getitem__)
-        print(k, scores, flush=True)
-    probes = {a: with_ridge(learned[COMPONENTS[0]], a, 0.0).score(*validation) for a in ALPHAS}
-    chosen["linear probe"] = (max(ALPHAS, key=probes.__getitem__), 0.0)
-    print("probe", probes, flush=True)
-    rates = {rate: sgd(X, y, rate, score_on=validation) for rate in RATES}
-    print("sgd", rates, flush=True)
-    chosen["SGD, 15 epochs"] = max(RATES, key=rates.__getitem__)
-    CHOICE.parent.mkdir(parents=True, exist_ok=True)
-    CHOICE.write_text(json.dumps(chosen))
-    return chosen
+def choose_sgd(results: Results, task: Task, kind: str, epochs: int = 15) -> str:
+    """Return the setting of one kind of SGD that is best on validation rows at the smallest size.
 
-
-def measure(X, y, test, chosen):
-    """Return test accuracy by number of training images and contestant."""
-    found = {}
-    learned = learn(X[: SIZES[0]], y[: SIZES[0]])
-    for start, size in zip((0, *SIZES), SIZES, strict=False):
-        if start:
-            extend(learned, X[start:size], y[start:size])
-        for k in COMPONENTS:
-            name = f"norm, k = {k}"
-            found[size, name] = with_ridge(learned[k], *chosen[name]).score(*test)
-        probe = with_ridge(learned[COMPONENTS[0]], *chosen["linear probe"])
-        found[size, "linear probe"] = probe.score(*test)
-    for size in SIZES:
-        rate = chosen["SGD, 15 epochs"]
-        found[size, "SGD, 15 epochs"] = sgd(X[:size], y[:size], rate, score_on=test)
-    print(found, flush=True)
-    return found
+    Of both states of batch norms where all weights are trained; the grid of rates grows until its best
+    value is not at its edge.
+    """
+    states = ("frozen", "running") if kind.startswith("all") else ("frozen",)
+    n, factor = task.sizes[0], 2.0 if not kind.startswith("all") else 3.0
+    best = ""
+    for state in states:
+        rates = list(RATES[kind])
+        while True:
+            settings = [f"{rate:.2g}, {epochs} epochs, {state} batch norm" for rate in rates]
+            scores = [
+                measure_sgd(results, task, n, CHOOSE, kind, setting, "validation")
+                for setting in settings
+            ]
+            top = int(np.argmax(scores))
+            if 0 < top < len(rates) - 1 or len(rates) > 6:
+                break
+            rates = [rates[0] / factor, *rates] if top == 0 else [*rates, rates[-1] * factor]
+        before = results.accuracy(task.name, n, CHOOSE, f"SGD, {kind}", best, "validation")
+        if before is None or scores[top] > before:
+            best = settings[top]
+    return best
 
 
 def main() -> None:
+    """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS])
+    parser.add_argument("--sgd", nargs="+", default=[*sgd.KINDS], choices=[*sgd.KINDS])
     args = parser.parse_args()
-    X, y, X_test, y_test = fashion_mnist()
-    order = np.random.default_rng(0).permutation(len(X))
-    held_out, rest = order[:2000], order[2000:]
-    first = rest[:3000]
-    chosen = choose(X[first], y[first], (X[held_out], y[held_out]))
-    results = []
-    for draw in range(args.draws):
-        rows = rest[3000 * (draw + 1) : 3000 * (draw + 2)]
-        tests = np.random.default_rng(100 + draw).permutation(len(X_test))[:2000]
-        results.append(measure(X[rows], y[rows], (X_test[tests], y_test[tests]), chosen))
-
-    def summary(values):
-        values = 100 * np.asarray(values)
-        return f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
-
-    lines = []
-    for size in SIZES:
-        for name in ("linear probe", *(f"norm, k = {k}" for k in COMPONENTS), "SGD, 15 epochs"):
-            mine = np.array([r[size, name] for r in results])
-            probe = np.array([r[size, "linear probe"] for r in results])
-            other = np.array([r[size, "SGD, 15 epochs"] for r in results])
-            setting = chosen[name]
-            if isinstance(setting, tuple):
-                setting = "alpha {}, tangent_scale {}".format(*setting)
-            else:
-                setting = f"learning rate {setting}"
-            lines.append(
-                [size, name, setting, summary(mine), summary(mine - probe), summary(mine - other)]
-            )
-    header = ["images", "model", "chosen on held-out rows", "test %", "minus probe", "minus SGD"]
-    text = (
-        f"Test accuracy in percent, mean and standard error over {args.draws} draws of training and "
-        "of 2,000 test images; differences are paired by draw.\n\n" + table(header, lines)
-    )
-    publish("accuracy", text)
+    results = Results()
+    for name in args.tasks:
+        task = TASKS[name]
+        chosen = {kind: choose_sgd(results, task, kind) for kind in args.sgd}
+        for n in task.sizes:
+            for draw in DRAWS:
+                for kind in args.sgd:
+                    measure_sgd(results, task, n, draw, kind, chosen[kind], "test")
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()
