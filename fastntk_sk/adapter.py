@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .backbones import with_readout
 from .files import tensors_digest
+from .jacobians import plain_copy
 from .linearized import LinearizedModel, Parameters
 
 
@@ -98,7 +99,8 @@ class Adapter:
         -------
         tensors : dict
             "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what the
-            source of the backbone does not give (prompts, the "mlp"); at the pretrained anchor
+            source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the units and
+            the sketch of a ladder, so that nobody needs to draw it again; at the pretrained anchor
             "anchor.readout" (V, or the directions of the pseudo kernel); at the fine-tuned one the
             subset's own values under "network.", and nothing of the anchor, which has seen rows
             that may be forgotten.
@@ -106,6 +108,8 @@ class Adapter:
         model = self.model
         own = {f"network.{name}": tensor for name, tensor in model.own_tensors().items()}
         tensors = {"readout": self.parameters.W, "displacement": self.displacement} | own
+        if model.ladder is not None:
+            tensors |= {f"ladder.{name}": tensor for name, tensor in model.ladder.tensors().items()}
         if self.frozen.anchor == "pretrained":
             return tensors | {"anchor.readout": model.readout}
         solved = model.displaced(self.parameters.delta)
@@ -116,7 +120,9 @@ class Adapter:
         return tensors_digest(self.tensors())
 
     def to_module(self) -> nn.Module:
-        """Return the displaced network with its readout; see the classifier."""
+        """Return the displaced network, or the ladder, with its readout; see the classifier."""
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
+        if self.model.ladder is not None:
+            return with_readout(plain_copy(self.model.ladder), W)
         return with_readout(self.model.network_at(self.parameters.delta), W)

@@ -65,7 +65,12 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         The subset: "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt
         tokens of a ViT, inserted after the class token), "prompt-deep" (new ones in every block),
         "head" (the readout alone: a linear probe), "full" (small models), or glob patterns of
-        parameter names. Several are united.
+        parameter names. "ladder" puts a readout beside every block of the frozen network (a side
+        adapter): one forward pass a row, and a model that is linear in its parameters, so that what
+        is exact for the linearised model is exact for the model; at the pretrained anchor only.
+        "ladder-grid" reads the blocks' results on a grid of places, which suits pictures that are
+        aligned, "ladder-gap" activations within blocks, averaged over all places; "ladder" is both,
+        with half of `n_components` each. Several are united.
 
     anchor : {"pretrained", "finetuned"}, default="pretrained"
         Where the network is linearised. "finetuned" first trains the subset (in the subspace of
@@ -97,7 +102,8 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         grow in proportion, and the mean margin that SGD left for the fine-tuned one.
 
     n_components : int, "auto" or None, default="auto"
-        k, the dimension of a fixed random subspace of the subset. Memory grows as k^2, the solve as
+        k, the dimension of a fixed random subspace of the subset, and of a ladder's features ("auto":
+        4096, None: as many as it pools). Memory grows as k^2, the solve as
         k^2 times classes times features (with the pseudo kernel as (r k)^2 and (r k)^3). "auto" is p up
         to 4096, fewer for hundreds of classes (pseudo: for all directions together); None is p. Values
         above p mean p.

@@ -30,18 +30,23 @@ class ExportMixin(Halves):
         module : nn.Module
             A timm model with its classifier (`classes_` are its outputs), or a Sequential of
             "backbone" and "readout"; float tensors of normalised images in, scores out. In eval mode.
-            It holds the solved weights and nothing of SGD's.
+            It holds the solved weights and nothing of SGD's. With a ladder alone the "backbone" is the
+            frozen network with its rungs, which torch.export takes.
 
         Raises
         ------
         ValueError
-            For the pretrained anchor, where W reads the linearised model and not the network.
+            For the pretrained anchor without a ladder, or with tangents beside it: there W reads the
+            linearised model and not a network.
         """
         check_is_fitted(self)
-        if self._adapter.frozen.anchor == "pretrained":
+        model = self._adapter.model
+        ladder_alone = model.ladder is not None and not model.tangent.subset.names
+        if self._adapter.frozen.anchor == "pretrained" and not ladder_alone:
             raise ValueError(
                 'Expected anchor="finetuned", got anchor="pretrained", whose predictions are not those '
-                "of plain weights. Fit with the other anchor, or publish the adapter."
+                'of plain weights. Fit with the other anchor or with trainable="ladder", or publish '
+                "the adapter."
             )
         return self._adapter.to_module()
 

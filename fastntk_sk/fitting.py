@@ -18,7 +18,7 @@ from .adapter import Frozen
 from .backbones import takes_vectors
 from .checkpoints import Checkpoint, Partial
 from .distributed import Group
-from .exceptions import LinearityWarning, StateMismatchError
+from .exceptions import LinearityWarning, StateMismatchError, SubsetError
 from .finetuning import FineTuned, SubspaceNetwork, finetune
 from .ledger import KEY_BYTES, Ledger, Segment
 from .linearized import Parameters, relative_gap
@@ -27,6 +27,7 @@ from .memory import require
 from .preprocessing import Rows
 from .state import Progress, State
 from .statistics import Statistics
+from .subsets import split_ladder
 from .validation import check_parameters, check_training_rows, draw_seed, encode_labels
 
 _LINEARITY_ROWS = 200
@@ -102,6 +103,17 @@ def prepare(
     if precision == "auto":
         precision = "float64" if isinstance(get("backbone"), str) and vectors else "float32"
     predict_with = get("predict_with")
+    sides, _ = split_ladder(get("trainable"))
+    if sides and get("anchor") == "finetuned":
+        raise SubsetError(
+            'Expected anchor="pretrained" with a ladder, which reads the frozen network, got '
+            'anchor="finetuned". Choose trainable="norm" or "prompt" to fine-tune.'
+        )
+    if sides and predict_with == "network":
+        raise ValueError(
+            'Expected predict_with="linear" or "auto" with a ladder, whose rungs read the network '
+            'at the pretrained anchor, got "network".'
+        )
     if predict_with == "auto":
         predict_with = "network" if get("anchor") == "finetuned" else "linear"
     frozen = Frozen(

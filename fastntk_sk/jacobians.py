@@ -75,11 +75,8 @@ class TangentNetwork(nn.Module):
     def __init__(self, net: nn.Module, subset: Subset, probe: Tensor, compiled: bool = False) -> None:
         super().__init__()
         self.subset, self.compiled = subset, compiled
-        _check_rows_are_independent(net, probe)
-        self.net = _shared_copy(net)
-        for module in self.net.modules():
-            if type(module) is Conv2dSame:
-                module.__class__ = _UnpaddedConv2dSame
+        check_rows_are_independent(net, probe, type(net).__name__)
+        self.net = frozen_copy(net)
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
@@ -302,14 +299,36 @@ def _pulled(features: Tensor, leaves: list[Tensor], cotangents: Tensor, keep: bo
 
 
 @torch.no_grad()
-def _check_rows_are_independent(net: nn.Module, probe: Tensor) -> None:
-    among_others, alone = net(probe[:2])[0], net(probe[:1].expand_as(probe[:2]))[0]
+def check_rows_are_independent(function: Callable[[Tensor], Tensor], probe: Tensor, name: str) -> None:
+    """Raise JacobianError if what a function of batches gives for a row depends on the other rows."""
+    among_others, alone = function(probe[:2])[0], function(probe[:1].expand_as(probe[:2]))[0]
     if (among_others - alone).norm() > 1e-2 * alone.norm():
         raise JacobianError(
-            f"The features of {type(net).__name__} for one row depend on the other rows of its "
-            "batch: its rows influence each other, or its output is random. Use a backbone whose "
-            "norm layers have running statistics, in eval mode."
+            f"The features of {name} for one row depend on the other rows of its batch: its rows "
+            "influence each other, or its output is random. Use a backbone whose norm layers have "
+            "running statistics, in eval mode."
         )
+
+
+def frozen_copy(net: nn.Module) -> nn.Module:
+    """Return a copy of shared parameters and buffers, in which TensorFlow's convolutions are faster."""
+    copied = _shared_copy(net)
+    for module in copied.modules():
+        if type(module) is Conv2dSame:
+            module.__class__ = _UnpaddedConv2dSame
+    return copied
+
+
+def plain_copy(net: nn.Module) -> nn.Module:
+    """Return an independent copy of a `frozen_copy` with TensorFlow's convolutions as they were.
+
+    Exporters know these, and not a kernel that is padded in the pass.
+    """
+    copied = copy.deepcopy(net)
+    for module in copied.modules():
+        if type(module) is _UnpaddedConv2dSame:
+            module.__class__ = Conv2dSame  # type: ignore[assignment]
+    return copied
 
 
 def _shared_copy(net: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from .backbones import Backbone
 from .heap import kept_heap
 from .jacobians import TangentNetwork, flushed_denormals
+from .ladder import Ladder
 from .memory import BUFFER_NUMBERS, block_sizes, memory_needed
 from .projection import Projection
 from .saved import own_names
@@ -97,6 +98,9 @@ class LinearizedModel:
 
     moved : Tensor of shape (k,), default=None
         For a fine-tuned anchor: its displacement from the pretrained values, within span(Q).
+
+    ladder : Ladder, default=None
+        Gives the features that W reads in place of h; V still reads h.
     """
 
     backbone: Backbone
@@ -113,11 +117,12 @@ class LinearizedModel:
     n_features: int | None
     setup: dict[str, Any]
     moved: Tensor | None = None
+    ladder: Ladder | None = None
 
     @property
     def d(self) -> int:
-        """Number of features."""
-        return self.readout.shape[1]
+        """Number of features that W reads: the network's, or the ladder's."""
+        return self.readout.shape[1] if self.ladder is None else self.ladder.width
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -207,7 +212,14 @@ class LinearizedModel:
                 batch = batch.contiguous(memory_format=torch.channels_last)
         low = self.precision == "bfloat16" and not full_precision
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
-            h, J = self.tangent.jacobian(batch, self.readout, self._project)
+            if self.ladder is None:
+                h, J = self.tangent.jacobian(batch, self.readout, self._project)
+            else:
+                with flushed_denormals():
+                    h = self.ladder(batch)
+                J = h.new_zeros(len(h), len(self.readout), 0)
+                if self.tangent.subset.names:
+                    _, J = self.tangent.jacobian(batch, self.readout, self._project)
         return h[:n].to(self.readout.dtype).cpu(), J[:n]
 
     def _project(self, rows: Tensor) -> Tensor:
@@ -283,7 +295,7 @@ class LinearizedModel:
         """
         width, components = self.sizes
         numbers = max(width, self.n_classes * components)
-        capacity = max(self.batch_size, min(256, BUFFER_NUMBERS // numbers))
+        capacity = max(self.batch_size, min(512, BUFFER_NUMBERS // numbers))
         held: list[tuple[Tensor, Tensor]] = []
         start = stop = 0
 
@@ -364,6 +376,12 @@ class LinearizedModel:
             if self.kernel == "pseudo":
                 shared, _ = self.tangents(batch, full_precision=True)
                 out = shared @ (parameters.W * self.units).T
+            elif self.ladder is not None:
+                with flushed_denormals():
+                    out = self.ladder(batch) @ W[:, :-1].T + W[:, -1]
+                if self.tangent.subset.names:
+                    _, change = self.tangent.directional(batch, delta)
+                    out = out + change @ self.readout.T
             elif not network:
                 h, change = self.tangent.directional(batch, delta)
                 out = h @ W[:, :-1].T + W[:, -1] + change @ self.readout.T

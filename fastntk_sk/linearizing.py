@@ -14,12 +14,13 @@ from .backbones import load_backbone, origin
 from .exceptions import JacobianError, PrecisionError, SubsetError
 from .heap import kept_heap
 from .jacobians import TangentNetwork
+from .ladder import Ladder
 from .linearized import LinearizedModel, relative_gap, working_dtype
-from .memory import check_memory, choose_components
+from .memory import AUTO_COMPONENTS, check_memory, choose_components
 from .projection import Projection
 from .randomness import generator
 from .saved import Saved
-from .subsets import as_entries, insert_prompts, prompt_width, select
+from .subsets import insert_prompts, prompt_width, select, split_ladder
 
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8
@@ -65,6 +66,7 @@ def linearize(
         If the statistics would not fit; raised before they are allocated.
     """
     dtype = working_dtype(precision)
+    sides, entries = split_ladder(trainable)
     loaded = load_backbone(
         backbone,
         pretrained=pretrained,
@@ -73,7 +75,7 @@ def linearize(
         n_features=n_features,
         seed=seed,
     )
-    prompts = {"prompt", "prompt-deep"} & set(as_entries(trainable))
+    prompts = {"prompt", "prompt-deep"} & set(entries)
     if prompts:
         if saved is not None:
             saved.check_prompts(n_prompts, prompt_width(loaded.net))
@@ -84,7 +86,7 @@ def linearize(
             generator=generator(seed, "prompts"),
         )
     loaded.net.to(dtype=dtype, device=device)
-    subset = select(loaded.net, trainable)
+    subset = select(loaded.net, entries)
     if saved is not None:
         saved.install(loaded, subset)
     n_synthetic = _SYNTHETIC_ROWS if saved is None else 2
@@ -99,12 +101,20 @@ def linearize(
     d, n_rows = features.shape[1], n_classes if kernel == "full" else n_directions
     if saved is not None:
         saved.check_readout(n_rows, d, dtype)
+    ladder = Ladder(loaded.net, sides, synthetic[:2]) if sides else None
+    if ladder is not None:
+        if saved is None:
+            width = AUTO_COMPONENTS if n_components == "auto" else n_components
+            ladder.draw_sketch(sum(ladder.widths) * len(sides) if width is None else int(width), seed)
+        else:
+            ladder.install(saved.ladder)
+        d = ladder.width
     k = choose_components(n_components, subset.size, kernel, d, n_rows)
     if saved is None or saved.learns:
         batch_bytes = batch_size * subset.size * dtype.itemsize
         check_memory(kernel, d, k, n_rows, n_classes, batch_bytes, batch_size)
     tangent = TangentNetwork(loaded.net, subset, synthetic[:2], compiled)
-    readout = draw_readout(seed, n_rows, d) if saved is None else saved.readout
+    readout = draw_readout(seed, n_rows, features.shape[1]) if saved is None else saved.readout
     model = LinearizedModel(
         loaded,
         tangent,
@@ -120,15 +130,17 @@ def linearize(
         n_features,
         {
             "backbone": backbone if isinstance(backbone, str) else None,
-            "trainable": list(as_entries(trainable)),
+            "trainable": [*sides, *entries],
             "n_prompts": n_prompts,
             "pretrained": pretrained,
             "image_size": loaded.spec.size,
             "origin": origin(loaded, backbone, pretrained),
         },
         None if saved is None else saved.moved,
+        ladder,
     )
     if saved is None:
+        _calibrate(model, synthetic)
         _check_precision(model, synthetic[:_PRECISION_ROWS])
         units = _measure(model, synthetic)
     else:
@@ -186,6 +198,16 @@ def draw_readout(seed: int, n_rows: int, d: int) -> Tensor:
 
 
 @kept_heap()
+def _calibrate(model: LinearizedModel, synthetic: Tensor) -> None:
+    """Set the units of a ladder's rungs."""
+    if model.ladder is None:
+        return
+    batches = [model.ladder.pooled(batch) for batch in synthetic.split(model.batch_size)]
+    energies = [torch.cat(parts).double().square().sum(1).mean() for parts in zip(*batches, strict=True)]
+    model.ladder.calibrate(torch.stack(energies))
+
+
+@kept_heap()
 def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, float]:
     """Return the scales of features and Jacobians, and the effect of a row's place."""
     energies, first = [], None
@@ -203,7 +225,8 @@ def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, f
     elsewhere = model.passes(synthetic[: model.batch_size].roll(1, 0))
     moved = [part.roll(-1, 0) for part in elsewhere]
     gap = max(relative_gap(new, old) for new, old in zip(moved, first, strict=True))
-    return _power_of_two(mean_h), _power_of_two(mean_J), gap if gap > 1e-12 else 0.0
+    scale_h = 1.0 if model.ladder is not None else _power_of_two(mean_h)
+    return scale_h, _power_of_two(mean_J), gap if gap > 1e-12 else 0.0
 
 
 def _check_precision(model: LinearizedModel, synthetic: Tensor) -> None:

@@ -7,7 +7,7 @@ import psutil
 from .exceptions import InsufficientMemoryError
 from .statistics import Statistics
 
-_AUTO_COMPONENTS = 4096
+AUTO_COMPONENTS = 4096  # of tangents, and of a ladder
 _AUTO_NUMBERS = 2**29  # at most 4 GiB of float64 in the class blocks, whatever the machine
 BUFFER_NUMBERS = 2**24
 
@@ -51,8 +51,8 @@ def choose_components(n_components: int | str | None, p: int, kernel: str, d: in
     if n_components != "auto":
         return min(p, int(n_components))
     if kernel == "pseudo":
-        return min(p, max(1, _AUTO_COMPONENTS // n_rows))
-    return min(p, _AUTO_COMPONENTS, max(64, _AUTO_NUMBERS // (n_rows * (d + 1))))
+        return min(p, max(1, AUTO_COMPONENTS // n_rows))
+    return min(p, AUTO_COMPONENTS, max(64, _AUTO_NUMBERS // (n_rows * (d + 1))))
 
 
 def memory_needed(width: int, components: int, n_classes: int, batch_bytes: int, batch_size: int) -> int:

@@ -168,7 +168,8 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
         V = torch.zeros_like(tensors["readout"][:, :-1])
     moved = torch.zeros(config["setup"]["n_components"]) if frozen.anchor == "finetuned" else None
     network = files.under(tensors, "network.")
-    model = build_model(config, frozen, backbone, network, V, moved, learns=False)
+    ladder = files.under(tensors, "ladder.")
+    model = build_model(config, frozen, backbone, network, V, moved, ladder, learns=False)
     check_sizes(model, tensors)
     displacement = tensors["displacement"]
     empty = np.zeros(len(tensors["readout"]), dtype=bool)
@@ -294,7 +295,8 @@ def load(
         W = tensors["readout"]
         wanted = {"readout": (W.dtype, (len(W), W.shape[1] - 1))}
         private_state.check_tensors({"readout": V}, wanted, names["statistics"])
-    model = build_model(config, frozen, backbone, network, V, moved, learns=True)
+    ladder = files.under(tensors, "ladder.")
+    model = build_model(config, frozen, backbone, network, V, moved, ladder, learns=True)
     check_sizes(model, tensors)
     if anchor is not None:
         found = {"moved": anchor.moved, "delta": anchor.delta, "sgd": anchor.sgd}

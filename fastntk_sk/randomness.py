@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_STREAMS = ("readout", "projection", "prompts", "mlp", "synthetic", "weights", "batches")
+_STREAMS = ("readout", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch")
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
@@ -16,7 +16,7 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     seed : int
         The seed drawn from `random_state` at fit.
 
-    stream : {"readout", "projection", "prompts", "mlp", "synthetic", "weights", "batches"}
+    stream : {"readout", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch"}
         What the numbers are for. Streams of one seed are independent.
 
     index : int, default=0

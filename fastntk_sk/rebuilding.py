@@ -23,11 +23,13 @@ from .exceptions import (
     SubsetError,
     UnknownKeyWarning,
 )
+from .ladder import TENSORS
 from .linearized import LinearizedModel, working_dtype
 from .linearizing import linearize
 from .memory import block_sizes, require
 from .private_state import check_tensors
 from .saved import Saved
+from .subsets import split_ladder
 
 _ADVICE = "Load it on a larger machine."
 _PLANES = 64  # that an early layer of a network of images makes of one
@@ -68,6 +70,8 @@ def read_adapter(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tens
     expected = {"readout", "displacement"}
     if config["frozen"]["anchor"] == "pretrained":
         expected.add("anchor.readout")
+    if split_ladder(config["setup"]["trainable"])[0]:
+        expected |= {f"ladder.{tensor}" for tensor in TENSORS}
     found = {tensor for tensor in tensors if not tensor.startswith("network.")}
     if found != expected:
         raise StateFormatError(
@@ -79,7 +83,8 @@ def read_adapter(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tens
     shaped = W.ndim == 2 and W.shape[1] > 1 and len(W) == n_classes
     if shaped and V is not W:
         shaped = V.ndim == 2 and V.shape[1] > 0 and (setup["kernel"] == "pseudo" or len(V) == n_classes)
-        sizes = shaped and block_sizes(setup["kernel"], V.shape[1], setup["n_components"], len(V))
+        d = tensors["ladder.sizes"].numel() if "ladder.sizes" in tensors else V.shape[1]
+        sizes = shaped and block_sizes(setup["kernel"], d, setup["n_components"], len(V))
         shaped = sizes and sizes[0] + 1 == W.shape[1]
     if not shaped or {W.dtype, V.dtype} != {dtype}:
         raise StateFormatError(
@@ -121,6 +126,7 @@ def build_model(
     network: dict[str, Tensor],
     V: Tensor,
     moved: Tensor | None,
+    ladder: dict[str, Tensor],
     learns: bool,
 ) -> LinearizedModel:
     """Build the network of a configuration around its saved parts.
@@ -140,6 +146,9 @@ def build_model(
     V : Tensor of shape (C, d)
 
     moved : Tensor of shape (k,) or None
+
+    ladder : dict of str to Tensor
+        Empty where there is none.
 
     learns : bool
         See `Saved`.
@@ -162,7 +171,7 @@ def build_model(
         )
     dtype = working_dtype(setup["precision"])
     units = (setup["scale_h"], setup["scale_J"], setup["position_gap"])
-    saved = Saved(network, V, units, None if moved is None else moved.to(dtype), learns)
+    saved = Saved(network, V, units, None if moved is None else moved.to(dtype), learns, ladder)
     if backbone == "mlp":
         saved.check_mlp(inputs["n_features"])
     elif isinstance(backbone, str):

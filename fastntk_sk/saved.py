@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Saved:
 
     learns : bool, default=True
         Whether statistics will be kept; a public adapter has none, and needs no memory for them.
+
+    ladder : dict of str to Tensor, default={}
+        `Ladder.tensors`, where there is a ladder.
     """
 
     network: dict[str, Tensor]
@@ -39,6 +42,7 @@ class Saved:
     units: tuple[float, float, float]
     moved: Tensor | None = None
     learns: bool = True
+    ladder: dict[str, Tensor] = field(default_factory=dict)
 
     def check_prompts(self, n_prompts: int, width: int) -> None:
         """Raise StateMismatchError unless the prompts have this number and this width."""

@@ -401,6 +401,7 @@ class State:
             "backbone weights": model.backbone.digest(),
             "trainable": model.tangent.subset.names,
             "n_components": model.projection.digest(),
+            "ladder": None if model.ladder is None else model.ladder.digest(),
             "number of classes": model.n_classes,
             "kernel": (model.kernel, len(model.readout)),
             "energy units": (model.scale_h, model.scale_J),

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .exceptions import SubsetError
+from .rungs import SIDES
 
-KINDS = ("norm", "bias", "prompt", "prompt-deep", "head", "full")
+KINDS = ("norm", "bias", "prompt", "prompt-deep", "head", "full", "ladder", "ladder-grid", "ladder-gap")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,20 @@ def as_entries(trainable: str | Sequence[str]) -> tuple[str, ...]:
             f"sequence of those; got {trainable!r}."
         )
     return entries
+
+
+def split_ladder(trainable: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the sides of a ladder, and what is trained within the network ("head" stands for nothing).
+
+    Examples
+    --------
+    >>> from fastntk_sk.subsets import split_ladder
+    >>> split_ladder(["norm", "ladder"])
+    (('ladder-grid', 'ladder-gap'), ('norm',))
+    """
+    entries = as_entries(trainable)
+    sides = tuple(side for side in SIDES if side in entries or "ladder" in entries)
+    return sides, tuple(entry for entry in entries if entry not in (*SIDES, "ladder")) or ("head",)
 
 
 def _matches(net: nn.Module, entry: str) -> set[str]:

@@ -28,9 +28,12 @@ ALLOWED = {
     "schema": {"exceptions"},
     "receipts": {"exceptions", "files", "schema"},
     "html": set(),
-    "subsets": {"exceptions"},
+    "blocks": set(),
+    "rungs": {"blocks", "exceptions"},
+    "subsets": {"exceptions", "rungs"},
     "taps": {"exceptions", "subsets"},
     "jacobians": {"exceptions", "subsets", "taps"},
+    "ladder": {"exceptions", "jacobians", "randomness", "rungs"},
     "backbones": {
         "exceptions", "files", "packaged_weights", "preprocessing", "randomness", "recipes",
         "torchvision_models",
@@ -38,13 +41,13 @@ ALLOWED = {
     "torchvision_models": {"exceptions", "preprocessing"},
     "saved": {"backbones", "exceptions", "subsets"},
     "linearized": {
-        "backbones", "heap", "jacobians", "memory", "projection", "saved", "statistics",
+        "backbones", "heap", "jacobians", "ladder", "memory", "projection", "saved", "statistics",
     },
     "linearizing": {
-        "backbones", "exceptions", "heap", "jacobians", "linearized", "memory", "projection",
+        "backbones", "exceptions", "heap", "jacobians", "ladder", "linearized", "memory", "projection",
         "randomness", "saved", "subsets",
     },
-    "adapter": {"backbones", "files", "linearized"},
+    "adapter": {"backbones", "files", "jacobians", "linearized"},
     "finetuning": {"exceptions", "heap", "preprocessing", "projection", "randomness", "subsets"},
     "distributed": {"exceptions"},
     "checkpoints": {"exceptions", "files", "schema", "statistics"},
@@ -60,8 +63,8 @@ ALLOWED = {
         "statistics",
     },
     "rebuilding": {
-        "adapter", "backbones", "config", "exceptions", "files", "linearized", "linearizing", "memory",
-        "private_state", "saved",
+        "adapter", "backbones", "config", "exceptions", "files", "ladder", "linearized", "linearizing",
+        "memory", "private_state", "saved", "subsets",
     },
     "persistence": {
         "adapter", "config", "exceptions", "files", "linearized", "private_state", "rebuilding",
@@ -76,7 +79,7 @@ ALLOWED = {
     "fitting": {
         "adapter", "backbones", "checkpoints", "distributed", "exceptions", "files", "finetuning",
         "ledger", "linearized", "linearizing", "memory", "preprocessing", "state", "statistics",
-        "validation",
+        "subsets", "validation",
     },
     "classifier": {
         "adapter", "deletion", "exporting", "fitting", "html", "prediction", "preprocessing",

@@ -1,4 +1,4 @@
-"""The opponents of `accuracy.py`: stochastic gradient descent on norm layers, on a ladder, on all weights."""
+"""The opponents of `accuracy.py`: SGD of norm layers, of a ladder's readout too, of all weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastntk_sk.backbones import load_backbone
+from fastntk_sk.backbones import Backbone, load_backbone
+from fastntk_sk.ladder import Ladder
 from fastntk_sk.preprocessing import Rows
+from fastntk_sk.rungs import SIDES
 from fastntk_sk.subsets import select
 
 BATCH = 50
@@ -53,6 +55,26 @@ def train(
     return classifier.eval()
 
 
+class SmoothLadder(Ladder):
+    """The ladder of trainable="ladder" with a root whose slope at zero is finite."""
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> SmoothLadder:
+        """Return the ladder of a backbone, with its units and a sketch of 4,096 features."""
+        synthetic = backbone.synthetic(100, 0, None, torch.float32)
+        ladder = cls(backbone.net, SIDES, synthetic[:2])
+        with torch.no_grad():
+            parts = ladder.pooled(synthetic)
+        ladder.calibrate(torch.stack([part.square().sum(1).mean() for part in parts]))
+        ladder.draw_sketch(4096, seed=0)
+        return ladder
+
+    @staticmethod
+    def root(pooled: Tensor) -> Tensor:
+        """Return the signed square root, rounded off near zero."""
+        return pooled * (pooled.square() + 1e-6).pow(-0.25)
+
+
 class Classifier(nn.Module):
     """A backbone, perhaps with a ladder, and a readout that starts at zero."""
 
@@ -62,7 +84,7 @@ class Classifier(nn.Module):
         self.kind, self.spec, self.net = kind, loaded.spec, loaded.net
         self.mirrored = kind.endswith("mirrored")
         if kind.startswith("ladder"):
-            self.net = ladder_for_sgd(loaded)
+            self.net = SmoothLadder.of(loaded)
         with torch.no_grad():
             d = self.net(loaded.synthetic(2, 0, None, torch.float32)).shape[1]
         self.readout = nn.Linear(d, n_classes)

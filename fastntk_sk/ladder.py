@@ -1,0 +1,273 @@
+r"""The ladder: pooled activations beside every block of a frozen network, read by one linear readout.
+
+A side adapter in the manner of side tuning (arXiv:1912.13503), Head2Toe (arXiv:2201.03529), LayUP
+(arXiv:2312.08888) and RanPAC (arXiv:2307.02251). Its model is linear in its parameters: the tangent
+kernel is constant, and the linearised model is the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .exceptions import JacobianError, StateMismatchError
+from .jacobians import check_rows_are_independent, frozen_copy
+from .randomness import generator
+from .rungs import Rung, find_rungs, tensors_of
+
+TENSORS = ("units", "order", "signs", "sizes")
+
+
+@dataclass
+class _Pass:
+    """What the rungs have given so far in one forward pass."""
+
+    pooled: dict[int, Tensor] = field(default_factory=dict)
+    n_seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+# a network is shared by threads, and only the context tells a hook whose pass it is
+_PASS: ContextVar[_Pass | None] = ContextVar("_PASS", default=None)
+
+
+class Ladder(nn.Module):
+    r"""A frozen network that gives the features of a ladder, in one forward pass.
+
+    With the pooled activations :math:`a_l` of T rungs, of which the last is the network's features h,
+
+    .. math:: q_l = \operatorname{sign}(a_l) \sqrt{|a_l|}, \quad u_l = \sqrt{T \, E \|q_l\|^2}, \quad
+              x = S \, [q_1 / u_1, \ldots, q_T / u_T] .
+
+    The mean E is over synthetic inputs, so that a row x has a mean energy near one there; S is a
+    balanced count sketch (Charikar, Chen and Farach-Colton, 2002): every number enters one of k sums,
+    with a random sign. None of it depends on data.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Maps a batch to features of shape (n, d), row by row. In eval mode; its parameters are
+        shared, never changed.
+
+    sides : sequence of {"ladder-grid", "ladder-gap"}
+        Which rungs, as `find_rungs` takes them. Two sides have half of the sketch each, and h both.
+
+    probe : Tensor of shape (n, ...)
+        Inputs in which the rungs are found, at least two.
+
+    Attributes
+    ----------
+    widths : list of int
+        Numbers that each rung pools, h the last.
+
+    units : Tensor of shape (T,)
+        u; ones until `calibrate`.
+
+    order : int32 Tensor of shape (m,)
+        Places among the pooled numbers, group by group of the sketch.
+
+    signs : int8 Tensor of shape (m,)
+
+    sizes : int32 Tensor of shape (k,)
+        Of the groups.
+
+    Raises
+    ------
+    SubsetError
+        If the network has no repeated blocks, or none that gives a tensor.
+
+    JacobianError
+        If rows influence each other.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.ladder import Ladder
+    >>> layers = [torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2), torch.nn.ReLU()]
+    >>> ladder = Ladder(torch.nn.Sequential(*layers).eval(), ["ladder-gap"], torch.ones(2, 2))
+    >>> ladder.draw_sketch(3, seed=0)
+    >>> ladder(torch.ones(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    units: Tensor
+    order: Tensor
+    signs: Tensor
+    sizes: Tensor
+    _gathered: Tensor
+    _factors: Tensor
+
+    def __init__(self, net: nn.Module, sides: Sequence[str], probe: Tensor) -> None:
+        super().__init__()
+        self.net, self.sides = frozen_copy(net), tuple(sides)
+        self.rungs = find_rungs(self.net, probe, self.sides)
+        hooked: dict[tuple[str, str], dict[int, list[tuple[int, Rung]]]] = {}
+        for slot, rung in enumerate(self.rungs):
+            hooked.setdefault((rung.path, rung.of), {}).setdefault(rung.index, []).append((slot, rung))
+        for (path, of), rungs in hooked.items():
+            module, hook = self.net.get_submodule(path), _Hook((path, of), rungs)
+            if of == "output":
+                module.register_forward_hook(hook)
+            else:
+                module.register_forward_pre_hook(hook)
+        self.widths: list[int] = []
+        self.widths = [part.shape[1] for part in self.pooled(probe)]
+        check_rows_are_independent(lambda x: torch.cat(self.pooled(x), dim=1), probe, type(net).__name__)
+        places = torch.cat(self._places()).int()
+        ones = torch.ones_like(places)
+        units = probe.new_ones(len(self.widths))
+        self.install({"units": units, "order": places, "signs": ones.to(torch.int8), "sizes": ones})
+
+    @property
+    def width(self) -> int:
+        """Number of features: k, or fewer where there are fewer numbers."""
+        return len(self.sizes)
+
+    def pooled(self, x: Tensor) -> list[Tensor]:
+        """Return the signed roots of what the rungs pool, of each rung of shape (n, width), h the last.
+
+        Raises
+        ------
+        JacobianError
+            If the blocks do not give what they gave at first.
+        """
+        current = _Pass()
+        token = _PASS.set(current)
+        try:
+            features = self.net(x)
+        finally:
+            _PASS.reset(token)
+        parts = [current.pooled.get(slot) for slot in range(len(self.rungs))]
+        parts.append(features)
+        widths = [None if part is None else part.shape[1] for part in parts]
+        if self.widths and widths != self.widths:
+            i = next(i for i, width in enumerate(widths) if width != self.widths[i])
+            where = self.rungs[i].path if i < len(self.rungs) else "the last features"
+            raise JacobianError(
+                f"Expected {self.widths[i]} pooled numbers of {where!r} in every pass, got {widths[i]}: "
+                "blocks that change their shape from batch to batch have no ladder. Choose "
+                'trainable="head", or pictures of one size.'
+            )
+        dtype = features.dtype if features.dtype == torch.float64 else torch.float32
+        return [self.root(part.to(dtype)) for part in parts if part is not None]
+
+    @staticmethod
+    def root(pooled: Tensor) -> Tensor:
+        """Return the signed square root."""
+        return pooled.sign() * pooled.abs().sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of a batch, of shape (n, k)."""
+        numbers = torch.cat(
+            [part / unit for part, unit in zip(self.pooled(x), self.units, strict=True)], 1
+        )
+        groups = numbers[:, self._gathered.flatten()].unflatten(1, self._gathered.shape)
+        return (groups * self._factors).sum(2)
+
+    def calibrate(self, energies: Tensor) -> None:
+        """Set the units from the mean energy (squared norm) of each rung on synthetic inputs."""
+        unit = (len(energies) * energies).sqrt()
+        self.units = torch.where(unit > 0, unit, 1.0).to(self.units)
+
+    def draw_sketch(self, k: int, seed: int) -> None:
+        """Draw S for k features; where a side has fewer numbers, it has a feature for each.
+
+        Parameters
+        ----------
+        k : int
+
+        seed : int
+            The seed drawn from `random_state`.
+        """
+        columns, draws = self._places(), generator(seed, "sketch")
+        orders, sizes = [], []
+        for i, places in enumerate(columns):
+            k_side = min(len(places), max(1, (k + i) // len(columns)))
+            orders.append(places[torch.randperm(len(places), generator=draws)])
+            sizes.append(torch.full((k_side,), len(places) // k_side))
+            sizes[-1][: len(places) % k_side] += 1
+        order = torch.cat(orders).int()
+        signs = torch.randint(0, 2, order.shape, generator=draws, dtype=torch.int8) * 2 - 1
+        drawn = {"units": self.units, "order": order, "signs": signs, "sizes": torch.cat(sizes).int()}
+        self.install(drawn)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is published: `units`, `order`, `signs` and `sizes`."""
+        return {name: getattr(self, name).cpu() for name in TENSORS}
+
+    def install(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take units and sketch of `tensors`.
+
+        Raises
+        ------
+        StateMismatchError
+            If they are not of this network.
+        """
+        units, order, signs, sizes = (tensors[name].cpu() for name in TENSORS)
+        n_places, n_numbers = sum(self.widths), sum(map(len, self._places()))
+        fits = (
+            units.shape == (len(self.widths),)
+            and bool((units > 0).all() and units.isfinite().all())
+            and order.shape == signs.shape == (n_numbers,)
+            and (order.dtype, signs.dtype, sizes.dtype) == (torch.int32, torch.int8, torch.int32)
+            and bool(((order >= 0) & (order < n_places)).all() and (signs.abs() == 1).all())
+            and sizes.ndim == 1
+            and 0 < len(sizes) <= n_numbers
+            and bool((sizes > 0).all())
+            and int(sizes.long().sum()) == n_numbers
+            and len(sizes) * int(sizes.max()) <= 2 * (n_numbers + len(sizes))
+        )
+        if not fits:
+            raise StateMismatchError(
+                f"Expected the sketch of a ladder of {len(self.widths)} rungs and {n_places} numbers, "
+                "got that of another one. Load with the backbone that was saved: backbone=..."
+            )
+        # groups as rows of a table; those that are shorter than the longest are filled up with zeros
+        places = torch.arange(int(sizes.max()))
+        inside = places < sizes[:, None]
+        at = torch.where(inside, (sizes.cumsum(0) - sizes)[:, None] + places, 0)
+        device = next(iter(self.net.parameters()), units).device
+        for name, tensor in zip(TENSORS, (units, order, signs, sizes), strict=True):
+            self.register_buffer(name, tensor.to(device))
+        self.register_buffer("_gathered", order.long()[at].to(device), persistent=False)
+        factors = torch.where(inside, signs[at], 0).to(units.dtype)
+        self.register_buffer("_factors", factors.to(device), persistent=False)
+
+    def digest(self) -> str:
+        """Return a fingerprint of rungs, units and sketch."""
+        state = hashlib.blake2b(repr(self.rungs).encode(), digest_size=16)
+        for tensor in self.tensors().values():
+            state.update(tensor.contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    def _places(self) -> list[Tensor]:
+        """Return of each side where its numbers stand among all that are pooled."""
+        *of_rungs, of_features = torch.arange(sum(self.widths)).split(self.widths)
+        return [
+            torch.cat(
+                [*(p for p, r in zip(of_rungs, self.rungs, strict=True) if r.side == side), of_features]
+            )
+            for side in self.sides
+        ]
+
+
+class _Hook:
+    """Pool the tensors of one module that are rungs."""
+
+    def __init__(self, name: tuple[str, str], rungs: Mapping[int, list[tuple[int, Rung]]]) -> None:
+        self.name, self.rungs = name, rungs
+
+    def __call__(self, module: nn.Module, given: Any, out: Any = None) -> None:
+        current = _PASS.get()
+        if current is None:
+            return
+        for tensor in tensors_of(given if self.name[1] == "input" else out):
+            for slot, rung in self.rungs.get(current.n_seen[self.name], ()):
+                current.pooled[slot] = rung.pool(tensor)
+            current.n_seen[self.name] += 1

@@ -1,0 +1,235 @@
+"""Where a ladder leans on a network: which tensors of its blocks, and how each is pooled."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .blocks import find_blocks, is_activation
+from .exceptions import SubsetError
+
+SIDES = ("ladder-grid", "ladder-gap")
+_GRID = 4  # places a side that are kept apart
+_MOST_LEADING = 256  # class, register and prompt tokens
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One tensor of a block in a forward pass, and its pooling.
+
+    Parameters
+    ----------
+    side : {"ladder-grid", "ladder-gap"}
+
+    path : str
+        Name of the module that gives it.
+
+    of : {"output", "input"}
+
+    index : int
+        Which of the module's tensors, counted over all of its calls in a pass.
+
+    layout : {"vector", "tokens", "channels first", "channels last"}
+
+    n_leading : int, default=0
+        Tokens before those of the grid.
+
+    grid : tuple of int (rows, columns), default=None
+        Of the other tokens; None where they lie on none.
+    """
+
+    side: str
+    path: str
+    of: str
+    index: int
+    layout: str
+    n_leading: int = 0
+    grid: tuple[int, int] | None = None
+
+    def pool(self, seen: Tensor) -> Tensor:
+        """Return the averages of a batch, of shape (n, width)."""
+        if self.layout == "vector":
+            return seen
+        if self.side == "ladder-gap" or (self.layout == "tokens" and self.grid is None):
+            axes = {"tokens": (1,), "channels first": (2, 3), "channels last": (1, 2)}[self.layout]
+            return seen.mean(axes)
+        if self.layout == "channels first":
+            return _on_grid(seen)
+        if self.layout == "channels last":
+            return _on_grid(seen.movedim(-1, 1))
+        assert self.grid is not None
+        places = seen[:, self.n_leading :].transpose(1, 2).unflatten(2, self.grid)
+        leading = [seen[:, 0]] if self.n_leading else []
+        return torch.cat([*leading, _on_grid(places)], dim=1)
+
+
+def _on_grid(maps: Tensor) -> Tensor:
+    """Return averages over a grid of at most 4 x 4 places of maps (n, channels, height, width)."""
+    height, width = (min(_GRID, size) for size in maps.shape[-2:])
+    return nn.functional.adaptive_avg_pool2d(maps, (height, width)).flatten(1)
+
+
+def tensors_of(given: Any) -> list[Tensor]:
+    """Return the tensors of floating-point numbers in what a module takes or gives."""
+    if isinstance(given, Tensor):
+        return [given] if given.is_floating_point() else []
+    if isinstance(given, dict):
+        given = given.values()
+    elif not isinstance(given, (tuple, list)):
+        return []
+    return [tensor for each in given for tensor in tensors_of(each)]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A tensor that passed a module of a block, and how its numbers lie."""
+
+    block: str
+    path: str
+    of: str
+    index: int
+    tensor: Tensor
+    layout: dict[str, Any]
+
+    @property
+    def n_channels(self) -> int:
+        return self.tensor.shape[1 if self.layout["layout"] == "channels first" else -1]
+
+    @property
+    def n_places(self) -> int:
+        return self.tensor[0].numel() // self.n_channels
+
+
+@torch.no_grad()
+def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung]:
+    """Find the rungs of a ladder in one forward pass.
+
+    Parameters
+    ----------
+    net : nn.Module
+
+    probe : Tensor of shape (n, ...)
+
+    sides : sequence of {"ladder-grid", "ladder-gap"}
+        "ladder-grid": what every block gives, averaged on a grid of at most 4 x 4 places, and the class
+        token. "ladder-gap": within every block the widest activation after a nonlinearity that is no
+        coarser than the block's result (of a mobile block the depthwise convolution's, of a
+        transformer's block the one within its MLP), averaged over all places; where a block calls no
+        module of a nonlinearity, the widest input of a layer with weights.
+
+    Returns
+    -------
+    rungs : list of Rung
+        Side by side, in the order of the blocks. What the network gives itself is none of them.
+
+    Raises
+    ------
+    SubsetError
+        If the network has no repeated blocks, or none that gives a tensor.
+    """
+    blocks = find_blocks(net)
+    if not blocks:
+        raise SubsetError(
+            'Expected a network of repeated blocks for trainable="ladder", got '
+            f"{type(net).__name__}, in which there are none: no two modules with weights in a "
+            'Sequential, ModuleList or ModuleDict, and no two nonlinearities. trainable="head" fits '
+            "every network."
+        )
+    features, seen = _watched(net, probe, blocks)
+    rungs = []
+    for side in sides:
+        for block in blocks:
+            mine = [each for each in seen if each.block == block and each.tensor is not features]
+            found = [each for each in mine if each.path == block and each.of == "output"]
+            if side == "ladder-gap" and found and not is_activation(net.get_submodule(block)):
+                found = _inside(mine, min(each.n_places for each in found))
+            rungs += [Rung(side, each.path, each.of, each.index, **each.layout) for each in found]
+    if not rungs:
+        raise SubsetError(
+            f'Expected blocks that give tensors for trainable="ladder", got {type(net).__name__}, whose '
+            f"blocks ({', '.join(blocks[:3])}) give none with a row for each row of the batch. "
+            'trainable="head" fits every network.'
+        )
+    return rungs
+
+
+def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, list[_Seen]]:
+    """Return the features, and the tensors that passed the blocks and the layers within them."""
+    seen: list[_Seen] = []
+    n_seen: Counter[tuple[str, str]] = Counter()
+    hooks: list[RemovableHandle] = []
+    channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+
+    def note(block: str, path: str, of: str, given: Any) -> None:
+        for tensor in tensors_of(given):
+            layout = _layout(tensor, len(probe), probe.shape[2:], channels_last)
+            if layout:
+                seen.append(_Seen(block, path, of, n_seen[path, of], tensor, layout))
+            n_seen[path, of] += 1
+
+    def watch(block: str, path: str, module: nn.Module) -> None:
+        if path == block or is_activation(module):
+            hooks.append(
+                module.register_forward_hook(lambda m, _, out: note(block, path, "output", out))
+            )
+        if path == block or any(p.ndim > 1 for p in module.parameters(recurse=False)):
+            hooks.append(
+                module.register_forward_pre_hook(lambda m, ins: note(block, path, "input", ins))
+            )
+
+    for block in blocks:
+        for name, module in net.get_submodule(block).named_modules():
+            watch(block, f"{block}.{name}" if name else block, module)
+    try:
+        return net(probe), seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inside(seen: list[_Seen], n_places: int) -> list[_Seen]:
+    """Return the widest activation within a block, the last one of several, or nothing."""
+    ends = {id(each.tensor) for each in seen if each.path == each.block}
+    within = [each for each in seen if id(each.tensor) not in ends and each.n_places >= n_places]
+    nonlinear = [each for each in within if each.of == "output"]
+    widest = max((each.n_channels for each in nonlinear or within), default=0)
+    return [each for each in nonlinear or within if each.n_channels == widest][-1:]
+
+
+def _layout(tensor: Tensor, n: int, size: Sequence[int], channels_last: bool) -> dict[str, Any]:
+    """Return how the numbers of a row lie in a tensor; nothing where it has no rows, or another form."""
+    if not tensor.ndim or len(tensor) != n:
+        return {}
+    if tensor.ndim == 2:
+        return {"layout": "vector"}
+    if tensor.ndim == 3:
+        return {"layout": "tokens"} | _token_grid(tensor.shape[1], size)
+    if tensor.ndim == 4:
+        first, last = (_distortion(tensor.shape[i], tensor.shape[i + 1], size) for i in (2, 1))
+        flipped = last < first or (last == first and channels_last)
+        return {"layout": "channels last" if flipped else "channels first"}
+    return {}
+
+
+def _token_grid(n_tokens: int, size: Sequence[int]) -> dict[str, Any]:
+    """Return the fewest leading tokens after which the others fill a grid of the pictures' shape."""
+    if len(size) != 2:
+        return {}
+    for n_leading in range(min(n_tokens, _MOST_LEADING)):
+        rest = n_tokens - n_leading
+        n_rows = max(1, round(math.sqrt(rest * size[0] / size[1])))
+        if rest % n_rows == 0 and _distortion(n_rows, rest // n_rows, size) <= 1:
+            return {"n_leading": n_leading, "grid": (n_rows, rest // n_rows)}
+    return {}
+
+
+def _distortion(n_rows: int, n_columns: int, size: Sequence[int]) -> float:
+    """Return by how many rows a map is too high or too low for the shape of the pictures."""
+    return abs(n_rows - n_columns * size[0] / size[1]) if len(size) == 2 else 0.0

@@ -1,0 +1,268 @@
+"""The ladder: where its rungs are, what they pool, and that deletion is that of a refit."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.blocks import find_blocks
+from fastntk_sk.exceptions import JacobianError, StateMismatchError, SubsetError
+from fastntk_sk.ladder import Ladder
+from fastntk_sk.rungs import SIDES, find_rungs
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+y = RANDOM.integers(0, 3, 40)
+
+
+class Block(nn.Module):
+    """A residual block with a functional nonlinearity."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in "ab")
+
+    def forward(self, x):
+        return x + self.second(torch.relu(self.first(x)))
+
+
+class Net(nn.Module):
+    """A stem, two blocks, and features by pooling."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 4, 3, stride=2), blocks
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return (x["out"] if isinstance(x, dict) else x).mean((2, 3))
+
+
+def plain():
+    torch.manual_seed(0)
+    return Net(nn.ModuleList([Block(), Block()])).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_blocks", "layout"),
+    [
+        ("test_efficientnet", 4, "channels first"),
+        ("test_vit", 6, "tokens"),
+        ("test_convnext", 9, "channels first"),
+        ("resnet10t", 4, "channels first"),
+        ("regnetx_002", 13, "channels first"),
+        ("swin_tiny_patch4_window7_224", 12, "channels last"),
+        ("mobilenetv4_conv_small_050", 12, "channels first"),
+        ("vgg11", 8, "channels first"),
+    ],
+)
+def test_blocks_are_found_by_structure(name, n_blocks, layout):
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0).eval()
+        size = (224, 224) if "swin" in name else (160, 160)
+        probe = torch.empty(2, 3, *size)
+    blocks = find_blocks(net)
+    assert len(blocks) == n_blocks
+    rungs = find_rungs(net, probe, SIDES)
+    grid = [rung for rung in rungs if rung.side == "ladder-grid"]
+    assert {rung.layout for rung in grid} == {layout}
+    assert len(grid) == n_blocks
+    assert len(rungs) == 2 * n_blocks
+
+
+def test_what_is_pooled_is_what_plain_torch_pools():
+    net, x = plain(), torch.randn(3, 3, 19, 19)
+    ladder = Ladder(net, ["ladder-grid", "ladder-gap"], x)
+    seen = net.stem(x)
+    expected = {"ladder-grid": [], "ladder-gap": []}
+    for block in net.blocks:
+        expected["ladder-gap"].append(torch.relu(block.first(seen)).mean((2, 3)))
+        seen = block(seen)
+        grid = nn.functional.adaptive_avg_pool2d(seen, 4).flatten(1)
+        expected["ladder-grid"].append(grid)
+    h = seen.mean((2, 3))
+    wanted = [*expected["ladder-grid"], *expected["ladder-gap"], h]
+    for found, part in zip(ladder.pooled(x), wanted, strict=True):
+        torch.testing.assert_close(found, part.sign() * part.abs().sqrt())
+
+
+def test_class_token_and_grid_of_a_transformer():
+    net = timm.create_model("test_vit", num_classes=0, img_size=48).eval()
+    x = torch.randn(2, 3, 48, 48)
+    ladder = Ladder(net, ["ladder-grid"], x)
+    with torch.no_grad():
+        tokens = net.forward_intermediates(x, intermediates_only=True, return_prefix_tokens=True)
+        maps, prefix = tokens[0]
+        found = ladder.pooled(x)[0]
+    expected = torch.cat([prefix[:, 0], nn.functional.adaptive_avg_pool2d(maps, 3).flatten(1)], 1)
+    torch.testing.assert_close(found, expected.sign() * expected.abs().sqrt())
+
+
+def test_the_sketch_adds_every_number_once_with_a_sign():
+    ladder = Ladder(plain(), SIDES, torch.randn(2, 3, 16, 16))
+    ladder.draw_sketch(40, seed=0)
+    x = torch.randn(5, 3, 16, 16)
+    numbers = torch.cat(ladder.pooled(x), 1)
+    starts = (ladder.sizes.cumsum(0) - ladder.sizes).tolist()
+    signed = numbers[:, ladder.order.long()] * ladder.signs
+    expected = torch.stack(
+        [
+            signed[:, start : start + size].sum(1)
+            for start, size in zip(starts, ladder.sizes, strict=True)
+        ],
+        1,
+    )
+    torch.testing.assert_close(ladder(x), expected)
+    n_features = ladder.widths[-1]
+    counts = ladder.order.bincount().tolist()  # both halves have the features
+    assert counts == [1] * (len(counts) - n_features) + [2] * n_features
+
+
+def test_more_components_than_numbers_means_all_of_them():
+    ladder = Ladder(plain(), ["ladder-gap"], torch.randn(2, 3, 16, 16))
+    ladder.draw_sketch(10**6, seed=0)
+    assert ladder.width == sum(ladder.widths)
+
+
+def test_a_row_is_the_same_in_any_batch():
+    net = timm.create_model("test_efficientnet", num_classes=0).eval()
+    x = torch.randn(8, 3, 40, 40).contiguous(memory_format=torch.channels_last)
+    ladder = Ladder(net, SIDES, x)
+    ladder.draw_sketch(64, seed=0)
+    with torch.no_grad():
+        assert torch.equal(ladder(x), ladder(x.roll(3, 0)).roll(-3, 0))
+
+
+@pytest.mark.parametrize("trainable", ["ladder", "ladder-grid", "ladder-gap", ("ladder", "bias")])
+@pytest.mark.parametrize("kernel", ["full", "pseudo"])
+def test_unlearning_is_a_refit(trainable, kernel, tmp_path):
+    params = {"trainable": trainable, "kernel": kernel, "n_components": 30, "random_state": 0}
+    clf = FastNTKClassifier(plain(), **params).fit(X, y, classes=[0, 1, 2])
+    refit = FastNTKClassifier(plain(), **params).fit(X[8:], y[8:], classes=[0, 1, 2])
+    clf.unlearn(X[:8])
+    np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
+    clf.save(tmp_path / "state")
+    loaded = FastNTKClassifier.load(tmp_path / "state", backbone=plain())
+    assert (loaded.decision_function(X) == clf.decision_function(X)).all()
+    loaded.unlearn(X[8:10])
+    clf.save_pretrained(tmp_path / "adapter")
+    pulled = FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=plain())
+    assert (pulled.decision_function(X) == clf.decision_function(X)).all()
+    again = pickle.loads(pickle.dumps(clf))
+    assert (copy.deepcopy(again).decision_function(X) == clf.decision_function(X)).all()
+
+
+def test_its_width_does_not_depend_on_the_number_of_classes():
+    params = {"trainable": "ladder", "n_components": 20, "random_state": 0}
+    widths = {
+        FastNTKClassifier(plain(), **params).fit(X, RANDOM.permutation(40) % n).readout_.shape[1]
+        for n in (2, 5, 20)
+    }
+    assert widths == {21}
+
+
+def test_threads_predict_what_one_predicts():
+    clf = FastNTKClassifier(plain(), trainable="ladder", n_components=20, random_state=0).fit(X, y)
+    expected = clf.decision_function(X)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: clf.decision_function(X), range(16)))
+    assert all((scores == expected).all() for scores in found)
+
+
+def test_as_a_plain_module():
+    clf = FastNTKClassifier(plain(), trainable="ladder", n_components=20, random_state=0).fit(X, y)
+    module, spec = clf.to_module(), clf._adapter.model.backbone.spec
+    batch = spec.normalise([spec.pixels(each) for each in X], torch.float32)
+    with torch.no_grad():
+        np.testing.assert_allclose(module(batch).numpy(), clf.decision_function(X), atol=1e-5)
+        exported = torch.export.export(module, (batch,)).module()
+        torch.testing.assert_close(exported(batch), module(batch))
+
+
+def test_a_network_without_blocks_is_named():
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    with pytest.raises(SubsetError, match="head"):
+        FastNTKClassifier(flat, trainable="ladder", image_size=32).fit(X, y)
+
+
+class Box:
+    """No tensor."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+class Boxing(Block):
+    def forward(self, x):
+        return Box(super().forward(x.x if isinstance(x, Box) else x))
+
+
+class Unboxing(Net):
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return x.x.mean((2, 3))
+
+
+class InDict(Block):
+    def forward(self, x):
+        return {"out": super().forward(x["out"] if isinstance(x, dict) else x)}
+
+
+def test_blocks_without_tensors_are_named():
+    net = Unboxing(nn.ModuleList([Boxing(), Boxing()])).eval()
+    with pytest.raises(SubsetError, match="none with a row"):
+        FastNTKClassifier(net, trainable="ladder").fit(X, y)
+
+
+def test_a_dict_of_tensors_is_as_good_as_a_tensor():
+    net = Net(nn.ModuleList([InDict(), InDict()])).eval()
+    assert len(find_rungs(net, torch.randn(2, 3, 16, 16), SIDES)) == 4
+
+
+def test_blocks_of_changing_shape_are_named():
+    ladder = Ladder(plain(), ["ladder-grid"], torch.randn(2, 3, 16, 16))
+    with pytest.raises(JacobianError, match="change their shape"):
+        ladder(torch.randn(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "words"),
+    [
+        ({"anchor": "finetuned"}, SubsetError, "pretrained"),
+        ({"predict_with": "network"}, ValueError, "linear"),
+    ],
+)
+def test_where_there_can_be_no_ladder(params, error, words):
+    with pytest.raises(error, match=words):
+        FastNTKClassifier(plain(), trainable="ladder", **params).fit(X, y)
+
+
+def test_a_sketch_of_another_network_is_refused():
+    ladder = Ladder(plain(), ["ladder-gap"], torch.randn(2, 3, 16, 16))
+    good = ladder.tensors()
+    for name, bad in {
+        "order": good["order"] + 1,
+        "signs": good["signs"] * 2,
+        "units": -good["units"],
+        "sizes": good["sizes"][1:],
+    }.items():
+        with pytest.raises(StateMismatchError, match="sketch"):
+            ladder.install(good | {name: bad})
+
+
+def test_vectors_through_the_hidden_layers_of_mlp():
+    vectors, labels = RANDOM.normal(size=(60, 5)), RANDOM.integers(0, 2, 60)
+    params = {"trainable": "ladder", "random_state": 0}
+    clf = FastNTKClassifier(**params).fit(vectors, labels).unlearn(vectors[:5])
+    refit = FastNTKClassifier(**params).fit(vectors[5:], labels[5:])
+    np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-9, atol=1e-10)
