@@ -254,8 +254,8 @@ def table_of(results: Results, task: Task) -> str:
             n_chosen = n if not model.startswith("SGD") else task.sizes[0]
             tried = {
                 setting: float(line["accuracy"])
-                for (name, rows, draw, other, setting, _), line in results.lines.items()
-                if (name, rows, draw, other) == (task.name, str(n_chosen), str(CHOOSE), model)
+                for (*of, setting, _), line in results.lines.items()
+                if of == [task.name, str(n_chosen), str(CHOOSE), model]
             }
             if tried:
                 best = max(tried, key=tried.__getitem__)
