@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import sgd
 import torch
-from _common import COMMIT, emoji, fashion_mnist, publish, table
+from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.preprocessing import Rows
@@ -208,7 +208,7 @@ NOTES = """
 
 Mean and standard error of the test accuracy in percent over draws of training rows (how many stands in
 parentheses); differences are paired by draw. Learning rates, and whether batch norms keep their
-pretrained statistics, are chosen on validation rows at the smallest number of rows; alpha at each number.
+pretrained statistics, are chosen on validation rows at the smallest number of rows; alpha at each one.
 SGD: AdamW, one cycle, batches of 50. Every measurement stands in accuracy.csv with its commit."""
 
 RATES = {
@@ -301,7 +301,9 @@ def main() -> None:
     results = Results()
     if args.tables:
         parts = [table_of(results, TASKS[name]) for name in args.tasks]
-        publish("accuracy", "\n\n".join(parts) + NOTES)
+        text = "\n\n".join(parts) + NOTES + "\n\n" + stamp("benchmarks/accuracy.py")
+        print(text)
+        put(PAGES[0], "ladder", text)
         return
     for name in args.tasks:
         task = TASKS[name]
