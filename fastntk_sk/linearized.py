@@ -295,7 +295,8 @@ class LinearizedModel:
         """
         width, components = self.sizes
         numbers = max(width, self.n_classes * components)
-        capacity = max(self.batch_size, min(512, BUFFER_NUMBERS // numbers))
+        at_once = 256 if components else 512  # with class blocks a row is longer
+        capacity = max(self.batch_size, min(at_once, BUFFER_NUMBERS // numbers))
         held: list[tuple[Tensor, Tensor]] = []
         start = stop = 0
 

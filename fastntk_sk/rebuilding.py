@@ -83,7 +83,7 @@ def read_adapter(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tens
     shaped = W.ndim == 2 and W.shape[1] > 1 and len(W) == n_classes
     if shaped and V is not W:
         shaped = V.ndim == 2 and V.shape[1] > 0 and (setup["kernel"] == "pseudo" or len(V) == n_classes)
-        d = tensors["ladder.sizes"].numel() if "ladder.sizes" in tensors else V.shape[1]
+        d = shaped and (tensors["ladder.sizes"].numel() if "ladder.sizes" in tensors else V.shape[1])
         sizes = shaped and block_sizes(setup["kernel"], d, setup["n_components"], len(V))
         shaped = sizes and sizes[0] + 1 == W.shape[1]
     if not shaped or {W.dtype, V.dtype} != {dtype}:
