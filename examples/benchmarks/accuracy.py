@@ -279,7 +279,7 @@ def table_of(results: Results, task: Task) -> str:
             better.append(f"{np.mean(full) - max(ladders):.1f} points at {n:,} rows")
     header = ["rows", "model", "chosen on validation", "test %", "minus SGD, norm", "minus SGD, all"]
     first = f"SGD of all weights is better than every ladder by {', '.join(better)}." if better else ""
-    return f"**{task.name}**, {task.backbone}\n\n{table(header, lines)}\n\n{first}"
+    return f"**{task.name}**, {task.backbone}\n\n{table(header, lines)}\n\n{first}".rstrip()
 
 
 def _summary(values: list[float]) -> str:
