@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,8 +170,10 @@ class Ladder(nn.Module):
         groups = numbers[:, self._gathered.flatten()].unflatten(1, self._gathered.shape)
         return (groups * self._factors).sum(2)
 
-    def calibrate(self, energies: Tensor) -> None:
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the units from the mean energy (squared norm) of each rung on synthetic inputs."""
+        parts = zip(*(self.pooled(batch) for batch in batches), strict=True)
+        energies = torch.stack([torch.cat(part).double().square().sum(1).mean() for part in parts])
         unit = (len(energies) * energies).sqrt()
         self.units = torch.where(unit > 0, unit, 1.0).to(self.units)
 

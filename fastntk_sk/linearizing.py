@@ -140,7 +140,8 @@ def linearize(
         ladder,
     )
     if saved is None:
-        _calibrate(model, synthetic)
+        if ladder is not None:
+            ladder.calibrate(synthetic.split(batch_size))
         _check_precision(model, synthetic[:_PRECISION_ROWS])
         units = _measure(model, synthetic)
     else:
@@ -195,16 +196,6 @@ def draw_readout(seed: int, n_rows: int, d: int) -> Tensor:
         for c in range(n_rows)
     ]
     return torch.stack(rows) / d**0.5
-
-
-@kept_heap()
-def _calibrate(model: LinearizedModel, synthetic: Tensor) -> None:
-    """Set the units of a ladder's rungs."""
-    if model.ladder is None:
-        return
-    batches = [model.ladder.pooled(batch) for batch in synthetic.split(model.batch_size)]
-    energies = [torch.cat(parts).double().square().sum(1).mean() for parts in zip(*batches, strict=True)]
-    model.ladder.calibrate(torch.stack(energies))
 
 
 @kept_heap()

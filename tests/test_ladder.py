@@ -10,8 +10,9 @@ import timm
 import torch
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier
+from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
 from fastntk_sk.blocks import find_blocks
+from fastntk_sk.evaluation import shadow_margins
 from fastntk_sk.exceptions import JacobianError, StateMismatchError, SubsetError
 from fastntk_sk.ladder import Ladder
 from fastntk_sk.rungs import SIDES, find_rungs
@@ -158,6 +159,27 @@ def test_unlearning_is_a_refit(trainable, kernel, tmp_path):
     assert (pulled.decision_function(X) == clf.decision_function(X)).all()
     again = pickle.loads(pickle.dumps(clf))
     assert (copy.deepcopy(again).decision_function(X) == clf.decision_function(X)).all()
+
+
+def test_parts_that_learned_apart_are_one_fit():
+    params = {"trainable": "ladder", "n_components": 8, "random_state": 0}
+    whole = FastNTKClassifier(plain(), **params).fit(X, y, classes=[0, 1, 2])
+    first, second = (
+        FastNTKClassifier(plain(), **params).fit(X[part], y[part], classes=[0, 1, 2])
+        for part in (slice(20), slice(20, 40))
+    )
+    added = copy.deepcopy(first).partial_fit(X[20:], y[20:])
+    for together in (first.merge(second), added, copy.deepcopy(whole).rebuild(X, y)):
+        np.testing.assert_allclose(together.readout_, whole.readout_, rtol=1e-5, atol=1e-6)
+
+
+def test_searches_and_shadows_take_it():
+    params = {"trainable": "ladder", "n_components": 20, "random_state": 0}
+    search = FastNTKClassifierCV(FastNTKClassifier(plain(), **params), alphas=(0.1, 1.0), cv=2).fit(X, y)
+    refit = FastNTKClassifier(plain(), **params).set_params(**search.best_params_).fit(X, y)
+    np.testing.assert_allclose(search.best_estimator_.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
+    margins = shadow_margins(refit, X, y, n_models=3)
+    assert np.isfinite(margins.unlearned).sum() == 3 * 10  # of the quarter that each has forgotten
 
 
 def test_its_width_does_not_depend_on_the_number_of_classes():

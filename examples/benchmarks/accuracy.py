@@ -1,9 +1,9 @@
 """Accuracy of the ladder against a linear probe, tangents of norm layers, and SGD.
 
 Fashion-MNIST through lite0, and emoji in colour. Hyper-parameters of all contestants are chosen on
-validation rows, with rows of training that no draw uses; learning rates at 1,000 rows and kept. Every
-measurement is a line of accuracy.csv, so that a run goes on where it was; ``--tables`` writes them into
-the page.
+validation rows, which no draw learns or tests; learning rates at the smallest number of rows and kept.
+Every measurement is a line of accuracy.csv, so that a run goes on where it was; ``--tables`` writes them
+into the page.
 """
 
 from __future__ import annotations

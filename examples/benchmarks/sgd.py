@@ -64,8 +64,7 @@ class SmoothLadder(Ladder):
         synthetic = backbone.synthetic(100, 0, None, torch.float32)
         ladder = cls(backbone.net, SIDES, synthetic[:2])
         with torch.no_grad():
-            parts = ladder.pooled(synthetic)
-        ladder.calibrate(torch.stack([part.square().sum(1).mean() for part in parts]))
+            ladder.calibrate([synthetic])
         ladder.draw_sketch(4096, seed=0)
         return ladder
 
