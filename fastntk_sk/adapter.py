@@ -25,7 +25,10 @@ class Frozen:
     seed : int
         Drawn from `random_state`.
 
-    alpha, tangent_scale, target_scale : float
+    alpha : float or None
+        None: the sums choose it.
+
+    tangent_scale, target_scale : float
 
     anchor : {"pretrained", "finetuned"}
 
@@ -36,7 +39,7 @@ class Frozen:
     """
 
     seed: int
-    alpha: float
+    alpha: float | None
     tangent_scale: float
     target_scale: float
     anchor: str

@@ -21,6 +21,7 @@ from .html import state_table
 from .prediction import PredictionMixin
 from .preprocessing import Rows
 from .progress import progress
+from .ridge import GRID
 from .state import State
 from .validation import check_training_rows, encode_labels
 
@@ -89,8 +90,11 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
     n_directions : int, default=3
         r, of the pseudo kernel: backward passes a row. More cost more and gain little.
 
-    alpha : float, default=0.25
-        Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs.
+    alpha : float or "auto", default=0.25
+        Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs;
+        with a ladder or the head alone, the intercept has none. "auto" lets the sums choose it
+        there (`alpha_`), by the evidence of Bayesian ridge regression on a fixed grid: after a
+        deletion it is what a fit without the rows would choose. With tangents "auto" is 0.25.
         Never rescaled by the number of rows, or a deletion would change it. The default, as that of
         `n_components`, was chosen on held-out training images (examples/benchmarks).
 
@@ -180,6 +184,12 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
     readout_ : ndarray of shape (n_classes, d + 1), or (n_classes, d + r k + 1)
         W on features, for the pseudo kernel tangent features, and a constant.
 
+    alpha_ : float
+        The ridge in force. Private, as the next: absent after :meth:`from_pretrained`.
+
+    alpha_path_ : dict of float to float
+        With alpha="auto": minus twice the log evidence a class, by value of alpha.
+
     displacement_ : ndarray of shape (p,), or (0,) for the pseudo kernel
         The move of the trainable parameters from their pretrained values.
 
@@ -242,7 +252,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         anchor: str = "pretrained",
         kernel: str = "full",
         n_directions: int = 3,
-        alpha: float = 0.25,
+        alpha: float | str = 0.25,
         tangent_scale: float = 1.0,
         target_scale: float | str = "auto",
         n_components: int | str | None = "auto",
@@ -397,7 +407,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             y,
             sample_weight,
             sample_ids,
-            alpha=before.frozen.alpha,
+            alpha=GRID[0] if before.frozen.alpha is None else before.frozen.alpha,
             vectors=self._vectors,
             reset=False,
         )
@@ -434,8 +444,10 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         self.displacement_ = adapter.displacement.numpy()
         self.n_samples_learned_ = adapter.n_learned
         self.n_samples_forgotten_ = adapter.n_forgotten
-        for name in ("history_", "linearity_"):
+        for name in ("alpha_", "alpha_path_", "history_", "linearity_"):
             self.__dict__.pop(name, None)
+        if state is not None:
+            self.alpha_, self.alpha_path_ = state.alpha, dict(state.alpha_path)
         if state is not None and adapter.frozen.anchor == "finetuned":
             self.history_, self.linearity_ = state.history, state.linearity
         return self

@@ -246,7 +246,7 @@ _SCHEMA: dict[str, Any] = {
     "params": lambda value: isinstance(value, dict) and optional(_NAME)(value.get("backbone")),
     "frozen": {
         "seed": integer(0, 2**31),
-        "alpha": number(5e-324),
+        "alpha": optional(number(5e-324)),
         "tangent_scale": number(0),
         "target_scale": number(5e-324),
         "anchor": one_of("pretrained", "finetuned"),

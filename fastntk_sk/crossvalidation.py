@@ -23,7 +23,7 @@ from .memory import require
 from .prediction import GivenScoresMixin
 from .preprocessing import content
 from .progress import progress
-from .solvers import solve_schur
+from .ridge import solve
 from .statistics import Statistics
 from .validation import check_parameters
 
@@ -270,7 +270,7 @@ class _TangentRows:
     def predictor(self, rest: Statistics, fold: np.ndarray, alpha: float, tangent_scale: float) -> Any:
         """Return what predicts the rows of a fold after learning the others."""
         state, labels = self.prepared.state, self.prepared.labels
-        solution = solve_schur(
+        solution = solve(
             rest, alpha=alpha, tangent_scale=tangent_scale, target_scale=state.frozen.target_scale
         )
         W, z = solution.W.to(self.shared.dtype), solution.z.to(self.own.dtype)

@@ -25,6 +25,7 @@ from .linearized import Parameters, relative_gap
 from .linearizing import linearize, linearize_at
 from .memory import require
 from .preprocessing import Rows
+from .ridge import GRID
 from .state import Progress, State
 from .statistics import Statistics
 from .subsets import split_ladder
@@ -92,7 +93,14 @@ def prepare(
     get = estimator.get_params(deep=False).__getitem__
     vectors = takes_vectors(get("backbone"), X)
     X, y, weights, ids = check_training_rows(
-        estimator, X, y, sample_weight, sample_ids, alpha=get("alpha"), vectors=vectors, reset=True
+        estimator,
+        X,
+        y,
+        sample_weight,
+        sample_ids,
+        alpha=GRID[0] if get("alpha") == "auto" else get("alpha"),
+        vectors=vectors,
+        reset=True,
     )
     names, labels = _check_classes(y, classes)
     seed, key, chain = _drawn(found, get("random_state"))
@@ -118,7 +126,7 @@ def prepare(
         predict_with = "network" if get("anchor") == "finetuned" else "linear"
     frozen = Frozen(
         seed=seed,
-        alpha=float(get("alpha")),
+        alpha=None if get("alpha") == "auto" else float(get("alpha")),
         tangent_scale=float(get("tangent_scale")),
         target_scale=1.0 if get("target_scale") == "auto" else float(get("target_scale")),
         anchor=get("anchor"),

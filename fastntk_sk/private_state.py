@@ -20,6 +20,7 @@ from .files import dump, parse_json, parse_tensors, under
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
 from .linearized import LinearizedModel, Parameters
 from .receipts import lines, parse_receipts
+from .ridge import GRID
 from .schema import MAX_INTEGER, integer, list_of, real, section, text
 from .state import State
 from .statistics import Statistics
@@ -32,6 +33,8 @@ _RECORDS: dict[str, Any] = {
     "n_forgotten": integer(0, MAX_INTEGER),
     "chain": text(length=64),
     "residual": real,
+    "alpha": real,
+    "alpha_path": list_of(real),
     "seconds_per_row": real,
     "seconds_per_solve": real,
     "history": list_of(lambda value: isinstance(value, dict)),
@@ -107,6 +110,7 @@ def pack(state: State) -> dict[str, bytes]:
         }
     records = {name: getattr(state, name) for name in _RECORDS}
     records["class_rows"] = state.class_rows.tolist()
+    records["alpha_path"] = [*state.alpha_path.values()]
     receipts = lines(records, *state.receipts)
     _parse_receipts(receipts, "The private state")  # before a file is written that could not be read
     return {
@@ -208,6 +212,8 @@ def restore(
         records["n_forgotten"],
         chain,
         records["residual"],
+        records["alpha"],
+        dict(zip(GRID, records["alpha_path"], strict=False)),
         records["seconds_per_row"],
         records["seconds_per_solve"],
         sgd=None if anchor is None else Parameters(anchor.sgd, torch.zeros_like(delta)),

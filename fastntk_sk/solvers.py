@@ -14,6 +14,7 @@ that the ridge shrinks the whole displacement and not only what is left of it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,11 +39,19 @@ class Solution:
 
     residual : float
         Norm of the residual of the normal equations over the norm of their right-hand side.
+
+    alpha : float
+        The ridge.
+
+    path : tuple of float
+        Where the sums chose alpha, what each value of the grid was worth.
     """
 
     W: Tensor
     z: Tensor
     residual: float = 0.0
+    alpha: float = math.nan
+    path: tuple[float, ...] = ()
 
 
 def solve_schur(
@@ -113,7 +122,7 @@ def solve_schur(
     R = target_scale * scale * (statistics.H - all_h[:, None] / n_classes)
     all_J = B[:, -1].sum(0) / statistics.constant
     r = target_scale * (statistics.r - all_J / n_classes)
-    L = _cholesky(statistics.A, alpha, scale if statistics.n_tangents else None)
+    L = factor(statistics.A, alpha, scale if statistics.n_tangents else None)
     Y = torch.linalg.solve_triangular(L, R, upper=False)
     z = torch.zeros_like(r)
     pull = torch.zeros_like(r) if centre is None else alpha * centre
@@ -124,7 +133,7 @@ def solve_schur(
             X = torch.linalg.solve_triangular(L, B[c], upper=False)
             add_gram(S, X, X, sign=-tangent_scale)
             rhs -= X.T @ Y[:, c]
-        z = torch.cholesky_solve((root * rhs + pull)[:, None], _cholesky(S, alpha))[:, 0]
+        z = torch.cholesky_solve((root * rhs + pull)[:, None], factor(S, alpha))[:, 0]
     Bz = torch.stack([B[c] @ z for c in range(n_classes)], dim=1)
     W = torch.cholesky_solve(R - root * Bz, L)
     # residual of the normal equations, from the statistics themselves
@@ -136,10 +145,10 @@ def solve_schur(
         bottom = tangent_scale * Gz + root * BW + alpha * z - root * r - pull
     size = torch.cat([R.flatten(), root * r + pull]).norm().clamp_min(torch.finfo(R.dtype).tiny)
     residual = float(torch.cat([top.flatten(), bottom]).norm() / size)
-    return Solution((scale * W).T.contiguous(), z, residual)
+    return Solution((scale * W).T.contiguous(), z, residual, alpha)
 
 
-def _cholesky(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tensor:
+def factor(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tensor:
     """Factor `lower + alpha I`, and make sure that its smallest eigenvalue is at least alpha / 2.
 
     Rows and columns of `lower` are multiplied by `scale` first.
@@ -151,13 +160,18 @@ def _cholesky(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tenso
     diagonal += alpha / 2
     _, failed = torch.linalg.cholesky_ex(shifted)
     if failed:
-        raise SolveError(
-            "The statistics are no longer positive definite: their smallest eigenvalue fell below "
-            f"alpha / 2 = {alpha / 2:g}. Rounding errors or Jacobians that drifted have used them "
-            "up. Call rebuild(X, y) with the rows that are still learned, or raise alpha."
-        )
+        raise SolveError(used_up(alpha))
     diagonal += alpha / 2
     return torch.linalg.cholesky(shifted)
+
+
+def used_up(alpha: float) -> str:
+    """Return what to say where the smallest eigenvalue is below alpha / 2."""
+    return (
+        "The statistics are no longer positive definite: their smallest eigenvalue fell below "
+        f"alpha / 2 = {alpha / 2:g}. Rounding errors or Jacobians that drifted have used them up. "
+        "Call rebuild(X, y) with the rows that are still learned, or raise alpha."
+    )
 
 
 def design_matrix(h: Tensor, J: Tensor, tangent_scale: float) -> Tensor:

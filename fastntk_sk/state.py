@@ -28,7 +28,7 @@ from .ledger import KEY_BYTES, Ledger, Removal
 from .linearized import LinearizedModel, Parameters, relative_gap
 from .preprocessing import Rows, content
 from .receipts import chain_heads, environment, make_receipt, senses
-from .solvers import solve_schur
+from .ridge import GRID, solve
 from .statistics import Statistics
 
 _CHECKED = 1000  # rows of a checkpoint that are read again
@@ -88,6 +88,9 @@ class State:
     residual : float, default=0.0
         Of the last solve.
 
+    alpha, alpha_path : float and dict of float to float
+        The ridge in force, and what each value was worth where the sums chose it.
+
     seconds_per_row, seconds_per_solve : float, default=0.0
         Measured; they feed estimates only.
 
@@ -118,6 +121,8 @@ class State:
     n_forgotten: int = 0
     receipts: list[dict[str, Any]] = field(default_factory=list)
     residual: float = 0.0
+    alpha: float = 0.0
+    alpha_path: dict[float, float] = field(default_factory=dict)
     seconds_per_row: float = 0.0
     seconds_per_solve: float = 0.0
     sgd: Parameters | None = None
@@ -280,7 +285,7 @@ class State:
             chain_heads(self.receipts),
         )
 
-    def resettled(self, alpha: float, tangent_scale: float | None = None) -> State:
+    def resettled(self, alpha: float | None, tangent_scale: float | None = None) -> State:
         """Return the state with another ridge, which the next solve will take."""
         s = self.frozen.tangent_scale if tangent_scale is None else tangent_scale
         return replace(self, frozen=replace(self.frozen, alpha=alpha, tangent_scale=s))
@@ -448,7 +453,7 @@ class State:
     def _solved(self, statistics: Statistics, class_rows: np.ndarray, **changes: Any) -> State:
         started = time.perf_counter()
         frozen = self.frozen
-        solution = solve_schur(
+        solution = solve(
             statistics,
             alpha=frozen.alpha,
             tangent_scale=frozen.tangent_scale,
@@ -462,6 +467,8 @@ class State:
             class_rows=class_rows,
             parameters=parameters,
             residual=solution.residual,
+            alpha=solution.alpha,
+            alpha_path=dict(zip(GRID, solution.path, strict=False)),
             seconds_per_solve=time.perf_counter() - started,
             **changes,
         )

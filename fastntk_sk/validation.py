@@ -60,7 +60,8 @@ def check_parameters(estimator: BaseEstimator) -> None:
         value = get(name)
         if isinstance(value, Real) and not math.isfinite(value):
             raise ValueError(f"Expected {name} to be finite, got {value}.")
-    check_scalar(get("alpha"), "alpha", Real, min_val=0, include_boundaries="neither")
+    if get("alpha") != "auto":
+        check_scalar(get("alpha"), "alpha", Real, min_val=0, include_boundaries="neither")
     check_scalar(get("tangent_scale"), "tangent_scale", Real, min_val=0)
     if get("target_scale") != "auto":
         check_scalar(get("target_scale"), "target_scale", Real, min_val=0, include_boundaries="neither")

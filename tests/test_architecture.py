@@ -22,6 +22,7 @@ ALLOWED = {
     "projection": {"randomness"},
     "statistics": set(),
     "solvers": {"exceptions", "statistics"},
+    "ridge": {"exceptions", "solvers", "statistics"},
     "memory": {"exceptions", "statistics"},
     "ledger": {"exceptions"},
     "files": {"exceptions", "memory"},
@@ -53,13 +54,13 @@ ALLOWED = {
     "checkpoints": {"exceptions", "files", "schema", "statistics"},
     "state": {
         "adapter", "checkpoints", "distributed", "exceptions", "files", "ledger", "linearized",
-        "preprocessing", "receipts", "solvers", "statistics",
+        "preprocessing", "receipts", "ridge", "statistics",
     },
     "config": {
         "adapter", "exceptions", "files", "linearized", "preprocessing", "recipes", "schema",
     },
     "private_state": {
-        "adapter", "exceptions", "files", "ledger", "linearized", "receipts", "schema", "state",
+        "adapter", "exceptions", "files", "ledger", "linearized", "receipts", "ridge", "schema", "state",
         "statistics",
     },
     "rebuilding": {
@@ -78,15 +79,15 @@ ALLOWED = {
     "prediction": {"preprocessing", "state"},
     "fitting": {
         "adapter", "backbones", "checkpoints", "distributed", "exceptions", "files", "finetuning",
-        "ledger", "linearized", "linearizing", "memory", "preprocessing", "state", "statistics",
+        "ledger", "linearized", "linearizing", "memory", "preprocessing", "ridge", "state", "statistics",
         "subsets", "validation",
     },
     "classifier": {
         "adapter", "deletion", "exporting", "fitting", "html", "prediction", "preprocessing",
-        "progress", "state", "validation",
+        "progress", "ridge", "state", "validation",
     },
     "crossvalidation": {
-        "classifier", "fitting", "memory", "prediction", "preprocessing", "progress", "solvers",
+        "classifier", "fitting", "memory", "prediction", "preprocessing", "progress", "ridge",
         "statistics", "validation",
     },
     "cli": {

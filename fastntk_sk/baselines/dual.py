@@ -91,7 +91,7 @@ def fast_ntk_dual(
         labels,
         torch.ones(n_rows),
         torch.arange(n_rows) >= len(y_retain),
-        alpha=frozen.alpha,
+        alpha=state.alpha,
         tangent_scale=frozen.tangent_scale,
         target_scale=frozen.target_scale,
         centre=model.centre(frozen.tangent_scale),
@@ -212,6 +212,7 @@ def full_ntk(
     if estimator.verbose:
         print(announced)
     h = torch.cat([h, h.new_ones(len(h), 1)], dim=1).double() / model.scale_h
+    alpha = estimator._state.alpha
     kernel = torch.zeros(m, m, dtype=torch.float64)
     for first in progress(blocks, "full NTK", unit="block", show=estimator.verbose):
         J = _jacobian_block(net, everything, batches, W[:, :-1], first, first + size)
@@ -229,8 +230,8 @@ def full_ntk(
     at_centre = (change @ W[:, :-1].cpu().T).double()
     error = (at_centre - targets(labels, n_classes, frozen.target_scale)).flatten()
     forget = (torch.arange(len(labels)) >= len(y_retain)).repeat_interleave(n_classes)
-    dual = published_step(kernel, error, forget, alpha=frozen.alpha)
-    kernel.diagonal().add_(frozen.alpha)
+    dual = published_step(kernel, error, forget, alpha=alpha)
+    kernel.diagonal().add_(alpha)
     dual -= torch.cholesky_solve(error[:, None], torch.linalg.cholesky(kernel))[:, 0]
     dual = dual.view(len(labels), n_classes)
     step = _transposed(net, everything, batches, W[:, :-1], dual)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from ..linearized import LinearizedModel
 from ..preprocessing import Rows
 from ..progress import progress
-from ..solvers import solve_schur
+from ..ridge import solve
 from ._checks import class_indices
 from .metrics import margins_of
 
@@ -149,7 +149,7 @@ def shadow_margins(
             for chosen in torch.from_numpy(part).split(256):
                 of_rows = (features[chosen] for features in passes[sign])
                 statistics.add(*of_rows, truth[chosen], torch.full((len(chosen),), sign))
-        solution = solve_schur(
+        solution = solve(
             statistics,
             alpha=frozen.alpha,
             tangent_scale=frozen.tangent_scale,

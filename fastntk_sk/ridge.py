@@ -1,0 +1,217 @@
+r"""Ridge for features that all classes share: the intercept is free, and the sums can choose alpha.
+
+With weighted means :math:`\bar x, \bar t` and a total weight n,
+
+.. math::
+
+    S = \sum w (x - \bar x)(x - \bar x)^T, \quad R = \sum w (x - \bar x)(t - \bar t)^T, \quad
+    W = R^T (S + \alpha I)^{-1}, \quad b = \bar t - W \bar x .
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.linalg import eigvalsh_tridiagonal, lapack, solveh_banded
+from torch import Tensor
+
+from .exceptions import SolveError
+from .solvers import Solution, factor, solve_schur, used_up
+from .statistics import Statistics, multiply_symmetric
+
+GRID = tuple(10.0 ** (e / 4) for e in range(-16, 9))
+_TIE = 1e-8
+_TANGENT_ALPHA = 0.25  # chosen on held-out rows for tangents of norm layers
+
+
+def solve(
+    statistics: Statistics,
+    *,
+    alpha: float | None,
+    tangent_scale: float,
+    target_scale: float,
+    centre: Tensor | None = None,
+) -> Solution:
+    """Solve from the statistics: `solve_shared` where W reads plain features, else `solve_schur`.
+
+    Parameters
+    ----------
+    statistics : Statistics
+
+    alpha : float or None
+        None lets `solve_shared` choose it, and is 0.25 with tangents.
+
+    tangent_scale, target_scale, centre
+        As in `solve_schur`.
+
+    Returns
+    -------
+    solution : Solution
+    """
+    if not len(statistics.r) and not statistics.n_tangents:
+        return solve_shared(statistics, alpha=alpha, target_scale=target_scale)
+    return solve_schur(
+        statistics,
+        alpha=_TANGENT_ALPHA if alpha is None else alpha,
+        tangent_scale=tangent_scale,
+        target_scale=target_scale,
+        centre=centre,
+    )
+
+
+def solve_shared(statistics: Statistics, *, alpha: float | None, target_scale: float) -> Solution:
+    r"""Minimise :math:`\sum w \|W x + b - t\|^2 + \alpha \|W\|^2` over W and b, from the sums.
+
+    Parameters
+    ----------
+    statistics : Statistics
+        Without class blocks.
+
+    alpha : float or None
+        Positive. None takes, of `GRID`, the value at which the evidence of Bayesian ridge regression
+        has its first maximum on the way down from the largest alpha (the global one runs to the edge
+        of the grid where rows are fewer than features). It is a function of the sums alone: after a
+        deletion it is what a refit chooses.
+
+    target_scale : float
+
+    Returns
+    -------
+    solution : Solution
+
+    Raises
+    ------
+    SolveError
+        If the smallest eigenvalue of S + alpha I fell below alpha / 2.
+
+    References
+    ----------
+    MacKay, "Bayesian interpolation", Neural Computation 4(3), 1992.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.ridge import solve_shared
+    >>> from fastntk_sk.statistics import Statistics
+    >>> learned = Statistics(1, 0, 2)
+    >>> x = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
+    >>> learned.add(x, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))
+    >>> solve_shared(learned, alpha=2.0, target_scale=1.0).W
+    tensor([[-0.2500,  1.0000],
+            [ 0.2500, -1.0000]], dtype=torch.float64)
+    """
+    n, constant = statistics.counts.sum(), statistics.constant
+    total = statistics.A[-1, :-1] / constant
+    S = statistics.A[:-1, :-1] - torch.outer(total, total / n)
+    R = target_scale * (statistics.H[:-1] - torch.outer(total, statistics.counts / n))
+    path: tuple[float, ...] = ()
+    if alpha is None:
+        reduced = Tridiagonal(S)
+        rotated = reduced.rotate(R.numpy())
+        energy = target_scale**2 * float((statistics.counts * (1 - statistics.counts / n)).sum())
+        path = evidence_path(reduced, rotated, energy, float(n))
+        alpha = GRID[first_minimum(path)]
+        if reduced.eigenvalues[0] < -alpha / 2:
+            raise SolveError(used_up(alpha))
+        W = torch.from_numpy(reduced.rotate(reduced.solve(alpha, rotated), back=True))
+    else:
+        W = torch.cholesky_solve(R, factor(S, alpha))
+    error = multiply_symmetric(S, W) + alpha * W - R
+    residual = float(error.norm() / R.norm().clamp_min(torch.finfo(R.dtype).tiny))
+    mean = target_scale * (statistics.counts / n - 1 / len(statistics.counts))
+    b = (mean - total / n @ W) / constant
+    return Solution(
+        torch.cat([W, b[None]]).T.contiguous(), torch.zeros(0, dtype=W.dtype), residual, alpha, path
+    )
+
+
+class Tridiagonal:
+    """S = Q T Q^T with T tridiagonal: one reduction serves every alpha.
+
+    Parameters
+    ----------
+    lower : float64 Tensor of shape (k, k)
+        S, of which the lower triangle is read; not changed.
+
+    Attributes
+    ----------
+    eigenvalues : ndarray of shape (k,)
+        Ascending.
+    """
+
+    def __init__(self, lower: Tensor) -> None:
+        work, _ = lapack.dsytrd_lwork(len(lower), lower=1)
+        a = np.array(lower.numpy(), order="F")
+        reflectors, diagonal, off, self._tau, _ = lapack.dsytrd(
+            a, lower=1, lwork=int(work), overwrite_a=1
+        )
+        self._reflectors = np.asfortranarray(reflectors[1:, :-1])
+        self._bands = np.vstack([np.r_[0.0, off], diagonal])
+        self.eigenvalues = eigvalsh_tridiagonal(diagonal, off)
+
+    def rotate(self, right: np.ndarray, *, back: bool = False) -> np.ndarray:
+        """Return Q^T right, or Q right, of shape (k, m)."""
+        out = np.array(right, order="F")
+        if len(out) > 1:
+            transposed, work = "N" if back else "T", 64 * out.shape[1]
+            lower = np.asfortranarray(out[1:])
+            out[1:] = lapack.dormqr("L", transposed, self._reflectors, self._tau, lower, work)[0]
+        return out
+
+    def solve(self, alpha: float, rotated: np.ndarray) -> np.ndarray:
+        """Return (T + alpha I)^-1 rotated."""
+        bands = self._bands.copy()
+        bands[1] += alpha
+        return rotated / bands[1] if len(rotated) == 1 else solveh_banded(bands, rotated)
+
+
+def evidence_path(S: Tridiagonal, rotated: np.ndarray, energy: float, n: float) -> tuple[float, ...]:
+    r"""Return minus twice the log evidence over `GRID`, a class, but for constants.
+
+    Classes share the variance of their noise, taken at its most likely value, and the intercept has a
+    flat prior:
+
+    .. math:: (n - 1) \log q(\alpha) + \log |I + S / \alpha|, \quad
+              q(\alpha) = \sum w \|t - \bar t\|^2 - \operatorname{tr} R^T (S + \alpha I)^{-1} R .
+
+    Parameters
+    ----------
+    S : Tridiagonal
+
+    rotated : ndarray of shape (k, C)
+        Q^T R.
+
+    energy : float
+        The first term of q: that of the centred targets.
+
+    n : float
+        Sum of weights.
+
+    Returns
+    -------
+    path : tuple of float
+        Zeros where there is nothing to learn: one class, or a total weight of one or less.
+    """
+    if n <= 1 or energy <= 0:
+        return (0.0,) * len(GRID)
+    smallest = np.finfo(float).eps * energy
+    path = []
+    for alpha in GRID:
+        if S.eigenvalues[0] < -alpha / 2:  # rounding has used the sums up: never chosen
+            path.append(sys.float_info.max)
+            continue
+        q = max(smallest, energy - float((rotated * S.solve(alpha, rotated)).sum()))
+        path.append((n - 1) * math.log(q) + float(np.log1p(S.eigenvalues.clip(0) / alpha).sum()))
+    return tuple(path)
+
+
+def first_minimum(path: Sequence[float]) -> int:
+    """Return where a path has its first minimum from its end; of values as good as equal, the last."""
+    i = len(path) - 1
+    while i and path[i - 1] < path[i] - _TIE * abs(path[i]):
+        i -= 1
+    return i

@@ -1,0 +1,125 @@
+"""The free intercept and alpha from the sums, against dense algebra of the rows."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.exceptions import SolveError
+from fastntk_sk.ridge import GRID, Tridiagonal, evidence_path, first_minimum, solve_shared
+from fastntk_sk.statistics import Statistics
+
+
+def problem(n, d, n_classes, seed=0, constant=0.25):
+    draws = np.random.default_rng(seed)
+    x, labels = draws.normal(size=(n, d)) + 1, draws.integers(n_classes, size=n)
+    weights = draws.uniform(0.2, 3, size=n)
+    x[:, 0] += labels
+    learned = Statistics(d, 0, n_classes, constant=constant)
+    h = torch.from_numpy(np.hstack([x, np.full((n, 1), constant)]))
+    nothing = torch.zeros(n, n_classes, 0)
+    learned.add(h, nothing, torch.from_numpy(labels), torch.from_numpy(weights))
+    return x, labels, weights, learned
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 5), (6, 30), (9, 1)])
+@pytest.mark.parametrize("alpha", [1e-3, 2.0])
+def test_the_intercept_is_free(n, d, alpha):
+    x, labels, weights, learned = problem(n, d, 3)
+    found = solve_shared(learned, alpha=alpha, target_scale=2.0)
+    design = np.hstack([x, np.ones((n, 1))]) * np.sqrt(weights)[:, None]
+    target = 2.0 * (np.eye(3)[labels] - 1 / 3) * np.sqrt(weights)[:, None]
+    penalty = np.sqrt(alpha) * np.eye(d + 1)[:-1]
+    stacked, wanted = np.vstack([design, penalty]), np.vstack([target, np.zeros((d, 3))])
+    expected = np.linalg.lstsq(stacked, wanted)[0].T
+    expected[:, -1] /= 0.25
+    np.testing.assert_allclose(found.W, expected, rtol=1e-8, atol=1e-10)
+    assert found.residual < 1e-10
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 5), (6, 30), (9, 1)])
+def test_evidence_is_that_of_a_gaussian_process(n, d):
+    x, labels, weights, _ = problem(n, d, 3)
+    weights[:] = 1
+    x = x - x.mean(0)
+    t = np.eye(3)[labels] - np.eye(3)[labels].mean(0)
+    reduced = Tridiagonal(torch.from_numpy(x.T @ x))
+    rotated = reduced.rotate(x.T @ t)
+    path = evidence_path(reduced, rotated, float((t**2).sum()), n)
+    for alpha, found in zip(GRID, path, strict=True):
+        kernel = x @ x.T / alpha + np.eye(n)
+        q = (t * np.linalg.solve(kernel, t)).sum()
+        expected = (n - 1) * np.log(q) + np.linalg.slogdet(kernel)[1]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+        W = reduced.rotate(reduced.solve(alpha, rotated), back=True)
+        np.testing.assert_allclose((x.T @ x + alpha * np.eye(d)) @ W, x.T @ t, atol=1e-8)
+
+
+@pytest.mark.parametrize("n_forgotten", [1, 7])
+@pytest.mark.parametrize("d", [4, 60])
+def test_alpha_after_a_deletion_is_that_of_a_refit(d, n_forgotten):
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(50, d)), rng.integers(0, 3, 50)
+    X[:, 0] += 2 * y
+    params = {"trainable": "head", "alpha": "auto", "random_state": 0}
+    clf = FastNTKClassifier(**params).fit(X, y).unlearn(X[:n_forgotten])
+    refit = FastNTKClassifier(**params).fit(X[n_forgotten:], y[n_forgotten:])
+    assert clf.alpha_ == refit.alpha_
+    assert clf.alpha_ == GRID[first_minimum([*clf.alpha_path_.values()])]
+    np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-9, atol=1e-10)
+
+
+def test_a_weight_of_two_is_a_row_twice():
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(30, 4)), rng.integers(0, 2, 30)
+    params = {"trainable": "ladder", "alpha": "auto", "random_state": 0}
+    twice = FastNTKClassifier(**params).fit(np.r_[X, X[:5]], np.r_[y, y[:5]])
+    weighted = FastNTKClassifier(**params).fit(X, y, sample_weight=np.r_[np.full(5, 2.0), np.ones(25)])
+    assert twice.alpha_ == weighted.alpha_
+    np.testing.assert_allclose(twice.readout_, weighted.readout_, rtol=1e-8, atol=1e-10)
+
+
+def test_one_row_a_class_is_finite():
+    X, y = np.random.default_rng(0).normal(size=(3, 8)), [0, 1, 2]
+    clf = FastNTKClassifier(trainable="ladder", alpha="auto", random_state=0).fit(X, y)
+    assert clf.alpha_ in GRID
+    assert np.isfinite(clf.decision_function(X)).all()
+    assert (clf.predict(X) == y).all()
+
+
+def test_one_class_alone_takes_the_largest_alpha():
+    x, _, weights, _ = problem(10, 4, 2)
+    learned = Statistics(4, 0, 2)
+    h = torch.from_numpy(np.hstack([x, np.ones((10, 1))]))
+    learned.add(h, torch.zeros(10, 2, 0), torch.zeros(10).long(), torch.from_numpy(weights))
+    found = solve_shared(learned, alpha=None, target_scale=1.0)
+    assert found.alpha == GRID[-1]
+    assert found.W.isfinite().all()
+
+
+def test_ties_take_the_larger_alpha():
+    assert first_minimum([0.0, 5.0, 1.0, 1.0 + 1e-10, 2.0]) == 3
+    assert first_minimum([0.0, 0.0]) == 1
+
+
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_used_up_statistics_are_a_named_error(alpha):
+    *_, learned = problem(20, 4, 3)
+    learned.A[:-1, :-1] -= 1e4 * torch.eye(4)
+    with pytest.raises(SolveError, match="rebuild"):
+        solve_shared(learned, alpha=alpha, target_scale=1.0)
+
+
+@pytest.mark.parametrize("alpha", ["auto", 0.5])
+def test_it_is_saved(alpha, tmp_path):
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(30, 4)), rng.integers(0, 2, 30)
+    clf = FastNTKClassifier(trainable="head", alpha=alpha, random_state=0).fit(X, y)
+    clf.save(tmp_path / "state")
+    loaded = FastNTKClassifier.load(tmp_path / "state")
+    assert loaded.alpha_ == clf.alpha_
+    assert loaded.alpha_path_ == clf.alpha_path_
+    clf.unlearn(X[:3])
+    loaded.unlearn(X[:3])
+    assert loaded.alpha_ == clf.alpha_
+    assert (loaded.readout_ == clf.readout_).all()
