@@ -72,6 +72,9 @@ class Adapter:
 
     heads : list of str
         Digests of the last receipt of each chain.
+
+    classes : ndarray of shape (n_classes,)
+        Class labels, from the moment that an estimator holds it.
     """
 
     model: LinearizedModel
@@ -83,6 +86,7 @@ class Adapter:
     n_forgotten: int
     exactness: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
+    classes: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @property
     def sharpness(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from torch import nn
 from .adapter import Adapter
 from .deletion import UnlearningMixin
 from .exporting import ExportMixin
-from .fitting import first_state
+from .fitting import first_state, with_classes
 from .html import state_table
 from .prediction import PredictionMixin
 from .preprocessing import Rows
 from .progress import progress
-from .ridge import GRID
+from .ridge import at_least
 from .state import State
 from .validation import check_training_rows, encode_labels
 
@@ -62,16 +63,18 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         "local-dir:PATH"; a module that returns features (copied), or a callable that returns one.
         "mlp" is a fixed random network on plain 2-D X.
 
-    trainable : str or sequence of str, default="norm"
-        The subset: "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt
-        tokens of a ViT, inserted after the class token), "prompt-deep" (new ones in every block),
-        "head" (the readout alone: a linear probe), "full" (small models), or glob patterns of
-        parameter names. "ladder" puts a readout beside every block of the frozen network (a side
+    trainable : str or sequence of str, default="auto"
+        What is trained. "ladder" puts a readout beside every block of the frozen network (a side
         adapter): one forward pass a row, and a model that is linear in its parameters, so that what
         is exact for the linearised model is exact for the model; at the pretrained anchor only.
         "ladder-grid" reads the blocks' results on a grid of places, which suits pictures that are
         aligned, "ladder-gap" activations within blocks, averaged over all places; "ladder" is both,
-        with half of `n_components` each. Several are united.
+        with half of `n_components` each. "head" is the readout alone: a linear probe. Subsets of the
+        network are "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt
+        tokens of a ViT, inserted after the class token), "prompt-deep" (new ones in every block),
+        "full" (small models), or glob patterns of parameter names. Several are united. "auto" is
+        "ladder" ("head" in a network without repeated blocks), and for anchor="finetuned" the
+        paper's subset: "prompt" for a ViT, else "norm".
 
     anchor : {"pretrained", "finetuned"}, default="pretrained"
         Where the network is linearised. "finetuned" first trains the subset (in the subspace of
@@ -90,13 +93,13 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
     n_directions : int, default=3
         r, of the pseudo kernel: backward passes a row. More cost more and gain little.
 
-    alpha : float or "auto", default=0.25
+    alpha : float or "auto", default="auto"
         Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs;
         with a ladder or the head alone, the intercept has none. "auto" lets the sums choose it
         there (`alpha_`), by the evidence of Bayesian ridge regression on a fixed grid: after a
         deletion it is what a fit without the rows would choose. With tangents "auto" is 0.25.
-        Never rescaled by the number of rows, or a deletion would change it. The default, as that of
-        `n_components`, was chosen on held-out training images (examples/benchmarks).
+        A number is never rescaled by the number of rows, or a deletion would change it. Defaults were
+        chosen on held-out training images (examples/benchmarks).
 
     tangent_scale : float, default=1.0
         s, the weight of the trainable subset against the readout; 0 is a linear probe.
@@ -248,11 +251,11 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         self,
         backbone: str | nn.Module | Callable[[], nn.Module] = "mlp",
         *,
-        trainable: str | Sequence[str] = "norm",
+        trainable: str | Sequence[str] = "auto",
         anchor: str = "pretrained",
         kernel: str = "full",
         n_directions: int = 3,
-        alpha: float | str = 0.25,
+        alpha: float | str = "auto",
         tangent_scale: float = 1.0,
         target_scale: float | str = "auto",
         n_components: int | str | None = "auto",
@@ -378,7 +381,10 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             As in :meth:`fit`.
 
         classes : array-like of shape (n_classes,), default=None
-            All class labels; the first call needs them unless `y` holds each of them.
+            All class labels. Where classes have tangents of their own (kernel="full" with a subset of
+            the network) the first call needs them, unless `y` holds each of them. Else a new class,
+            in `y` or here, can enter at any time, wherever it sorts: the result is that of a fit that
+            knew it from the start.
 
         Returns
         -------
@@ -388,18 +394,13 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         Raises
         ------
         ValueError
-            If `y` holds a label that is not in `classes_`.
+            If there is a label that is not in `classes_`, and classes have tangents of their own.
 
         AttributeError
             If anchor="finetuned" and the estimator is not fitted: SGD needs its rows together.
         """
         if not hasattr(self, "_adapter"):
             return self._start(X, y, classes, sample_weight, sample_ids)
-        if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
-            raise ValueError(
-                f"Expected classes to be {self.classes_.tolist()} as in the first call, got "
-                f"{np.unique(classes).tolist()}. Call fit to start with other classes."
-            )
         before = self._state
         X, y, weights, ids = check_training_rows(
             self,
@@ -407,19 +408,15 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             y,
             sample_weight,
             sample_ids,
-            alpha=GRID[0] if before.frozen.alpha is None else before.frozen.alpha,
+            alpha=at_least(before.frozen.alpha),
             vectors=self._vectors,
             reset=False,
         )
         rows = Rows(X, before.model.backbone.spec, self.num_workers)
-        labels = encode_labels(y, self.classes_)
-        if (labels < 0).any():
-            new = np.unique(y[labels < 0]).tolist()
-            raise ValueError(
-                f"Expected labels among classes_ = {self.classes_.tolist()}, got {new}. Name all "
-                "classes in the first call: partial_fit(X, y, classes=...)."
-            )
-        return self._replace(before, before.learn(rows, labels, weights, ids, self._progress))
+        named = y if classes is None else unique_labels(y, classes)
+        grown, names = with_classes(before, self.classes_, named)
+        labels = encode_labels(y, names)
+        return self._replace(before, grown.learn(rows, labels, weights, ids, self._progress), names)
 
     def _start(self, X, y, classes, sample_weight, sample_ids, checkpoint_dir=None) -> FastNTKClassifier:
         """Build the model and learn the first rows; the estimator changes at the end."""
@@ -438,7 +435,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         """Take a state with both halves, or the public half alone."""
         state = held if isinstance(held, State) else None
         adapter = held if isinstance(held, Adapter) else held.adapter
-        self._private, self._adapter = state, adapter
+        self._private, self._adapter = state, replace(adapter, classes=classes)
         self.classes_ = classes
         self.readout_ = adapter.parameters.W.numpy()
         self.displacement_ = adapter.displacement.numpy()

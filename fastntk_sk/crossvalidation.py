@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import product
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ from .memory import require
 from .prediction import GivenScoresMixin
 from .preprocessing import content
 from .progress import progress
-from .ridge import solve
+from .ridge import at_least, number, solve
 from .statistics import Statistics
 from .validation import check_parameters
+
+_SCALES = (0.25, 1.0, 4.0)
 
 
 class FastNTKClassifierCV(BaseSearchCV):
@@ -41,11 +44,12 @@ class FastNTKClassifierCV(BaseSearchCV):
     estimator : FastNTKClassifier
         With anchor="pretrained": a fine-tuned anchor has seen the rows that a fold holds out.
 
-    alphas : sequence of float, default=(0.05, 0.1, 0.25, 0.5, 1.0)
+    alphas : sequence of float or "auto", default=("auto", 0.03, 0.1, 0.3, 1.0)
         Ridges to try.
 
-    tangent_scales : sequence of float, default=(0.25, 1.0, 4.0)
-        Weights of the tangents to try; 0 is a linear probe.
+    tangent_scales : sequence of float, default=None
+        Weights of the tangents to try; 0 is a linear probe. None is (0.25, 1.0, 4.0), or the
+        estimator's own where there are no tangents (a ladder or the head alone).
 
     cv : int, splitter or iterable, default=None
         As in :class:`~sklearn.model_selection.GridSearchCV`; what a fold does not hold out, it must
@@ -108,8 +112,8 @@ class FastNTKClassifierCV(BaseSearchCV):
         self,
         estimator: FastNTKClassifier,
         *,
-        alphas: Sequence[float] = (0.05, 0.1, 0.25, 0.5, 1.0),
-        tangent_scales: Sequence[float] = (0.25, 1.0, 4.0),
+        alphas: Sequence[float | str] = ("auto", 0.03, 0.1, 0.3, 1.0),
+        tangent_scales: Sequence[float] | None = None,
         cv: Any = None,
         scoring: Any = None,
     ) -> None:
@@ -147,15 +151,14 @@ class FastNTKClassifierCV(BaseSearchCV):
                 f"Expected a FastNTKClassifier as estimator, got {type(self.estimator).__name__}. Use "
                 "GridSearchCV for others, pipelines among them."
             )
-        candidates = [
-            {"alpha": float(alpha), "tangent_scale": float(scale)}
-            for alpha, scale in product(np.atleast_1d(self.alphas), np.atleast_1d(self.tangent_scales))
-        ]
         best = clone(self.estimator)
+        alphas = [alpha if alpha == "auto" else float(alpha) for alpha in _listed(self.alphas)]
+        scales = _SCALES if self.tangent_scales is None else _listed(self.tangent_scales)
+        scales = [float(scale) for scale in scales]
         # the smallest ridge comes last: it decides which weights are too heavy
-        for candidate in sorted(candidates, key=lambda candidate: -candidate["alpha"]):
-            check_parameters(best.set_params(**candidate))
-        if not candidates:
+        for alpha, scale in product(sorted(alphas, key=lambda alpha: -at_least(alpha)), scales):
+            check_parameters(best.set_params(alpha=alpha, tangent_scale=scale))
+        if not alphas or not scales:
             raise ValueError("Expected alphas and tangent_scales to hold one value at least, got none.")
         if best.anchor == "finetuned":
             raise ValueError(
@@ -168,13 +171,17 @@ class FastNTKClassifierCV(BaseSearchCV):
                 f"{type(self.scoring).__name__}. Use GridSearchCV for several scores."
             )
         prepared = prepare(best, X, y, None, sample_weight, sample_ids)
+        model = prepared.state.model
+        if self.tangent_scales is None and not model.projection.k:
+            scales = [float(self.estimator.tangent_scale)]
+        candidates = [{"alpha": a, "tangent_scale": s} for a, s in product(alphas, scales)]
         names, labels = prepared.classes, prepared.labels
         folds = _folds(self.cv, y, sample_weight)
         scorer = check_scoring(_Scored(names), scoring=self.scoring)
         # as in a grid search of scikit-learn 1.8 and later
         weighted = sample_weight is not None and getattr(scorer, "_accept_sample_weight", bool)()
         rows = _TangentRows(best, prepared)
-        whole = prepared.state.model.empty_statistics()
+        whole = model.empty_statistics()
         rows.add(whole, np.arange(len(labels)))
         scores = np.empty((len(folds), len(candidates)))
         for f, fold in enumerate(progress(folds, "folds", unit="fold", show=best.verbose)):
@@ -185,16 +192,22 @@ class FastNTKClassifierCV(BaseSearchCV):
                 predictor = rows.predictor(rest, fold, **candidate)
                 scores[f, c] = scorer(predictor, fold, names[labels[fold]], **weights)
         compared = _compared(candidates, scores)
-        state = prepared.state.resettled(**compared["best_params_"])
+        chosen = compared["best_params_"]
+        state = prepared.state.resettled(number(chosen["alpha"]), chosen["tangent_scale"])
         state = state.grown(whole, rows.digests, labels, prepared.weights, prepared.ids)
-        self.best_estimator_ = best.set_params(**compared["best_params_"])._commit(state, names)
+        self.best_estimator_ = best.set_params(**chosen)._commit(state, names)
         self.scorer_ = scorer
         for name, value in compared.items():
             setattr(self, name, value)
         return self
 
 
-def _compared(candidates: list[dict[str, float]], scores: np.ndarray) -> dict[str, Any]:
+def _listed(values: Any) -> list[Any]:
+    """Return one value, or several, as a list."""
+    return [values] if isinstance(values, (str, Real)) else list(values)
+
+
+def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str, Any]:
     """Return the attributes that tell how the candidates compare; what has no score ranks last."""
     means = scores.mean(0)
     if np.isnan(means).any():
@@ -267,11 +280,16 @@ class _TangentRows:
             parts = self.shared[chosen], self.own[chosen], labels[chosen], sign * weights[chosen]
             statistics.add(*parts)
 
-    def predictor(self, rest: Statistics, fold: np.ndarray, alpha: float, tangent_scale: float) -> Any:
+    def predictor(
+        self, rest: Statistics, fold: np.ndarray, alpha: float | str, tangent_scale: float
+    ) -> Any:
         """Return what predicts the rows of a fold after learning the others."""
         state, labels = self.prepared.state, self.prepared.labels
         solution = solve(
-            rest, alpha=alpha, tangent_scale=tangent_scale, target_scale=state.frozen.target_scale
+            rest,
+            alpha=number(alpha),
+            tangent_scale=tangent_scale,
+            target_scale=state.frozen.target_scale,
         )
         W, z = solution.W.to(self.shared.dtype), solution.z.to(self.own.dtype)
         scores = np.concatenate(

@@ -212,7 +212,7 @@ class UnlearningMixin(Halves):
             X = validate_data(self, X, dtype=np.float32, reset=False)
         return Rows(X, self._adapter.model.backbone.spec, self.num_workers)
 
-    def _replace(self, before: State, after: State) -> Self:
+    def _replace(self, before: State, after: State, classes: np.ndarray | None = None) -> Self:
         """Commit what was made of a state, unless another thread has committed in the meantime."""
         with _COMMITTING:
             if self._private is not before:
@@ -220,7 +220,7 @@ class UnlearningMixin(Halves):
                     "Another thread changed this estimator during the call, which has changed nothing. "
                     "Call again, and hold a lock around calls that change an estimator."
                 )
-            return self._commit(after, self.classes_)
+            return self._commit(after, self.classes_ if classes is None else classes)
 
     def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
         check_choice("copies", copies)

@@ -11,9 +11,10 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from . import hub, persistence, receipts
+from . import files, hub, persistence, receipts
 from .backbones import save_for_timm
 from .card import Earlier, model_card
+from .onnx_export import onnx_bytes
 from .state import Halves
 
 
@@ -69,6 +70,34 @@ class ExportMixin(Halves):
         """
         labels = [str(label) for label in self.classes_]
         save_for_timm(self.to_module(), self._adapter.model.backbone.spec, Path(path), labels)
+
+    def export_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Save the network of :meth:`to_module` as one ONNX file, for onnxruntime and others.
+
+        Its input "batch" is what `to_module` takes (normalised pictures, any number of them), its
+        output "scores" has a column for each of `classes_`. The metadata hold "classes" and
+        "preprocessing" (size, mean, standard deviation, interpolation) in JSON.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, which is replaced at one instant; its folder is made.
+
+        Raises
+        ------
+        ImportError
+            Without the extra: ``pip install 'fastntk_sk[onnx]'``.
+
+        ValueError
+            Where :meth:`to_module` raises one, and for weights of 2 GiB or more.
+        """
+        module, path = self.to_module(), Path(path)
+        model = self._adapter.model
+        example = model.backbone.synthetic(2, 0, model.n_features, model.readout.dtype)
+        labels = [str(label) for label in self.classes_]
+        data = onnx_bytes(module, example.to(model.readout.device), model.backbone.spec, labels)
+        files.make_folder(path.parent)
+        files.replace(path.parent, path.name, data, mode=files.PUBLIC)
 
     def save(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> None:
         """Save the whole estimator: the public adapter and the private state.

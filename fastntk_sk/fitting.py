@@ -25,7 +25,7 @@ from .linearized import Parameters, relative_gap
 from .linearizing import linearize, linearize_at
 from .memory import require
 from .preprocessing import Rows
-from .ridge import GRID
+from .ridge import at_least, number
 from .state import Progress, State
 from .statistics import Statistics
 from .subsets import split_ladder
@@ -98,7 +98,7 @@ def prepare(
         y,
         sample_weight,
         sample_ids,
-        alpha=GRID[0] if get("alpha") == "auto" else get("alpha"),
+        alpha=at_least(get("alpha")),
         vectors=vectors,
         reset=True,
     )
@@ -117,16 +117,11 @@ def prepare(
             'Expected anchor="pretrained" with a ladder, which reads the frozen network, got '
             'anchor="finetuned". Choose trainable="norm" or "prompt" to fine-tune.'
         )
-    if sides and predict_with == "network":
-        raise ValueError(
-            'Expected predict_with="linear" or "auto" with a ladder, whose rungs read the network '
-            'at the pretrained anchor, got "network".'
-        )
     if predict_with == "auto":
         predict_with = "network" if get("anchor") == "finetuned" else "linear"
     frozen = Frozen(
         seed=seed,
-        alpha=None if get("alpha") == "auto" else float(get("alpha")),
+        alpha=number(get("alpha")),
         tangent_scale=float(get("tangent_scale")),
         target_scale=1.0 if get("target_scale") == "auto" else float(get("target_scale")),
         anchor=get("anchor"),
@@ -140,6 +135,7 @@ def prepare(
         kernel=get("kernel"),
         n_directions=get("n_directions"),
         trainable=get("trainable"),
+        anchor=get("anchor"),
         n_prompts=get("n_prompts"),
         n_components=get("n_components"),
         pretrained=get("pretrained"),
@@ -151,6 +147,11 @@ def prepare(
         device=device,
         seed=seed,
     )
+    if model.ladder is not None and predict_with == "network":
+        raise ValueError(
+            'Expected predict_with="linear" or "auto" with a ladder, whose rungs read the network '
+            'at the pretrained anchor, got "network". Choose trainable="norm" to displace weights.'
+        )
     rows = Rows(X, model.backbone.spec, get("num_workers"))
     state = State.empty(model, frozen, Ledger([Segment(key)]), chain)
     return Prepared(state, rows, labels, weights, ids, names)
@@ -217,6 +218,54 @@ def first_state(
         group.wait()  # until no rank needs its own any more
         checkpoint.remove()
     return state, prepared.classes
+
+
+def with_classes(state: State, known: np.ndarray, named: Any) -> tuple[State, np.ndarray]:
+    """Return a state that also knows the classes of `named`, and all class labels in order.
+
+    Parameters
+    ----------
+    state : State
+
+    known : ndarray of shape (n_classes,)
+
+    named : array-like
+        Class labels, known ones among them or not.
+
+    Returns
+    -------
+    state : State
+        Without a row of the new classes; not yet solved again.
+
+    names : ndarray
+
+    Raises
+    ------
+    ValueError
+        If there are new ones, and every class has tangents of its own.
+    """
+    names = unique_labels(known, named)
+    if len(names) == len(known):
+        return state, known
+    if state.model.sizes[1]:
+        new = np.setdiff1d(names, known).tolist()
+        raise ValueError(
+            f"Expected labels among classes_ = {known.tolist()}, got {new}: every class has tangents of "
+            "its own, which learned rows lack for a new one. Name all classes in the first call, "
+            'partial_fit(X, y, classes=...), or fit with trainable="ladder" or kernel="pseudo", which '
+            "take new classes at any time."
+        )
+    places = np.searchsorted(names, known).tolist()
+    class_rows = np.zeros(len(names), dtype=state.class_rows.dtype)
+    class_rows[places] = state.class_rows
+    grown = replace(
+        state,
+        model=replace(state.model, n_classes=len(names)),
+        statistics=state.statistics.with_classes(places, len(names)),
+        ledger=state.ledger.relabelled(places),
+        class_rows=class_rows,
+    )
+    return grown, names
 
 
 def _at_tuned_anchor(estimator: BaseEstimator, prepared: Prepared, group: Group) -> State:

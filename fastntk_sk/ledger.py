@@ -133,6 +133,17 @@ class Ledger:
             changed.n_rows += 1
         return changed
 
+    def relabelled(self, places: Sequence[int]) -> Ledger:
+        """Return the ledger with other class indices: label c becomes places[c]."""
+        changed = self._copy()
+        for segment in changed.segments:
+            for digest, copies in segment.rows.items():
+                moved = {
+                    entry._replace(label=int(places[entry.label])): n for entry, n in copies.items()
+                }
+                segment.rows[digest] = Counter(moved)
+        return changed
+
     def _copy(self) -> Ledger:
         """Copy the outer tables; the counters in them are replaced, never changed."""
         return Ledger([Segment(s.key, dict(s.rows)) for s in self.segments], self.n_rows)

@@ -68,7 +68,8 @@ class LinearizedModel:
 
     readout : Tensor of shape (C, d), or (r, d) for the pseudo kernel
         V, or the directions. At the pretrained anchor N(0, 1/d), seeded for each row by its index,
-        never a function of the data; at a fine-tuned one what SGD learned.
+        never a function of the data, and without rows where no parameter is displaced; at a
+        fine-tuned one what SGD learned.
 
     n_classes : int
         C.
@@ -246,10 +247,13 @@ class LinearizedModel:
         h, J = self.passes(batch, full_precision=full_precision)
         h, J = h / self.scale_h, J / self.scale_J
         constant = h.new_full((len(h), 1), 1 / self.scale_h)
+        none = h.new_zeros(len(h), self.n_classes, 0)
+        if not self.projection.k:
+            return torch.cat([h, constant], 1), none
         if self.kernel == "full":
             return torch.cat([h, constant], 1), J
         phi = J.flatten(1) / math.sqrt(len(self.readout))
-        return torch.cat([h, phi, constant], 1), J.new_zeros(len(h), self.n_classes, 0)
+        return torch.cat([h, phi, constant], 1), none
 
     def probe(self, seed: int) -> Tensor:
         """Return tangent features of a synthetic row: they show drift between two machines.
@@ -377,15 +381,11 @@ class LinearizedModel:
             if self.kernel == "pseudo":
                 shared, _ = self.tangents(batch, full_precision=True)
                 out = shared @ (parameters.W * self.units).T
-            elif self.ladder is not None:
-                with flushed_denormals():
-                    out = self.ladder(batch) @ W[:, :-1].T + W[:, -1]
-                if self.tangent.subset.names:
-                    _, change = self.tangent.directional(batch, delta)
-                    out = out + change @ self.readout.T
             elif not network:
-                h, change = self.tangent.directional(batch, delta)
-                out = h @ W[:, :-1].T + W[:, -1] + change @ self.readout.T
+                h, change = self._directional(batch, delta)
+                out = h @ W[:, :-1].T + W[:, -1]
+                if change is not None:
+                    out = out + change @ self.readout.T
             else:
                 with flushed_denormals():
                     h = functional_call(net, displaced, (batch,))
@@ -394,6 +394,16 @@ class LinearizedModel:
                         out = out + (h - net(batch)) @ self.readout.T
             scores.append(out.double().cpu().numpy())
         return np.concatenate(scores)
+
+    def _directional(self, batch: Tensor, delta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the features that W reads, and the change of those that V reads, if any."""
+        change = None
+        if self.ladder is None or self.tangent.subset.names:
+            h, change = self.tangent.directional(batch, delta)
+        if self.ladder is not None:
+            with flushed_denormals():
+                h = self.ladder(batch)
+        return h, change if self.tangent.subset.names else None
 
 
 def working_dtype(precision: str) -> torch.dtype:

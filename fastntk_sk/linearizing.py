@@ -20,7 +20,7 @@ from .memory import AUTO_COMPONENTS, check_memory, choose_components
 from .projection import Projection
 from .randomness import generator
 from .saved import Saved
-from .subsets import insert_prompts, prompt_width, select, split_ladder
+from .subsets import insert_prompts, prompt_width, resolve, select, split_ladder
 
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8
@@ -35,6 +35,7 @@ def linearize(
     kernel: str,
     n_directions: int,
     trainable: str | Sequence[str],
+    anchor: str,
     n_prompts: int,
     n_components: int | str | None,
     pretrained: bool,
@@ -66,7 +67,6 @@ def linearize(
         If the statistics would not fit; raised before they are allocated.
     """
     dtype = working_dtype(precision)
-    sides, entries = split_ladder(trainable)
     loaded = load_backbone(
         backbone,
         pretrained=pretrained,
@@ -75,6 +75,7 @@ def linearize(
         n_features=n_features,
         seed=seed,
     )
+    sides, entries = split_ladder(resolve(trainable, loaded.net, anchor))
     prompts = {"prompt", "prompt-deep"} & set(entries)
     if prompts:
         if saved is not None:
@@ -99,6 +100,8 @@ def linearize(
             f"{tuple(features.shape)}. Wrap it in a module that pools them."
         )
     d, n_rows = features.shape[1], n_classes if kernel == "full" else n_directions
+    if not subset.size and anchor == "pretrained":
+        n_rows = 0  # nothing is linearised: V would read no tangents
     if saved is not None:
         saved.check_readout(n_rows, d, dtype)
     ladder = Ladder(loaded.net, sides, synthetic[:2]) if sides else None
@@ -191,11 +194,10 @@ def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: i
 
 def draw_readout(seed: int, n_rows: int, d: int) -> Tensor:
     """Return V, float64 of shape (n_rows, d), N(0, 1/d); row c depends on the seed and c only."""
-    rows = [
-        torch.randn(d, generator=generator(seed, "readout", c), dtype=torch.float64)
-        for c in range(n_rows)
-    ]
-    return torch.stack(rows) / d**0.5
+    V = torch.empty(n_rows, d, dtype=torch.float64)
+    for c, row in enumerate(V):
+        row.normal_(generator=generator(seed, "readout", c))
+    return V / d**0.5
 
 
 @kept_heap()
@@ -205,7 +207,7 @@ def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, f
     for batch in synthetic.split(model.batch_size):
         h, J = model.passes(batch)
         first = first or (h, J)
-        energies.append((h.square().sum(1) + 1, J.square().sum(2).mean(1)))
+        energies.append((h.square().sum(1) + 1, J.square().sum((1, 2)) / max(1, J.shape[1])))
     mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
     if not math.isfinite(mean_h + mean_J):
         raise JacobianError(

@@ -46,7 +46,7 @@ def choose_components(n_components: int | str | None, p: int, kernel: str, d: in
         At most p. "auto" is p up to 4096: of the full kernel fewer where the class blocks would pass
         4 GiB; of the pseudo kernel for all directions together.
     """
-    if n_components is None:
+    if n_components is None or not p:
         return p
     if n_components != "auto":
         return min(p, int(n_components))

@@ -52,8 +52,12 @@ class ScoresMixin:
         -------
         labels : ndarray of shape (n,)
         """
-        best = self._scores(X).argmax(axis=1)
-        return self.classes_[best]
+        scores, classes = self._scored(X)
+        return classes[scores.argmax(axis=1)]
+
+    def _scored(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and the labels of their columns."""
+        return self._scores(X), self.classes_
 
     def predict_proba(self, X: Any) -> np.ndarray:
         r"""Return scores as numbers that sum to one: not calibrated probabilities.
@@ -109,5 +113,8 @@ class PredictionMixin(ScoresMixin, Halves):
         return self._adapter.sharpness
 
     def _scores(self, X: Any) -> np.ndarray:
-        rows = self._rows(X)
-        return self._adapter.scores(self._progress(rows, "predicting", len(rows)))
+        return self._scored(X)[0]
+
+    def _scored(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        rows, adapter = self._rows(X), self._adapter  # once: another thread may add classes meanwhile
+        return adapter.scores(self._progress(rows, "predicting", len(rows))), adapter.classes

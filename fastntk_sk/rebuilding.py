@@ -82,7 +82,9 @@ def read_adapter(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tens
     V = tensors.get("anchor.readout", W)
     shaped = W.ndim == 2 and W.shape[1] > 1 and len(W) == n_classes
     if shaped and V is not W:
-        shaped = V.ndim == 2 and V.shape[1] > 0 and (setup["kernel"] == "pseudo" or len(V) == n_classes)
+        shaped = V.ndim == 2 and V.shape[1] > 0
+        if setup["kernel"] == "full":
+            shaped = shaped and len(V) == (n_classes if setup["n_components"] else 0)
         d = shaped and (tensors["ladder.sizes"].numel() if "ladder.sizes" in tensors else V.shape[1])
         sizes = shaped and block_sizes(setup["kernel"], d, setup["n_components"], len(V))
         shaped = sizes and sizes[0] + 1 == W.shape[1]
@@ -188,6 +190,7 @@ def build_model(
             kernel=setup["kernel"],
             n_directions=len(V),
             trainable=setup["trainable"],
+            anchor="pretrained" if moved is None else "finetuned",
             n_prompts=setup["n_prompts"],
             n_components=setup["n_components"],
             pretrained=setup["pretrained"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -121,6 +121,26 @@ class Statistics:
         """
         for name in _FIELDS:
             getattr(self, name).add_(getattr(other, name))
+
+    def with_classes(self, places: Sequence[int], n_classes: int) -> Statistics:
+        """Return statistics of more classes, of sums in which all classes share their features.
+
+        Parameters
+        ----------
+        places : sequence of int
+            Where the classes of these stand among the others.
+
+        n_classes : int
+
+        Returns
+        -------
+        statistics : Statistics
+            Shares what does not depend on classes.
+        """
+        H, counts = self.H.new_zeros(len(self.H), n_classes), self.counts.new_zeros(n_classes)
+        H[:, places], counts[places] = self.H, self.counts
+        grown = {"B": self.B.new_zeros(n_classes, *self.B.shape[1:]), "H": H, "counts": counts}
+        return self.from_tensors(self.tensors() | grown, self.constant, self.n_tangents)
 
     def copy(self) -> Statistics:
         """Return an independent copy."""

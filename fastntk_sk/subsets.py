@@ -10,10 +10,22 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from .blocks import find_blocks
 from .exceptions import SubsetError
 from .rungs import SIDES
 
-KINDS = ("norm", "bias", "prompt", "prompt-deep", "head", "full", "ladder", "ladder-grid", "ladder-gap")
+KINDS = (
+    "auto",
+    "norm",
+    "bias",
+    "prompt",
+    "prompt-deep",
+    "head",
+    "full",
+    "ladder",
+    "ladder-grid",
+    "ladder-gap",
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,19 @@ def as_entries(trainable: str | Sequence[str]) -> tuple[str, ...]:
     return entries
 
 
+def resolve(trainable: str | Sequence[str], net: nn.Module, anchor: str) -> str | Sequence[str]:
+    """Return what "auto" stands for in a network; anything else as it is.
+
+    At the pretrained anchor a ladder, or "head" where no blocks are repeated; at a fine-tuned one the
+    subset of the paper: the prompts of a Vision Transformer, else the norm layers.
+    """
+    if trainable != "auto":
+        return trainable
+    if anchor == "finetuned":
+        return "prompt" if _takes_prompts(net) else "norm"
+    return "ladder" if find_blocks(net) else "head"
+
+
 def split_ladder(trainable: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the sides of a ladder, and what is trained within the network ("head" stands for nothing).
 
@@ -175,7 +200,7 @@ class PromptTokens(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens of shape (n, t, width) to (n, t + n_prompts, width), or (n, t, width)."""
         rest = self.prefix + (len(self.prompt) if self.replace else 0)
-        prompt = self.prompt.expand(len(tokens), -1, -1)
+        prompt = self.prompt.expand(tokens.shape[0], -1, -1)  # exporters lose len
         return torch.cat([tokens[:, : self.prefix], prompt, tokens[:, rest:]], dim=1)
 
 

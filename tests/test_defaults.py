@@ -1,0 +1,100 @@
+"""trainable="auto", and classes that enter later."""
+
+import numpy as np
+import pytest
+from torch import nn
+
+from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
+from fastntk_sk.exceptions import SubsetError
+from fastntk_sk.subsets import resolve
+
+SHARED = [
+    {},
+    {"trainable": "head"},
+    {"trainable": "norm", "kernel": "pseudo"},
+    {"trainable": ("ladder", "norm"), "kernel": "pseudo", "n_components": 30},
+    {"alpha": 0.5},
+]
+
+
+def trained(clf):
+    """Return what the model was trained on, by name."""
+    return clf._adapter.model.setup["trainable"]
+
+
+def test_auto_by_network_and_anchor(digits, blobs):
+    X, y = digits
+    pictures = {"image_size": 32, "pretrained": False, "random_state": 0}
+    assert "ladder-grid" in trained(FastNTKClassifier(random_state=0).fit(*blobs))
+    clf = FastNTKClassifier("timm:test_vit", **pictures).fit(X[:40], y[:40])
+    assert "ladder-gap" in trained(clf)
+    tuned = {"anchor": "finetuned", "max_epochs": 1}
+    assert trained(FastNTKClassifier(random_state=0, **tuned).fit(*blobs)) == ["norm"]
+    clf = FastNTKClassifier("timm:test_vit", **pictures, **tuned).fit(X[:40], y[:40])
+    assert trained(clf) == ["prompt"]
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
+    clf = FastNTKClassifier(flat, image_size=8, random_state=0).fit(X[:40], y[:40])
+    assert trained(clf) == ["head"]
+    with pytest.raises(SubsetError, match="norm"):
+        FastNTKClassifier(flat, image_size=8, **tuned).fit(X[:40], y[:40])
+
+
+def test_anything_else_is_left_as_it_is():
+    assert resolve(["norm", "bias"], nn.Identity(), "pretrained") == ["norm", "bias"]
+
+
+def test_a_network_is_not_displaced_by_a_ladder(blobs):
+    with pytest.raises(ValueError, match='trainable="norm"'):
+        FastNTKClassifier(predict_with="network").fit(*blobs)
+
+
+@pytest.mark.parametrize("params", SHARED, ids=str)
+@pytest.mark.parametrize("new", ["a", "c"])
+def test_new_classes_are_those_of_one_fit(blobs, params, new):
+    X, y = blobs
+    names = np.array(["a", "b", "c"])[y]
+    later = names == new
+    clf = FastNTKClassifier(random_state=0, **params).fit(X[~later], names[~later])
+    assert len(clf.classes_) == 2
+    clf.partial_fit(X[later], names[later])
+    clf.unlearn(X[:10], y_forget=names[:10])
+    expected = FastNTKClassifier(random_state=0, **params).fit(X[10:], names[10:])
+    assert clf.classes_.tolist() == ["a", "b", "c"]
+    assert clf.alpha_ == expected.alpha_
+    np.testing.assert_allclose(clf.readout_, expected.readout_, atol=1e-10 * abs(clf.readout_).max())
+    np.testing.assert_allclose(clf.decision_function(X), expected.decision_function(X), atol=1e-9)
+    np.testing.assert_array_equal(clf.predict(X), expected.predict(X))
+
+
+def test_a_class_that_is_named_before_it_has_rows(blobs, tmp_path):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0).fit(X[y < 2], y[y < 2])
+    clf.partial_fit(X[y == 2][:5], y[y == 2][:5], classes=[2, 7])
+    assert clf.classes_.tolist() == [0, 1, 2, 7]
+    assert not (clf.predict(X) == 7).any()
+    clf.save(tmp_path / "state")
+    again = FastNTKClassifier.load(tmp_path / "state")
+    again.partial_fit(X[y == 2][5:], np.full(15, 7))
+    assert again.classes_.tolist() == [0, 1, 2, 7]
+    assert (again.predict(X) == 7).any()
+
+
+def test_classes_with_tangents_of_their_own_take_no_new_one(blobs):
+    X, y = blobs
+    clf = FastNTKClassifier(trainable="norm", random_state=0).fit(X[y < 2], y[y < 2])
+    before = clf.decision_function(X)
+    with pytest.raises(ValueError, match=r"got \[2\].*kernel=\"pseudo\""):
+        clf.partial_fit(X, y)
+    np.testing.assert_array_equal(clf.decision_function(X), before)
+    with pytest.raises(ValueError, match="Mix of label input types"):
+        FastNTKClassifier(random_state=0).fit(X, y).partial_fit(X, y.astype(str))
+
+
+def test_the_search_tries_auto(blobs):
+    X, y = blobs
+    search = FastNTKClassifierCV(
+        FastNTKClassifier(random_state=0), alphas=["auto", 0.01, 100.0], cv=3
+    ).fit(X, y)
+    assert search.best_params_["alpha"] in ("auto", 0.01)
+    assert len(search.cv_results_["params"]) == 3  # a ladder alone has no tangents to scale
+    assert search.best_estimator_.alpha_ > 0
