@@ -125,7 +125,7 @@ def test_bad_input(blobs, monkeypatch):
         search(clf, alphas=(1.0, -1.0)).fit(X, y)
     with pytest.raises(ValueError, match="Expected cv to learn all 60 rows"):
         search(clf, cv=ShuffleSplit(2, test_size=0.3, train_size=0.3)).fit(X, y)
-    needed = memory.memory_needed(256, 1024, 3, 32 * 1024 * 8, 32)
+    needed = clf.fit(X, y)._state.model.memory_needed()
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     clf.fit(X, y)
     with pytest.raises(InsufficientMemoryError, match="features and Jacobians of 60 rows"):
