@@ -114,26 +114,73 @@ def solve_shared(statistics: Statistics, *, alpha: float | None, target_scale: f
     tensor([[-0.2500,  1.0000],
             [ 0.2500, -1.0000]], dtype=torch.float64)
     """
-    n, constant = statistics.counts.sum(), statistics.constant
-    total = statistics.A[-1, :-1] / constant
-    S = statistics.A[:-1, :-1] - torch.outer(total, total / n)
-    R = target_scale * (statistics.H[:-1] - torch.outer(total, statistics.counts / n))
-    path: tuple[float, ...] = ()
     if alpha is None:
-        reduced = Tridiagonal(S)
-        rotated = reduced.rotate(R.numpy())
-        energy = target_scale**2 * float((statistics.counts * (1 - statistics.counts / n)).sum())
-        path = evidence_path(reduced, rotated, energy, float(n))
-        alpha = GRID[first_minimum(path)]
+        return solve_grid(statistics, [None], target_scale=target_scale)[0]
+    S, R = _centred(statistics, target_scale)
+    return _solution(statistics, target_scale, S, R, alpha, torch.cholesky_solve(R, factor(S, alpha)))
+
+
+def solve_grid(
+    statistics: Statistics, alphas: Sequence[float | None], *, target_scale: float
+) -> list[Solution]:
+    """Return the solutions of `solve_shared` at several alphas, from one reduction of the sums.
+
+    Parameters
+    ----------
+    statistics, target_scale
+        As in `solve_shared`.
+
+    alphas : sequence of float or None
+
+    Returns
+    -------
+    solutions : list of Solution
+
+    Raises
+    ------
+    SolveError
+        If the smallest eigenvalue of S + alpha I fell below alpha / 2 at one of them.
+    """
+    S, R = _centred(statistics, target_scale)
+    reduced = Tridiagonal(S)
+    rotated = reduced.rotate(R.numpy())
+    solutions = []
+    for alpha in alphas:
+        path: tuple[float, ...] = ()
+        if alpha is None:
+            n = statistics.counts.sum()
+            energy = target_scale**2 * float((statistics.counts * (1 - statistics.counts / n)).sum())
+            path = evidence_path(reduced, rotated, energy, float(n))
+            alpha = GRID[first_minimum(path)]
         if reduced.eigenvalues[0] < -alpha / 2:
             raise SolveError(used_up(alpha))
         W = torch.from_numpy(reduced.rotate(reduced.solve(alpha, rotated), back=True))
-    else:
-        W = torch.cholesky_solve(R, factor(S, alpha))
+        solutions.append(_solution(statistics, target_scale, S, R, alpha, W, path))
+    return solutions
+
+
+def _centred(statistics: Statistics, target_scale: float) -> tuple[Tensor, Tensor]:
+    """Return S, of which the lower triangle is valid, and R."""
+    n, total = statistics.counts.sum(), statistics.A[-1, :-1] / statistics.constant
+    S = statistics.A[:-1, :-1] - torch.outer(total, total / n)
+    return S, target_scale * (statistics.H[:-1] - torch.outer(total, statistics.counts / n))
+
+
+def _solution(
+    statistics: Statistics,
+    target_scale: float,
+    S: Tensor,
+    R: Tensor,
+    alpha: float,
+    W: Tensor,
+    path: tuple[float, ...] = (),
+) -> Solution:
+    """Return W^T with its intercept and its residual."""
+    n, constant = statistics.counts.sum(), statistics.constant
     error = multiply_symmetric(S, W) + alpha * W - R
     residual = float(error.norm() / R.norm().clamp_min(torch.finfo(R.dtype).tiny))
     mean = target_scale * (statistics.counts / n - 1 / len(statistics.counts))
-    b = (mean - total / n @ W) / constant
+    b = (mean - statistics.A[-1, :-1] / constant / n @ W) / constant
     return Solution(
         torch.cat([W, b[None]]).T.contiguous(), torch.zeros(0, dtype=W.dtype), residual, alpha, path
     )

@@ -5,7 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
+from cases import randomise
+
+from fastntk_sk.preprocessing import Rows
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "benchmarks"
 
@@ -38,3 +44,26 @@ def test_results_of_a_recipe_stay_with_it(tmp_path, monkeypatch):
         '# Some.\n\n[a]\nsource = "x"\n\n[a.results]\naccuracy = 0.6\ndate = "today"\n\n'
         '[b]\nsource = "y"\n\n[b.results]\naccuracy = 0.6\ndate = "today"\n'
     )
+
+
+def test_one_pass_gives_what_each_estimator_reads(monkeypatch):
+    """Also to the last row of a batch that is not full, and for mirror images."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    one_pass = importlib.import_module("one_pass")
+    net = randomise(timm.create_model("tf_efficientnet_lite0", num_classes=0).eval())
+    kinds = ("head", 8), ("ladder-grid", 8), ("ladder-gap", 16), ("ladder", 32)
+    linears = [one_pass.Linear(*kind) for kind in kinds]
+    linears.append(one_pass.Linear("ladder", 32, mirrored=True))
+    models = {linear: linear.model(net, 32, 0, 3) for linear in linears}
+    X = np.random.default_rng(0).integers(256, size=(35, 28, 28), dtype=np.uint8)
+    expected = {linear: [_rows(model, X)] for linear, model in models.items()}
+    expected[linears[-1]].append(_rows(models[linears[-1]], X[:, :, ::-1]))
+    found = one_pass.OnePass(models)(X, linears)
+    assert found.keys() == expected.keys()
+    for linear, views in expected.items():
+        assert torch.equal(found[linear], torch.stack(views))
+
+
+def _rows(model, X):
+    batches = model.batches(Rows(X, model.backbone.spec))
+    return torch.cat([model.tangents(batch)[0] for batch in batches])

@@ -6,7 +6,7 @@ import torch
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import SolveError
-from fastntk_sk.ridge import GRID, Tridiagonal, evidence_path, first_minimum, solve_shared
+from fastntk_sk.ridge import GRID, Tridiagonal, evidence_path, first_minimum, solve_grid, solve_shared
 from fastntk_sk.statistics import Statistics
 
 
@@ -95,6 +95,16 @@ def test_one_class_alone_takes_the_largest_alpha():
     found = solve_shared(learned, alpha=None, target_scale=1.0)
     assert found.alpha == GRID[-1]
     assert found.W.isfinite().all()
+
+
+def test_a_grid_has_the_solutions_of_its_values():
+    *_, learned = problem(20, 6, 3)
+    alphas = [0.1, None, 3.0]
+    for alpha, found in zip(alphas, solve_grid(learned, alphas, target_scale=2.0), strict=True):
+        expected = solve_shared(learned, alpha=alpha, target_scale=2.0)
+        np.testing.assert_allclose(found.W, expected.W, rtol=1e-9, atol=1e-12)
+        assert (found.alpha, found.path) == (expected.alpha, expected.path)
+        assert found.residual < 1e-10
 
 
 def test_ties_take_the_larger_alpha():

@@ -3,7 +3,8 @@
 Fashion-MNIST through lite0, and emoji in colour. Hyper-parameters of all contestants are chosen on
 validation rows, which no draw learns or tests; learning rates at the smallest number of rows and kept.
 Every measurement is a line of accuracy.csv, so that a run goes on where it was; ``--tables`` writes them
-into the page.
+into the page. ``--norm`` measures tangents alone, ``--epochs 30`` longer SGD at the smallest number of
+rows, ``--vit PATH`` a ViT-S/14 in a folder that timm reads.
 """
 
 from __future__ import annotations
@@ -13,24 +14,36 @@ import csv
 import fcntl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import sgd
 import torch
 from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table
+from one_pass import ROWS_AT_ONCE, Linear, OnePass
 
-from fastntk_sk import FastNTKClassifier
 from fastntk_sk.preprocessing import Rows
-from fastntk_sk.solvers import solve_schur
+from fastntk_sk.ridge import solve_grid
+from fastntk_sk.statistics import Statistics
 
 RESULTS = Path(__file__).with_suffix(".csv")
 FIELDS = ("task", "rows", "draw", "model", "setting", "split", "accuracy", "seconds", "commit")
 CHOOSE = -1  # the draw on which hyper-parameters are chosen
 DRAWS = (0, 1, 2)
 SIZES = (1000, 3000, 5000)
+LINEAR = (
+    Linear("head"),
+    *(Linear(side, k) for side in ("ladder-grid", "ladder-gap", "ladder") for k in (1024, 4096)),
+    Linear("ladder", 8192, only=(1000, 5000)),
+    Linear("ladder", mirrored=True, only=(800, *SIZES)),
+)
+ALPHAS = tuple(float(f"{10 ** (e / 4):.3g}") for e in range(-10, 5))  # 0.003 to 10
+CONSTANT, AUTO = "alpha 0.1", "alpha auto"
+TANGENT_ALPHAS = (0.05, 0.25, 1.25)
+EPOCHS = 15
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,21 @@ class Task:
         From draw and number of rows to three pairs: training, validation and test rows.
 
     linear_sizes : tuple of int, default=()
-        Numbers of rows without SGD; `sizes` where empty.
+        Numbers of rows without SGD; `sizes` where empty. Smaller ones are the first rows of larger ones.
+
+    linear : tuple of Linear, default=LINEAR
+
+    tangents : str, default="norm"
+        Whose tangents `measure_tangents` takes; "" for none.
+
+    kinds, draws : default=KINDS and DRAWS
+        Of SGD.
+
+    rates_of : str, default=""
+        The task whose choices SGD takes over; its own where empty.
+
+    local : bool, default=False
+        `backbone` is in a folder that the command names.
     """
 
     name: str
@@ -59,6 +86,12 @@ class Task:
     sizes: tuple[int, ...]
     split: Callable[[int, int], dict[str, tuple[np.ndarray, np.ndarray]]]
     linear_sizes: tuple[int, ...] = ()
+    linear: tuple[Linear, ...] = LINEAR
+    tangents: str = "norm"
+    kinds: tuple[str, ...] = sgd.KINDS
+    draws: tuple[int, ...] = DRAWS
+    rates_of: str = ""
+    local: bool = False
 
 
 def fashion(draw: int, n: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -91,8 +124,29 @@ TASKS = {
     task.name: task
     for task in (
         Task("fashion 64", "tf_efficientnet_lite0", 64, SIZES, fashion, (300, *SIZES, 20000)),
-        Task("fashion 128", "tf_efficientnet_lite0", 128, (3000,), fashion),
+        Task(
+            "fashion 128",
+            "tf_efficientnet_lite0",
+            128,
+            (3000,),
+            fashion,
+            linear=tuple(linear for linear in LINEAR if not linear.mirrored),
+            tangents="",
+            kinds=("norm", "all weights"),
+            draws=(0,),
+            rates_of="fashion 64",
+        ),
         Task("emoji", "tf_efficientnet_lite0", 64, (800,), pictures),
+        Task(
+            "emoji ViT",
+            "vit_small_patch14_dinov2",
+            98,
+            (800,),
+            pictures,
+            tangents="prompt",
+            kinds=(),
+            local=True,
+        ),
     )
 }
 
@@ -152,64 +206,126 @@ def measure_sgd(
     return accuracy
 
 
-@dataclass(frozen=True)
-class Linear:
-    """A model whose classes read features that they share: one pass serves every alpha.
+def chosen(results: Results, task: str, n: int, model: str, epochs: int | None = None) -> str:
+    """Return the setting of a model that is best on validation rows; "" where none was tried."""
+    tried = {
+        setting: float(line["accuracy"])
+        for (*of, setting, _), line in results.lines.items()
+        if of == [task, str(n), str(CHOOSE), model]
+        and setting != AUTO
+        and (epochs is None or f", {epochs} epochs," in setting)
+    }
+    return max(tried, key=tried.__getitem__) if tried else ""
 
-    Parameters
-    ----------
-    trainable : str
 
-    k : int
-        Of a ladder's features.
+def missing(results: Results, task: Task, draw: int) -> dict[int, dict[Linear, list[str]]]:
+    """Return the settings to measure, by number of rows: every alpha in the draw for choices."""
+    split, found = "validation" if draw == CHOOSE else "test", {}
+    for n in sorted(task.linear_sizes or task.sizes):
+        found[n] = dict[Linear, list[str]]()
+        for linear in task.linear:
+            if linear.only and n not in linear.only:
+                continue
+            settings = [*(f"alpha {alpha:g}" for alpha in ALPHAS), AUTO]
+            if draw != CHOOSE:
+                best = chosen(results, task.name, n, linear.name)
+                settings = [*dict.fromkeys((best, CONSTANT, AUTO))]
+            key = (task.name, n, draw, linear.name)
+            todo = [s for s in settings if results.accuracy(*key, s, split) is None]
+            if todo:
+                found[n][linear] = todo
+    return {n: linears for n, linears in found.items() if linears}
+
+
+def measure_linear(results: Results, task: Task, draw: int) -> None:
+    """Measure all linear models of a draw: one forward pass a row, sums of nested sets, all alphas.
+
+    Seconds are those of the draw until a model was solved, of all models together.
     """
-
-    trainable: str
-    k: int = 4096
-
-    @property
-    def name(self) -> str:
-        return self.trainable if self.trainable == "head" else f"{self.trainable}, k = {self.k}"
-
-
-LINEAR = (
-    Linear("head"),
-    *(Linear(side, k) for side in ("ladder-grid", "ladder-gap", "ladder") for k in (1024, 4096)),
-)
-ALPHAS = tuple(float(f"{10 ** (e / 4):.3g}") for e in range(-10, 5))  # 0.003 to 10
-
-
-def measure_linear(results: Results, task: Task, n: int, draw: int, linear: Linear) -> None:
-    """Measure every alpha of one model, on validation rows for the choice and on test rows else."""
-    split = "validation" if draw == CHOOSE else "test"
-    keys = {a: (task.name, n, draw, linear.name, f"alpha {a:g}", split) for a in ALPHAS}
-    if all(results.accuracy(*key) is not None for key in keys.values()):
+    todo = missing(results, task, draw)
+    if not todo:
         return
-    rows, started = task.split(draw, n), time.perf_counter()
-    clf = FastNTKClassifier(
-        task.backbone,
-        trainable=linear.trainable,
-        n_components=linear.k,
-        image_size=task.pixels,
-        random_state=max(draw, 0),
-    ).fit(*rows["training"])
-    seconds, state = time.perf_counter() - started, clf._state
-    X, y = rows[split]
-    batches = state.model.batches(Rows(X, state.model.backbone.spec))
-    shared = torch.cat([state.model.tangents(batch)[0] for batch in batches]).double()
-    scales = {"tangent_scale": 1.0, "target_scale": 1.0}
-    for alpha, key in keys.items():
-        W = solve_schur(state.statistics, alpha=alpha, **scales).W
-        accuracy = float(((shared @ W.T).argmax(1).numpy() == y).mean())
-        results.add(*key, accuracy=accuracy, seconds=seconds)
+    started, rows = time.perf_counter(), task.split(draw, max(todo))
+    (X, y), n_classes = rows["training"], len(np.unique(rows["training"][1]))
+    last = {linear: n for n, linears in todo.items() for linear in linears}
+    arguments = task.backbone, task.pixels, max(draw, 0), n_classes
+    models = {linear: linear.model(*arguments) for linear in last}
+    sums = {linear: model.empty_statistics() for linear, model in models.items()}
+    readouts: dict[Linear, list[torch.Tensor]] = {linear: [] for linear in models}
+    keys: dict[Linear, list[tuple[object, ...]]] = {linear: [] for linear in models}
+    seconds: dict[tuple[object, ...], float] = {}
+    features = OnePass(models)
+    for start, n in pairwise((0, *todo)):
+        needed = [linear for linear, n_last in last.items() if n_last >= n]
+        for first in range(start, n, ROWS_AT_ONCE):
+            part = slice(first, min(first + ROWS_AT_ONCE, n))
+            for linear, x in features(X[part], needed).items():
+                add(sums[linear], x, y[part])
+        for linear, settings in todo[n].items():
+            alphas = [None if s == AUTO else float(s.removeprefix("alpha ")) for s in settings]
+            solutions = solve_grid(sums[linear], alphas, target_scale=1.0)
+            readouts[linear] += [solution.W for solution in solutions]
+            new = [(n, draw, linear.name, setting) for setting in settings]
+            keys[linear] += new
+            seconds |= dict.fromkeys(new, time.perf_counter() - started)
+    sums.clear()
+    split = "validation" if draw == CHOOSE else "test"
+    (X, y), stacked = rows[split], {linear: torch.cat(W).T for linear, W in readouts.items()}
+    right = {linear: np.zeros(len(of), int) for linear, of in keys.items()}
+    for first in range(0, len(y), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        for linear, x in features(X[part], [*models]).items():
+            scores = (x.double().mean(0) @ stacked[linear]).unflatten(1, (-1, n_classes))
+            right[linear] += (scores.argmax(2).numpy() == y[part, None]).sum(0)
+    for linear, of in keys.items():
+        for key, n_right in zip(of, right[linear], strict=True):
+            results.add(task.name, *key, split, accuracy=n_right / len(y), seconds=seconds[key])
+
+
+def add(sums: Statistics, x: torch.Tensor, y: np.ndarray) -> None:
+    """Add views of the same rows, of shape (views, n, width + 1), with a total weight of one each."""
+    labels = torch.from_numpy(np.tile(y, len(x)))
+    weights = torch.full(labels.shape, 1 / len(x), dtype=torch.float64)
+    x = x.flatten(0, 1)
+    sums.add(x, x.new_zeros(len(x), len(sums.counts), 0), labels, weights)
+
+
+def measure_tangents(results: Results, task: Task) -> None:
+    """Measure tangents of a subset, with an alpha that is chosen at each number of rows.
+
+    At larger numbers of rows one draw only: a row costs a pass for each class and more.
+    """
+    tangents = Linear(task.tangents)
+    model = f"{task.tangents} tangents, k = {tangents.k}"
+    for n in task.sizes:
+        for draw in (CHOOSE, *(DRAWS if n == min(task.sizes) else DRAWS[:1])):
+            settings = [f"alpha {alpha:g}" for alpha in TANGENT_ALPHAS]
+            if draw != CHOOSE:
+                settings = [chosen(results, task.name, n, model)]
+            split = "validation" if draw == CHOOSE else "test"
+            keys = {setting: (task.name, n, draw, model, setting, split) for setting in settings}
+            if all(results.accuracy(*key) is not None for key in keys.values()):
+                continue
+            rows, started = task.split(draw, n), time.perf_counter()
+            clf = tangents.classifier(task.backbone, task.pixels, max(draw, 0))
+            state, (X, y) = clf.fit(*rows["training"])._state, rows[split]
+            seconds = time.perf_counter() - started
+            for setting, key in keys.items():
+                solved = state.resolved(alpha=float(setting.removeprefix("alpha ")))
+                scores = solved.model.scores(solved.parameters, Rows(X, solved.model.backbone.spec))
+                accuracy = float((scores.argmax(1) == y).mean())
+                results.add(*key, accuracy=accuracy, seconds=seconds)
 
 
 NOTES = """
 
 Mean and standard error of the test accuracy in percent over draws of training rows (how many stands in
 parentheses); differences are paired by draw. Learning rates, and whether batch norms keep their
-pretrained statistics, are chosen on validation rows at the smallest number of rows; alpha at each one.
-SGD: AdamW, one cycle, batches of 50. Every measurement stands in accuracy.csv with its commit."""
+pretrained statistics, are chosen on validation rows at the smallest number of rows (those of fashion 128
+are the choices of fashion 64); alpha at each one. Beside it: the same model with a constant alpha, and
+with alpha="auto". Mirrored ladders learn each picture and its mirror image with a weight of 1/2, and
+average both scores. SGD: AdamW, one cycle, batches of 50. Every measurement stands in accuracy.csv with
+its commit."""
 
 RATES = {
     "norm": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -219,7 +335,7 @@ RATES = {
 }
 
 
-def choose_sgd(results: Results, task: Task, kind: str, epochs: int = 15) -> str:
+def choose_sgd(results: Results, task: Task, kind: str, epochs: int = EPOCHS) -> str:
     """Return the setting of one kind of SGD that is best on validation rows at the smallest size.
 
     Of both states of batch norms where all weights are trained; the grid of rates grows until its best
@@ -248,38 +364,54 @@ def choose_sgd(results: Results, task: Task, kind: str, epochs: int = 15) -> str
 
 def table_of(results: Results, task: Task) -> str:
     """Return the test accuracies of one task, each model with the setting that validation chose."""
-    opponents = ("SGD, norm", "SGD, ladder + norm", *(f"SGD, {kind}" for kind in sgd.KINDS[2:]))
     lines, better = [], list[str]()
     for n in task.linear_sizes or task.sizes:
         found = {}
-        for model in (*(linear.name for linear in LINEAR), *opponents):
-            n_chosen = n if not model.startswith("SGD") else task.sizes[0]
-            tried = {
-                setting: float(line["accuracy"])
-                for (*of, setting, _), line in results.lines.items()
-                if of == [task.name, str(n_chosen), str(CHOOSE), model]
-            }
-            if tried:
-                best = max(tried, key=tried.__getitem__)
-                tests = [results.accuracy(task.name, n, draw, model, best, "test") for draw in DRAWS]
-                found[model] = best, {d: 100 * t for d, t in enumerate(tests) if t is not None}
-        for model, (setting, tests) in found.items():
-            if not tests:
+        tangents = f"{task.tangents} tangents, k = {Linear(task.tangents).k}"
+        for model in (*(linear.name for linear in LINEAR), tangents):
+            found[model] = model, chosen(results, task.name, n, model)
+        of = task.rates_of or task.name, task.sizes[0]
+        for model in (f"SGD, {kind}" for kind in task.kinds):
+            for epochs in (EPOCHS, 2 * EPOCHS):
+                name = model if epochs == EPOCHS else f"{model}, {epochs} epochs"
+                found[name] = model, chosen(results, *of, model, epochs)
+        tests = {
+            name: _tests(results, task.name, n, model, setting)
+            for name, (model, setting) in found.items()
+        }
+        for name, accuracies in tests.items():
+            if not accuracies:
                 continue
-            line = [n, model, setting, _summary([*tests.values()])]
+            model, setting = found[name]
+            line = [n, name, setting, _summary([*accuracies.values()])]
+            for other in (CONSTANT, AUTO):
+                fixed = [*_tests(results, task.name, n, model, other).values()]
+                line.append(_summary(fixed) if fixed else "")
             for other in ("SGD, norm", "SGD, all weights"):
-                _, theirs = found.get(other, ("", {}))
-                line.append(_summary([tests[d] - theirs[d] for d in tests.keys() & theirs.keys()]))
+                theirs = tests.get(other, {})
+                both = accuracies.keys() & theirs.keys()
+                line.append(_summary([accuracies[d] - theirs[d] for d in both]) if both else "")
             lines.append(line)
-        ladders = [
-            np.mean([*t.values()]) for name, (_, t) in found.items() if t and name[:6] == "ladder"
-        ]
-        full = [*found.get("SGD, all weights", ("", {}))[1].values()]
-        if full and ladders and np.mean(full) > max(ladders):
-            better.append(f"{np.mean(full) - max(ladders):.1f} points at {n:,} rows")
-    header = ["rows", "model", "chosen on validation", "test %", "minus SGD, norm", "minus SGD, all"]
+        ladders, full = (
+            [
+                np.mean([*accuracies.values()])
+                for name, accuracies in tests.items()
+                if accuracies and name.startswith(prefix)
+            ]
+            for prefix in ("ladder", "SGD, all weights")
+        )
+        if full and ladders and max(full) > max(ladders):
+            better.append(f"{max(full) - max(ladders):.1f} points at {n:,} rows")
+    header = ["rows", "model", "chosen on validation", "test %", CONSTANT, AUTO]
+    header += ["minus SGD, norm", "minus SGD, all"]
     first = f"SGD of all weights is better than every ladder by {', '.join(better)}." if better else ""
     return f"**{task.name}**, {task.backbone}\n\n{table(header, lines)}\n\n{first}".rstrip()
+
+
+def _tests(results: Results, task: str, n: int, model: str, setting: str) -> dict[int, float]:
+    """Return what was measured on test rows, in percent, by draw."""
+    found = {draw: results.accuracy(task, n, draw, model, setting, "test") for draw in DRAWS}
+    return {draw: 100 * accuracy for draw, accuracy in found.items() if accuracy is not None}
 
 
 def _summary(values: list[float]) -> str:
@@ -295,7 +427,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS])
     parser.add_argument("--sgd", nargs="*", default=[*sgd.KINDS], choices=[*sgd.KINDS])
+    parser.add_argument("--epochs", type=int, default=EPOCHS, choices=[EPOCHS, 2 * EPOCHS])
     parser.add_argument("--no-linear", action="store_true", help="measure SGD alone")
+    parser.add_argument("--norm", action="store_true", help="measure tangents alone")
+    parser.add_argument("--vit", type=Path, help="a folder with a ViT-S/14 for the task emoji ViT")
     parser.add_argument("--tables", action="store_true", help="write what was measured to the page")
     args = parser.parse_args()
     results = Results()
@@ -305,17 +440,24 @@ def main() -> None:
         print(text)
         put(PAGES[0], "ladder", text)
         return
-    for name in args.tasks:
-        task = TASKS[name]
-        for linear in () if args.no_linear else LINEAR:
-            for n in task.linear_sizes or task.sizes:
-                for draw in (CHOOSE, *DRAWS):
-                    measure_linear(results, task, n, draw, linear)
-        chosen = {kind: choose_sgd(results, task, kind) for kind in args.sgd}
-        for n in task.sizes:
-            for draw in DRAWS:
-                for kind in args.sgd:
-                    measure_sgd(results, task, n, draw, kind, chosen[kind], "test")
+    for task in (TASKS[name] for name in args.tasks):
+        if task.local:
+            if args.vit is None:
+                continue
+            task = replace(task, backbone=f"local-dir:{args.vit.resolve()}")
+        if args.norm:
+            if task.tangents:
+                measure_tangents(results, task)
+            continue
+        for draw in () if args.no_linear or args.epochs != EPOCHS else (CHOOSE, *DRAWS):
+            measure_linear(results, task, draw)
+        for kind in (kind for kind in task.kinds if kind in args.sgd):
+            if args.epochs != EPOCHS and task.rates_of:
+                continue
+            setting = choose_sgd(results, TASKS[task.rates_of or task.name], kind, args.epochs)
+            for n in task.sizes if args.epochs == EPOCHS else task.sizes[:1]:
+                for draw in task.draws:
+                    measure_sgd(results, task, n, draw, kind, setting, "test")
 
 
 if __name__ == "__main__":
