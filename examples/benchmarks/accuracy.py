@@ -246,7 +246,7 @@ def measure_linear(results: Results, task: Task, draw: int) -> None:
     if not todo:
         return
     started, rows = time.perf_counter(), task.split(draw, max(todo))
-    (X, y), n_classes = rows["training"], len(np.unique(rows["training"][1]))
+    (X, y), n_classes = rows["training"], 1 + max(int(y.max()) for _, y in rows.values())
     last = {linear: n for n, linears in todo.items() for linear in linears}
     arguments = task.backbone, task.pixels, max(draw, 0), n_classes
     models = {linear: linear.model(*arguments) for linear in last}
