@@ -370,11 +370,11 @@ def table_of(results: Results, task: Task) -> str:
         tangents = f"{task.tangents} tangents, k = {Linear(task.tangents).k}"
         for model in (*(linear.name for linear in LINEAR), tangents):
             found[model] = model, chosen(results, task.name, n, model)
-        of = task.rates_of or task.name, task.sizes[0]
+        of = TASKS[task.rates_of or task.name]
         for model in (f"SGD, {kind}" for kind in task.kinds):
             for epochs in (EPOCHS, 2 * EPOCHS):
                 name = model if epochs == EPOCHS else f"{model}, {epochs} epochs"
-                found[name] = model, chosen(results, *of, model, epochs)
+                found[name] = model, chosen(results, of.name, of.sizes[0], model, epochs)
         tests = {
             name: _tests(results, task.name, n, model, setting)
             for name, (model, setting) in found.items()
