@@ -93,7 +93,7 @@ def test_where_the_stepping_baselines_go(flipped):
 def test_the_pretrained_anchor_keeps_its_two_terms(blobs):
     """W h(theta) + V (h(theta) - h(theta_0)) is what baselines train there."""
     X, y = blobs
-    clf = FastNTKClassifier(predict_with="network", random_state=0).fit(X, y)
+    clf = FastNTKClassifier(trainable="norm", predict_with="network", random_state=0).fit(X, y)
     same = finetune(clf, X[5:], y[5:], X[:5], y[:5], epochs=0)
     np.testing.assert_allclose(same.decision_function(X), clf.decision_function(X), rtol=1e-9)
     network = Original(clf).network()
@@ -182,14 +182,46 @@ def test_retraining_is_a_fit_on_the_retain_set(flipped):
     assert clf.random_state == 0
 
 
-@pytest.mark.parametrize("anchor", ["pretrained", "finetuned"])
-def test_the_published_form_is_our_deletion(blobs, anchor):
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"trainable": "norm"},
+        {"trainable": "norm", "anchor": "finetuned", "max_epochs": 3},
+        {"trainable": "head", "alpha": 0.1},
+        {"trainable": "ladder", "alpha": "auto"},
+        {"trainable": ["ladder", "norm"]},
+    ],
+    ids=str,
+)
+def test_the_published_form_is_our_deletion(blobs, params):
     X, y = blobs
-    clf = FastNTKClassifier(anchor=anchor, max_epochs=3, n_components=30, random_state=0).fit(X, y)
+    clf = FastNTKClassifier(n_components=30, random_state=0, **params).fit(X, y)
     published = fast_ntk_dual(clf, X[9:], y[9:], X[:9], y[:9])
     clf.unlearn(X[:9])
     np.testing.assert_allclose(published.parameters.W, clf.readout_, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(published.decision_function(X), clf.decision_function(X), atol=1e-7)
+
+
+@pytest.mark.parametrize("baseline", ALL, ids=lambda b: b.__name__)
+def test_what_baselines_make_of_a_ladder(blobs, baseline):
+    """They train its readout; what needs one set of weights of the network says what to do instead."""
+    X, y = blobs
+    rows = X[9:], y[9:], X[:9], y[:9]
+    clf = FastNTKClassifier(trainable="ladder", n_components=30, random_state=0).fit(X, y)
+    beside = FastNTKClassifier(trainable=["ladder", "norm"], n_components=30, random_state=0).fit(X, y)
+    if baseline is full_ntk:
+        with pytest.raises(ValueError, match="makes way for a subset"):
+            baseline(clf, *rows)
+        return
+    found = baseline(clf, *rows, random_state=0)
+    assert found.score(X, y) > 0.8
+    assert found.parameters.W.shape == clf.readout_.shape
+    if baseline in STEPPING:
+        same = baseline(clf, *rows, random_state=0, epochs=0)
+        np.testing.assert_allclose(same.predict_proba(X), clf.predict_proba(X), rtol=1e-6)
+    if baseline is not fast_ntk_dual:
+        with pytest.raises(ValueError, match="Fit with one of them"):
+            baseline(beside, *rows)
 
 
 @pytest.mark.parametrize("block_bytes", [4 * 2**30, 4 * 100 * 30_001])

@@ -20,10 +20,14 @@ from fastntk_sk.evaluation import (
     UnlearningDisplay,
     accuracy_gaps,
     activation_distance,
+    algebraic_gap,
+    linearisation_gap,
     make_forget_scorer,
     margins,
     population_mia_auc,
     prediction_agreement,
+    relearn_curve,
+    report_page,
     tug_of_war,
     unlearning_report,
 )
@@ -295,3 +299,23 @@ def test_an_oracle_that_has_seen_the_rows_is_refused(blobs):
     nearly = FastNTKClassifier(random_state=1).fit(X[1:], y[1:])
     with pytest.raises(ValueError, match="5 of the forget set among them"):
         unlearning_report(unlearned, original=original, oracle=nearly, second_oracle=honest, **sets)
+
+
+@pytest.mark.parametrize("trainable", ["ladder", ["ladder", "bias"]])
+def test_a_ladder_is_judged_like_any_model(trainable):
+    params = {"trainable": trainable, "n_components": 20, "alpha": "auto"}
+    original, oracle, second = (
+        FastNTKClassifier(random_state=seed, **params).fit(*RETAIN) for seed in (0, 0, 1)
+    )
+    original.partial_fit(*FORGET)
+    ours = deepcopy(original).unlearn(*FORGET)
+    report = unlearning_report(
+        {"ours": ours}, original=original, oracle=oracle, second_oracle=second, **SETS
+    )
+    assert report.loc["ours", "tow"] == pytest.approx(1)
+    assert algebraic_gap(ours, oracle) < 1e-9
+    assert linearisation_gap(ours, oracle, X) < 1e-9
+    assert "30 rows" in report_page(ours, X=TEST[0], y=TEST[1], before=original)
+    assert np.isfinite(make_forget_scorer(*FORGET)(original, *TEST))
+    if trainable == "ladder":
+        assert len(relearn_curve(ours, X, NOISY, FORGET, n_steps=2)) == 3

@@ -17,6 +17,7 @@ from ..jacobians import TangentNetwork
 from ..linearized import Parameters
 from ..memory import require
 from ..progress import progress
+from ..ridge import solve
 from ..solvers import published_step, solve_published, targets
 from ..subsets import Subset, select
 from .network import BaselineClassifier, Original
@@ -38,7 +39,8 @@ def fast_ntk_dual(
     """Delete by the published formula on the subset: all rows are needed, and O((n C)^3).
 
     The same linearised problem as `FastNTKClassifier.unlearn`, hence the same answer; every row counts
-    once, whatever its weight was at fit.
+    once, whatever its weight was at fit. For a ladder or the head alone, whose intercept has no ridge,
+    the formula is taken around the mean of the retain set, at the alpha that `unlearn` uses.
 
     Parameters
     ----------
@@ -85,18 +87,30 @@ def fast_ntk_dual(
     check_dual_memory(n_rows, n_classes, width)
     batches, labels = original.all_batches((X_retain, y_retain), (X_forget, y_forget))
     h, J = map(torch.cat, zip(*map(model.tangents, batches), strict=True))
+    forget, alpha = torch.arange(n_rows) >= len(y_retain), state.alpha
+    kept = h[~forget].double()
+    if not k:
+        rest = model.empty_statistics()
+        rest.add(kept, J[~forget], labels[~forget], torch.ones(len(kept)))
+        scales = {"tangent_scale": frozen.tangent_scale, "target_scale": frozen.target_scale}
+        alpha = solve(rest, alpha=frozen.alpha, **scales).alpha
+        h = h.double() - kept.mean(0)
     solution = solve_published(
         h,
         J,
         labels,
         torch.ones(n_rows),
-        torch.arange(n_rows) >= len(y_retain),
-        alpha=state.alpha,
+        forget,
+        alpha=alpha,
         tangent_scale=frozen.tangent_scale,
         target_scale=frozen.target_scale,
         centre=model.centre(frozen.tangent_scale),
     )
-    parameters = model.publish(solution.W, solution.z, frozen.tangent_scale)
+    W = solution.W
+    if not k:  # the last column is constant, and zero around the mean
+        wanted = targets(labels[~forget], n_classes, frozen.target_scale).mean(0)
+        W[:, -1] = (wanted - W @ kept.mean(0)) / rest.constant
+    parameters = model.publish(W, solution.z, frozen.tangent_scale)
     return original.at(parameters, y_retain, frozen.network)
 
 
@@ -185,7 +199,8 @@ def full_ntk(
     if original.model.moved is None:
         raise ValueError(
             'Expected an estimator with anchor="finetuned", got the pretrained anchor, whose '
-            "predictions are not those of a network with one set of weights."
+            "predictions are not those of a network with one set of weights. Fit with the other "
+            "anchor, for which a ladder makes way for a subset of the network."
         )
     frozen, model = estimator._state.frozen, original.model
     net = model.network_at(original.parameters.delta)

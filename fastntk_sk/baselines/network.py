@@ -102,14 +102,25 @@ class Original:
     def network(self) -> SubspaceNetwork:
         """Return a trainable copy whose plain softmax is the `predict_proba` of the network.
 
-        That is the estimator's own where it predicts with the network, as the fine-tuned anchor does;
-        a linearised estimator is taken in its network form.
+        That is the estimator's own where it predicts with the network, as the fine-tuned anchor does,
+        and with a ladder, whose readout is trained; a linearised estimator is taken in its network form.
+
+        Raises
+        ------
+        ValueError
+            For a ladder beside tangents, which is no network at one set of weights.
         """
         model, delta = self.model, self.parameters.delta.clone()
         subset = model.tangent.subset
+        if model.ladder is not None and subset.names:
+            raise ValueError(
+                "Expected a ladder or a subset of the network, got both, trainable="
+                f"{model.setup['trainable']}: the ladder reads the network at its pretrained weights, so "
+                "that there is no network with one set of weights to start from. Fit with one of them."
+            )
         V = model.readout * self.sharpness if model.moved is None and subset.names else None
         return SubspaceNetwork(
-            model.backbone.net,
+            model.backbone.net if model.ladder is None else model.ladder,
             subset,
             Projection(subset.size, subset.size, 0),
             self.parameters.W * self.sharpness,
@@ -202,7 +213,7 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     if estimator._state.sgd is None:
         raise ValueError(
             'Expected an estimator with anchor="finetuned", got the pretrained anchor, which has no '
-            "SGD. Fit with the other anchor."
+            "SGD. Fit with the other anchor, for which a ladder makes way for a subset of the network."
         )
     empty = estimator._state.class_rows == 0
     return BaselineClassifier(original.model, estimator._state.sgd, True, original.classes, 1.0, empty)
