@@ -75,7 +75,7 @@ def memory_needed(width: int, components: int, n_classes: int, batch_bytes: int,
     n_bytes : int
         Statistics, their copy during a deletion, the solve, and the rows that wait to be added.
     """
-    solve = 8 * (4 * components**2 + (width + 1) * components + 3 * (width + 1) ** 2)
+    solve = 8 * (4 * components**2 + (width + 1) * components + 4 * (width + 1) ** 2)
     buffer = 3 * 8 * max(BUFFER_NUMBERS, max(32, batch_size) * max(n_classes * components, width))
     return 2 * Statistics.n_bytes(width, components, n_classes) + solve + buffer + 3 * batch_bytes
 
@@ -109,19 +109,25 @@ def require(n_bytes: int, what: str, advice: str) -> None:
 def check_memory(
     kernel: str, d: int, k: int, n_rows: int, n_classes: int, batch_bytes: int, batch_size: int
 ) -> None:
-    """Raise InsufficientMemoryError, naming a k that fits, if the statistics would not."""
+    """Raise InsufficientMemoryError, naming a k that fits, if the statistics would not.
+
+    Without tangents, k = 0, what can be smaller are the features d, of a ladder.
+    """
 
     def needed(components: int) -> int:
-        sizes = block_sizes(kernel, d, components, n_rows)
+        sizes = block_sizes(kernel, d if k else components, components if k else 0, n_rows)
         return memory_needed(*sizes, n_classes, batch_bytes, batch_size)
 
     powers, available = (2**e for e in range(20, 3, -1)), available_memory()
-    fits = next((c for c in powers if c < k and needed(c) <= available), None)
+    fits = next((c for c in powers if c < (k or d) and needed(c) <= available), None)
     advice = f"n_components={fits} would fit" if fits else 'Only trainable="head" may fit'
-    if kernel == "full":
+    if fits and not k:
+        advice = f'trainable="ladder" with {advice}'
+    elif kernel == "full" and k:
         advice += ', or kernel="pseudo", whose memory does not grow with the number of classes'
+    columns = f"{d} features and {k} components" if k else f"{d} features"
     require(
-        needed(k),
-        f"The statistics of {n_classes} classes, {d} features and {k} components need",
+        needed(k or d),
+        f"The statistics of {n_classes} classes and {columns} need",
         f"{advice}. Fewer components need less memory quadratically.",
     )

@@ -238,6 +238,15 @@ def test_memory_is_estimated_before_anything_is_allocated(blobs, monkeypatch):
         FastNTKClassifier(trainable="full").fit(X, y)
 
 
+def test_memory_of_a_ladder_is_named_by_its_width(digits, monkeypatch):
+    small = memory.memory_needed(64, 0, 10, 0, 32)
+    monkeypatch.setattr(memory, "available_memory", lambda: small)
+    params = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "trainable": "ladder"}
+    with pytest.raises(InsufficientMemoryError, match=r"n_components=64 would fit\. Fewer"):
+        FastNTKClassifier(**params).fit(*digits)
+    FastNTKClassifier(n_components=64, **params).fit(*digits)
+
+
 def test_a_failed_solve_leaves_everything_as_it_was(fitted, blobs, monkeypatch):
     from fastntk_sk import state
     from fastntk_sk.exceptions import SolveError

@@ -1,7 +1,10 @@
 """The ladder: where its rungs are, what they pool, and that deletion is that of a refit."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -288,3 +291,39 @@ def test_vectors_through_the_hidden_layers_of_mlp():
     clf = FastNTKClassifier(**params).fit(vectors, labels).unlearn(vectors[:5])
     refit = FastNTKClassifier(**params).fit(vectors[5:], labels[5:])
     np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-9, atol=1e-10)
+
+
+MEMORY = """
+import sys
+import numpy as np, torch
+from torch import nn
+from fastntk_sk import FastNTKClassifier
+
+def resident(name):
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith(name))
+
+k, alpha = int(sys.argv[1]), sys.argv[2]
+X, y = np.random.default_rng(0).normal(size=(600, 8)), np.arange(600) % 10
+layers = lambda width: [nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 16), nn.ReLU()]
+params = {"trainable": "ladder-gap", "alpha": alpha if alpha == "auto" else float(alpha)}
+FastNTKClassifier(nn.Sequential(*layers(16)), **params).fit(X, y).unlearn(X[:9])
+before = resident("VmRSS")
+clf = FastNTKClassifier(nn.Sequential(*layers(k)), n_components=k, **params).fit(X, y)
+with open("/proc/self/clear_refs", "w") as reset:
+    reset.write("5")
+estimated = clf.can_unlearn(X[:9])["n_bytes"]
+clf.unlearn(X[:9])
+print(clf.readout_.shape[1], estimated / (resident("VmHWM") - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", ["0.1", "auto"])
+def test_the_memory_of_a_deletion_is_estimated(alpha):
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system does not tell the peak of a process")
+    command = [sys.executable, "-W", "ignore", "-c", MEMORY, "4096", alpha]
+    width, ratio = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(width) == 4097
+    assert 1 <= float(ratio) <= 2

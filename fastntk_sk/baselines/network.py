@@ -115,8 +115,8 @@ class Original:
         if model.ladder is not None and subset.names:
             raise ValueError(
                 "Expected a ladder or a subset of the network, got both, trainable="
-                f"{model.setup['trainable']}: the ladder reads the network at its pretrained weights, so "
-                "that there is no network with one set of weights to start from. Fit with one of them."
+                f"{model.setup['trainable']}: the ladder reads the network at its pretrained weights, "
+                "so that there is no one set of weights to start from. Fit with one of them."
             )
         V = model.readout * self.sharpness if model.moved is None and subset.names else None
         return SubspaceNetwork(
