@@ -75,7 +75,7 @@ def memory_needed(width: int, components: int, n_classes: int, batch_bytes: int,
     n_bytes : int
         Statistics, their copy during a deletion, the solve, and the rows that wait to be added.
     """
-    solve = 8 * (4 * components**2 + (width + 1) * components + 4 * (width + 1) ** 2)
+    solve = 8 * (4 * components**2 + (width + 1) * components + 3 * (width + 1) ** 2)
     buffer = 3 * 8 * max(BUFFER_NUMBERS, max(32, batch_size) * max(n_classes * components, width))
     return 2 * Statistics.n_bytes(width, components, n_classes) + solve + buffer + 3 * batch_bytes
 

@@ -158,8 +158,7 @@ def factor(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tensor:
         shifted.mul_(scale).mul_(scale.T)
     diagonal = shifted.diagonal()
     diagonal += alpha / 2
-    _, failed = torch.linalg.cholesky_ex(shifted)
-    if failed:
+    if torch.linalg.cholesky_ex(shifted).info:  # a factor that is not bound is not kept
         raise SolveError(used_up(alpha))
     diagonal += alpha / 2
     return torch.linalg.cholesky(shifted)
