@@ -14,6 +14,12 @@ from .backbones import with_readout
 from .files import tensors_digest
 from .jacobians import plain_copy
 from .linearized import LinearizedModel, Parameters
+from .rungs import SIDES
+
+LADDER_IS_EXACT = (
+    "With the ladder nothing is linearised away: the model is linear in its parameters, so that what is "
+    "exact is the model itself."
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,29 @@ class Adapter:
     def sharpness(self) -> float:
         r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
         return math.log(99 * (len(self.empty) - 1)) / self.frozen.target_scale
+
+    @property
+    def is_ladder_alone(self) -> bool:
+        """Whether a readout of a ladder is all that was learned."""
+        return self.model.ladder is not None and not self.model.projection.p
+
+    def described(self) -> dict[str, str]:
+        """Return in words what was learned: ladder, tangents (where there are any) and readout."""
+        model, ladder, parts = self.model, self.model.ladder, {}
+        p, k, r = model.projection.p, model.projection.k, len(model.readout)
+        if ladder is not None:
+            taps = "both sets of taps" if len(ladder.sides) > 1 else f"the taps {ladder.sides[0]!r}"
+            parts["ladder"] = (
+                f"{ladder.width:,} features of {len(ladder.rungs):,} rungs in {taps}, which pool "
+                f"{sum(ladder.widths):,} numbers, the network's own features among them"
+            )
+        if p:
+            inside = [
+                entry for entry in model.setup["trainable"] if entry != "head" and entry not in SIDES
+            ]
+            each = f" for each of {r} directions" if model.kernel == "pseudo" else ""
+            parts["tangents"] = f"{', '.join(inside)}: {p:,} parameters in {k:,} components{each}"
+        return parts | {"readout": f"{self.parameters.W.numel():,} parameters"}
 
     def scores(self, rows: Iterable[np.ndarray]) -> np.ndarray:
         """Return float64 scores of shape (n, n_classes); -inf for classes without rows."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .adapter import Adapter
+from .adapter import LADDER_IS_EXACT, Adapter
 from .config import public_name
 from .linearized import LinearizedModel
 from .recipes import find_recipe
@@ -37,8 +37,9 @@ owner needs the private state.
 | | |
 | --- | --- |
 | backbone | `{backbone}`, {revision} |
-| trainable subset | {trainable}, {p:,} parameters |
+{learned}
 | anchor, kernel | {anchor}, {kernel} |
+| alpha | {alpha} |
 | learned rows | {n_learned:,} |
 | forgotten rows | {n_forgotten:,} |
 | classes | {classes} |
@@ -68,7 +69,14 @@ good, and as biased, as its backbone and the rows that it has seen.
   year    = {{2023}}
 }}
 ```
-{backbone_citation}"""
+{ladder_citation}{backbone_citation}"""
+_LADDER = """
+The ladder's features are known ones, those of a side adapter: side tuning
+([arXiv:1912.13503](https://arxiv.org/abs/1912.13503)), Head2Toe
+([arXiv:2201.03529](https://arxiv.org/abs/2201.03529)), LayUP
+([arXiv:2312.08888](https://arxiv.org/abs/2312.08888)) and RanPAC
+([arXiv:2307.02251](https://arxiv.org/abs/2307.02251)).
+"""
 _TIMM = """
 The backbone{paper} is built by timm{base}:
 
@@ -177,10 +185,10 @@ def model_card(
         arguments=", ".join(arguments),
         inputs="an array of shape (n, n_features)" if vectors else "arrays, PIL images or file paths",
         revision=f"revision {origin['revision']}" if origin["revision"] else "revision unknown",
-        trainable=", ".join(f"`{entry}`" for entry in model.setup["trainable"]),
-        p=model.projection.p,
+        learned="\n".join(f"| {name} | {_cell(text)} |" for name, text in adapter.described().items()),
         anchor=frozen.anchor,
         kernel=model.kernel,
+        alpha=_alpha(adapter),
         n_learned=adapter.n_learned,
         n_forgotten=adapter.n_forgotten,
         n_classes=len(adapter.empty),
@@ -190,6 +198,7 @@ def model_card(
         anchor_limit="; the fine-tuned anchor, which has seen every row"
         if frozen.anchor == "finetuned"
         else "",
+        ladder_citation="" if model.ladder is None else _LADDER,
         backbone_citation=_backbone_citation(model, base),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
@@ -213,7 +222,14 @@ def _listed(labels: list[Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", r"\|")
+    return re.sub(r"([|*])", r"\\\1", re.sub(r"\s+", " ", text))
+
+
+def _alpha(adapter: Adapter) -> str:
+    """Return the ridge that was asked for; a value that the sums chose is as private as they are."""
+    if adapter.frozen.alpha is not None:
+        return f"{adapter.frozen.alpha:.4g}"
+    return "auto" if adapter.model.projection.p else "chosen by the sums of the learned rows"
 
 
 def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> str:
@@ -230,10 +246,13 @@ def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> str:
 def _deletions(adapter: Adapter, earlier: Earlier | None) -> str:
     if adapter.n_forgotten:
         senses = "\n".join(f"* {sense}" for sense in adapter.exactness)
+        limit = (
+            LADDER_IS_EXACT if adapter.is_ladder_alone else "That holds for the linearised model only."
+        )
         text = (
             f"{adapter.n_forgotten:,} rows were forgotten; which ones is not recorded here. The "
             f"deletions are\n\n{senses}\n\nExact means: the parameters are those of a model that never "
-            "saw the rows, up to rounding, and for the linearised model only."
+            f"saw the rows, up to rounding. {limit}"
         )
     else:
         text = "No row has been forgotten yet."

@@ -19,15 +19,17 @@ def state_table(classifier: Any) -> str:
     table : str
     """
     adapter = classifier._adapter
-    projection = adapter.model.projection
     cells = {
         "learned": f"{classifier.n_samples_learned_:,} rows",
         "forgotten": f"{classifier.n_samples_forgotten_:,} rows",
         "deletions": "; ".join(adapter.exactness) or "none yet",
         "state": "public adapter only" if classifier._private is None else "public and private",
         "anchor": adapter.frozen.anchor,
-        "trainable": f"{projection.p:,} parameters in {projection.k:,} components",
     }
+    cells |= adapter.described()
+    if hasattr(classifier, "alpha_"):
+        chosen = ", chosen by the sums" if classifier.alpha_path_ else ""
+        cells["alpha"] = f"{classifier.alpha_:.4g}{chosen}"
     rows = "".join(
         f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
         for name, value in cells.items()

@@ -5,6 +5,7 @@ import re
 import stat
 import subprocess
 import sys
+from html import escape
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from fastntk_sk.exceptions import (
     UnknownKeyWarning,
 )
 from fastntk_sk.files import canonical, dump, signed
+from fastntk_sk.html import state_table
 
 PUBLIC = {"README.md", "adapter.safetensors", "config.json"}
 
@@ -223,6 +225,53 @@ def test_the_card(pictures, tmp_path):
     assert "license:" not in card
     clf.save_pretrained(tmp_path / "plain", license="mit")
     assert "license: mit" in (tmp_path / "plain" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("trainable", "kernel", "words"),
+    [
+        ("ladder", "full", {"ladder": "320 features of 8 rungs in both sets of taps", "tangents": None}),
+        ("ladder-gap", "full", {"ladder": "320 features of 4 rungs in the taps 'ladder-gap'"}),
+        (
+            ["ladder", "norm"],
+            "full",
+            {"ladder": "50 features", "tangents": "norm: 2,080 parameters in 50"},
+        ),
+        ("norm", "pseudo", {"ladder": None, "tangents": "in 50 components for each of 3 directions"}),
+        ("*.bias", "full", {"tangents": "*.bias: "}),
+        ("head", "full", {"ladder": None, "tangents": None, "readout": "291 parameters"}),
+    ],
+    ids=str,
+)
+def test_what_was_learned_is_said(pictures, tmp_path, trainable, kernel, words):
+    X, y = pictures
+    params = {"trainable": trainable, "kernel": kernel, "alpha": 0.125}
+    n_components = 320 if isinstance(trainable, str) and "ladder" in trainable else 50
+    clf = make(
+        backbone="test_resnet", pretrained=False, image_size=32, n_components=n_components, **params
+    )
+    clf.fit(X, y).unlearn(X[:3]).save_pretrained(tmp_path)
+    page, card = state_table(clf), (tmp_path / "README.md").read_text()
+    for row, text in words.items():
+        assert (f">{row}<" in page) == (f"| {row} |" in card) == (text is not None)
+        assert escape(text or "") in page
+        assert (text or "").replace("*", r"\*") in card
+    assert not re.search(r"\b0 (parameters|components|features)", card + page)
+    assert "<td>0.125</td>" in page
+    assert ("the model itself" in card) == (
+        "arXiv:2312.08888" in card and trainable != ["ladder", "norm"]
+    )
+    assert ("arXiv:2312.08888" in card) == ("ladder" in str(trainable))
+
+
+def test_an_alpha_that_the_sums_chose_is_not_published(pictures, tmp_path):
+    X, y = pictures
+    params = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "trainable": "ladder"}
+    clf = make(alpha="auto", **params).fit(X, y)
+    clf.save_pretrained(tmp_path)
+    assert "chosen by the sums of the learned rows" in (tmp_path / "README.md").read_text()
+    assert f"<td>{clf.alpha_:.4g}, chosen by the sums</td>" in state_table(clf)
+    assert ">alpha<" not in state_table(FastNTKClassifier.from_pretrained(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])

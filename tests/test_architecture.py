@@ -48,7 +48,7 @@ ALLOWED = {
         "backbones", "exceptions", "heap", "jacobians", "ladder", "linearized", "memory", "projection",
         "randomness", "saved", "subsets",
     },
-    "adapter": {"backbones", "files", "jacobians", "linearized"},
+    "adapter": {"backbones", "files", "jacobians", "linearized", "rungs"},
     "finetuning": {"exceptions", "heap", "preprocessing", "projection", "randomness", "subsets"},
     "distributed": {"exceptions"},
     "checkpoints": {"exceptions", "files", "schema", "statistics"},

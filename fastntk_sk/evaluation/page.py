@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 from sklearn.utils.validation import check_is_fitted
 
+from ..adapter import LADDER_IS_EXACT
 from ..html import state_table
 from ._checks import optional
 from .pictures import ChangedPredictionsDisplay, ForgettingTimelineDisplay
@@ -79,7 +80,8 @@ def report_page(
     """
     check_is_fitted(estimator)
     receipts = estimator.receipts_
-    parts = [f"<h1>{escape(title)}</h1>", state_table(estimator), f"<p>{_EXACT}</p>"]
+    exact = f"{_EXACT} {LADDER_IS_EXACT}" if estimator._adapter.is_ladder_alone else _EXACT
+    parts = [f"<h1>{escape(title)}</h1>", state_table(estimator), f"<p>{exact}</p>"]
     if receipts:
         parts += ["<h2>Deletions</h2>", _receipts(receipts)]
         parts.append(_drawn(ForgettingTimelineDisplay(receipts).plot()))
