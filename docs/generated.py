@@ -17,10 +17,11 @@ def zoo() -> str:
         "# Zoo",
         "",
         "Backbones that are known by name. Any other timm model, `torchvision:NAME`, "
-        "`hf-hub:ORG/NAME` or `nn.Module` works too. p is the size of the trainable subset.",
+        "`hf-hub:ORG/NAME` or `nn.Module` works too. A ladder pools so many numbers, and has as many "
+        "features at most; p is the size of a trainable subset.",
         "",
-        "| name | source | licence | pixels | weights | features | trainable (p) | results |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| name | source | licence | pixels | weights | features | ladder | trainable (p) | results |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for recipe in map(load_recipe, list_recipes()):
         subsets = ", ".join(f"{name} ({p:,})" for name, p in recipe.trainable.items())
@@ -28,7 +29,7 @@ def zoo() -> str:
         lines.append(
             f"| `{recipe.name}` | `{recipe.source}` {recipe.revision or ''} | {recipe.license} "
             f"| {recipe.input_size or ''} | {(recipe.n_weights or 0) / 1e6:.1f} M "
-            f"| {recipe.n_features} | {subsets} "
+            f"| {recipe.n_features} | {recipe.n_pooled or 0:,} | {subsets} "
             f"| {results.get('accuracy', 'not measured')} {results.get('dataset', '')} |"
         )
     return "\n".join(lines) + "\n"

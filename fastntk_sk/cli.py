@@ -135,12 +135,10 @@ def _labelled(source: Path) -> tuple[Pictures, list[str]]:
 
 
 def _zoo(args: argparse.Namespace) -> Answer:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for recipe in map(load_recipe, list_recipes(args.pattern)):
-        trainable = recipe.defaults.get("trainable", "norm")
-        p, d = recipe.trainable.get(trainable, 0), recipe.n_features or 0
-        k = memory.choose_components("auto", p, "full", d, _CLASSES)
-        n_bytes = Statistics.n_bytes(*memory.block_sizes("full", d, k, _CLASSES), _CLASSES)
+        # the features themselves are in both halves of the sketch
+        width = min((recipe.n_pooled or 0) + (recipe.n_features or 0), memory.AUTO_COMPONENTS)
         rows.append(
             {
                 "name": recipe.name,
@@ -150,13 +148,14 @@ def _zoo(args: argparse.Namespace) -> Answer:
                 "input_size": recipe.input_size,
                 "n_weights": recipe.n_weights,
                 "n_features": recipe.n_features,
+                "n_pooled": recipe.n_pooled,
                 "trainable": dict(recipe.trainable),
-                "default": trainable,
-                "statistics_bytes": n_bytes,
+                "defaults": dict(recipe.defaults),
+                "statistics_bytes": Statistics.n_bytes(width, 0, _CLASSES) if width else None,
                 "results": dict(recipe.results),
             }
         )
-    table = [["name", "weights", "pixels", "subset (p)", "statistics", "licence", "accuracy"]]
+    table = [["name", "weights", "pixels", "ladder pools", "statistics", "licence", "accuracy"]]
     for row in rows:
         accuracy = row["results"].get("accuracy")
         table.append(
@@ -164,8 +163,8 @@ def _zoo(args: argparse.Namespace) -> Answer:
                 row["name"],
                 f"{row['n_weights'] / 1e6:.1f} M" if row["n_weights"] else "-",
                 str(row["input_size"] or "-"),
-                f"{row['default']} ({row['trainable'].get(row['default'], 0):,})",
-                f"{row['statistics_bytes'] / 2**20:,.0f} MiB",
+                f"{row['n_pooled']:,}" if row["n_pooled"] else "-",
+                f"{row['statistics_bytes'] / 2**20:,.0f} MiB" if row["statistics_bytes"] else "-",
                 row["license"],
                 "not measured" if accuracy is None else f"{accuracy:.1%} {row['results']['dataset']}",
             ]

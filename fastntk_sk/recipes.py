@@ -47,6 +47,10 @@ class Recipe:
         Size of the network without its classifier, and of its features; None where they depend on the
         input.
 
+    n_pooled : int, default=None
+        How many numbers a ladder pools at that input size, both sets of taps and the features together.
+        Its features are no more than those, or `n_components`.
+
     trainable : mapping of str to int, default={}
         Trainable subsets that fit, and their number of parameters p (with 10 prompt tokens).
 
@@ -67,8 +71,8 @@ class Recipe:
     --------
     >>> from fastntk_sk import load_recipe
     >>> recipe = load_recipe("vit_tiny_patch16_224")
-    >>> recipe.trainable["norm"], dict(recipe.defaults)
-    (9600, {'trainable': 'prompt'})
+    >>> recipe.trainable["norm"], recipe.n_pooled
+    (9600, 48576)
     """
 
     name: str
@@ -79,6 +83,7 @@ class Recipe:
     input_size: int | None = None
     n_weights: int | None = None
     n_features: int | None = None
+    n_pooled: int | None = None
     trainable: Mapping[str, int] = field(default_factory=_nothing)
     defaults: Mapping[str, Any] = field(default_factory=_nothing)
     weights_package: str | None = None

