@@ -41,8 +41,10 @@ def _can_add(classifier: Any) -> bool:
 class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, ClassifierMixin, BaseEstimator):
     r"""Classifier on a frozen pretrained backbone that forgets rows in closed form.
 
-    A parameter-efficient subset theta of the backbone is linearised at its pretrained values, and
-    a ridge problem is solved for its displacement and a readout W on the features h:
+    A readout W on the features h is learned by ridge regression: by default on those of a ladder, a
+    fixed sketch of the activations of all blocks. Beside it, or instead, a parameter-efficient subset
+    theta of the backbone is linearised at its pretrained values, with a readout V and a subspace Q
+    that have seen no data, and displaced by Q z:
 
     .. math::
 
@@ -52,6 +54,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
     The fit needs the rows only through sums, so that :meth:`unlearn` subtracts the forgotten rows
     and solves again: exact for the linearised model, that is, the parameters of a fit that never
     saw the rows, up to rounding; in any order, any number of times, without the rest of the data.
+    With a ladder alone nothing is linearised away: what is exact is the model.
     What exactness does not cover (a fine-tuned anchor, the backbone's own pretraining data,
     hyper-parameters that were chosen with the rows, class names, models published earlier) is listed
     in docs/user_guide/exactness.md.
