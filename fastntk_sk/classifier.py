@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import unique_labels
 from torch import nn
 
 from .adapter import Adapter
@@ -416,8 +415,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             reset=False,
         )
         rows = Rows(X, before.model.backbone.spec, self.num_workers)
-        named = y if classes is None else unique_labels(y, classes)
-        grown, names = with_classes(before, self.classes_, named)
+        grown, names = with_classes(before, self.classes_, y, classes)
         labels = encode_labels(y, names)
         return self._replace(before, grown.learn(rows, labels, weights, ids, self._progress), names)
 

@@ -220,8 +220,10 @@ def first_state(
     return state, prepared.classes
 
 
-def with_classes(state: State, known: np.ndarray, named: Any) -> tuple[State, np.ndarray]:
-    """Return a state that also knows the classes of `named`, and all class labels in order.
+def with_classes(
+    state: State, known: np.ndarray, y: np.ndarray, classes: Any
+) -> tuple[State, np.ndarray]:
+    """Return a state that also knows the classes of new rows, and all class labels in order.
 
     Parameters
     ----------
@@ -229,8 +231,11 @@ def with_classes(state: State, known: np.ndarray, named: Any) -> tuple[State, np
 
     known : ndarray of shape (n_classes,)
 
-    named : array-like
-        Class labels, known ones among them or not.
+    y : ndarray of shape (n,)
+        Class labels of the new rows.
+
+    classes : array-like or None
+        All class labels, if the caller names them.
 
     Returns
     -------
@@ -242,9 +247,16 @@ def with_classes(state: State, known: np.ndarray, named: Any) -> tuple[State, np
     Raises
     ------
     ValueError
-        If there are new ones, and every class has tangents of its own.
+        If `classes` lacks a known one, or if there are new ones, and every class has tangents of its
+        own.
     """
-    names = unique_labels(known, named)
+    names = unique_labels(known, y, *([] if classes is None else [classes]))
+    missing = [] if classes is None else np.setdiff1d(names, unique_labels(classes)).tolist()
+    if missing:
+        raise ValueError(
+            f"Expected classes to name every class of the rows learned and passed, got a list without "
+            f"{missing}. Leave classes out, or call fit to start with other classes."
+        )
     if len(names) == len(known):
         return state, known
     if state.model.sizes[1]:

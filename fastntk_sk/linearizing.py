@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones import load_backbone, origin
+from .backbones import Backbone, load_backbone, origin
 from .exceptions import JacobianError, PrecisionError, SubsetError
 from .heap import kept_heap
 from .jacobians import TangentNetwork
@@ -92,8 +92,7 @@ def linearize(
         saved.install(loaded, subset)
     n_synthetic = _SYNTHETIC_ROWS if saved is None else 2
     synthetic = loaded.synthetic(n_synthetic, seed, n_features, dtype).to(device)
-    with torch.no_grad():
-        features = loaded.net(synthetic[:2])
+    features = _first_pass(loaded, synthetic[:2])
     if features.ndim != 2:
         raise SubsetError(
             "Expected the backbone to return features of shape (n, d), got "
@@ -151,6 +150,20 @@ def linearize(
         units = saved.units
     model.scale_h, model.scale_J, model.position_gap = units
     return model
+
+
+@torch.no_grad()
+def _first_pass(backbone: Backbone, batch: Tensor) -> Tensor:
+    """Return the features of a batch; raise ValueError where a network does not take what X holds."""
+    try:
+        return backbone.net(batch)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        given = "vectors" if batch.ndim == 2 else "pictures"
+        raise ValueError(
+            f"Expected a backbone that takes {given} as X holds them, batches of shape "
+            f"(n, {', '.join(map(str, batch.shape[1:]))}); {backbone.name} fails on one: {error}. Pass "
+            "pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another backbone."
+        ) from error
 
 
 def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: int) -> LinearizedModel:

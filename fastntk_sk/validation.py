@@ -60,6 +60,8 @@ def check_parameters(estimator: BaseEstimator) -> None:
         value = get(name)
         if isinstance(value, Real) and not math.isfinite(value):
             raise ValueError(f"Expected {name} to be finite, got {value}.")
+    if isinstance(get("alpha"), str) and get("alpha") != "auto":
+        raise ValueError(f'Expected alpha to be a positive number or "auto", got {get("alpha")!r}.')
     if get("alpha") != "auto":
         check_scalar(get("alpha"), "alpha", Real, min_val=0, include_boundaries="neither")
     check_scalar(get("tangent_scale"), "tangent_scale", Real, min_val=0)

@@ -69,7 +69,7 @@ def test_new_classes_are_those_of_one_fit(blobs, params, new):
 def test_a_class_that_is_named_before_it_has_rows(blobs, tmp_path):
     X, y = blobs
     clf = FastNTKClassifier(random_state=0).fit(X[y < 2], y[y < 2])
-    clf.partial_fit(X[y == 2][:5], y[y == 2][:5], classes=[2, 7])
+    clf.partial_fit(X[y == 2][:5], y[y == 2][:5], classes=[0, 1, 2, 7])
     assert clf.classes_.tolist() == [0, 1, 2, 7]
     assert not (clf.predict(X) == 7).any()
     clf.save(tmp_path / "state")
@@ -98,3 +98,35 @@ def test_the_search_tries_auto(blobs):
     assert search.best_params_["alpha"] in ("auto", 0.01)
     assert len(search.cv_results_["params"]) == 3  # a ladder alone has no tangents to scale
     assert search.best_estimator_.alpha_ > 0
+
+
+def test_rows_that_a_network_does_not_take(blobs, digits):
+    on_vectors = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten()]
+    with pytest.raises(ValueError, match="Expected a backbone that takes pictures"):
+        FastNTKClassifier(on_vectors, trainable="ladder").fit(*digits)
+    with pytest.raises(ValueError, match="Expected a backbone that takes vectors"):
+        FastNTKClassifier(nn.Sequential(*layers), trainable="ladder").fit(*blobs)
+    with pytest.raises(ValueError, match="Expected images"):
+        FastNTKClassifier("timm:test_vit", pretrained=False, image_size=32).fit(*blobs)
+    with pytest.raises(ValueError, match="dim 3"):
+        FastNTKClassifier(trainable="ladder").fit(*digits)
+
+
+def test_classes_that_lack_a_known_one(blobs):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"without \[1\]"):
+        clf.partial_fit(X[y != 1], y[y != 1], classes=[0, 2])
+
+
+def test_more_components_than_numbers_mean_all_of_them(blobs):
+    clf = FastNTKClassifier(n_components=10**9, random_state=0).fit(*blobs)
+    everything = FastNTKClassifier(n_components=None, random_state=0).fit(*blobs)
+    np.testing.assert_array_equal(clf.readout_, everything.readout_)
+
+
+@pytest.mark.parametrize("alpha", ["best", None, 0.0, float("nan")])
+def test_ridges_that_are_none(blobs, alpha):
+    with pytest.raises((ValueError, TypeError), match="alpha"):
+        FastNTKClassifier(alpha=alpha).fit(*blobs)
