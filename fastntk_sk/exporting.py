@@ -37,17 +37,14 @@ class ExportMixin(Halves):
         Raises
         ------
         ValueError
-            For the pretrained anchor without a ladder, or with tangents beside it: there W reads the
-            linearised model and not a network.
+            For tangents at the pretrained anchor: W reads the linearised model and not a network.
         """
         check_is_fitted(self)
-        model = self._adapter.model
-        ladder_alone = model.ladder is not None and not model.tangent.subset.names
-        if self._adapter.frozen.anchor == "pretrained" and not ladder_alone:
+        if self._adapter.frozen.anchor == "pretrained" and self._adapter.model.projection.p:
             raise ValueError(
-                'Expected anchor="finetuned", got anchor="pretrained", whose predictions are not those '
-                'of plain weights. Fit with the other anchor or with trainable="ladder", or publish '
-                "the adapter."
+                'Expected a ladder or the head alone with anchor="pretrained", got tangents of '
+                f"{self._adapter.model.setup['trainable']}, whose predictions are not those of plain "
+                'weights. Fit with trainable="ladder" or the other anchor, or publish the adapter.'
             )
         return self._adapter.to_module()
 
@@ -65,8 +62,8 @@ class ExportMixin(Halves):
         Raises
         ------
         ValueError
-            For the pretrained anchor, and for networks that are no plain timm models (with prompts, or
-            of another library).
+            For a ladder, for tangents at the pretrained anchor, and for networks that are no plain timm
+            models (with prompts, or of another library).
         """
         labels = [str(label) for label in self.classes_]
         save_for_timm(self.to_module(), self._adapter.model.backbone.spec, Path(path), labels)
