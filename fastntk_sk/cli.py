@@ -332,6 +332,14 @@ def _demo(args: argparse.Namespace) -> Answer:
     return Answer({}, "The app has ended.")
 
 
+def _subset(text: str) -> str | list[str]:
+    return text.split(",") if "," in text else text
+
+
+def _alpha(text: str) -> float | str:
+    return text if text == "auto" else float(text)
+
+
 def _key(args: argparse.Namespace) -> str | None:
     return None if args.key_file is None else args.key_file.read_text(encoding="ascii").strip()
 
@@ -380,10 +388,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, help="folder of the state")
     fit.add_argument("--overwrite", action="store_true", help="replace a state, receipts and all")
     fit.add_argument("--backbone", default="tf_efficientnet_lite0", help="a recipe or a timm name")
-    fit.add_argument("--trainable")
+    fit.add_argument("--trainable", type=_subset, help="one subset, or several with commas between them")
     fit.add_argument("--anchor", choices=("pretrained", "finetuned"))
     fit.add_argument("--kernel", choices=("full", "pseudo"))
-    fit.add_argument("--alpha", type=float)
+    fit.add_argument("--alpha", type=_alpha, help='a number, or "auto"')
     fit.add_argument("--n-components", type=int)
     fit.add_argument("--image-size", type=int)
     fit.add_argument("--random-state", type=int, default=0)

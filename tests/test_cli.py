@@ -179,6 +179,24 @@ def test_folders_are_read_as_image_folders(tmp_path):
     assert found.labels == ["a", "b", "linked"]
 
 
+def test_a_ladder(folders, tmp_path, capsys):
+    params = ["--trainable", "ladder,bias", "--alpha", "auto", *FIT]
+    assert answer(capsys, "fit", folders / "train", "--out", tmp_path, *params)["n_learned"] == 24
+    clf = FastNTKClassifier.load(tmp_path)
+    assert (clf.trainable, clf.alpha) == (("ladder", "bias"), "auto")
+    answer(
+        capsys, "fit", folders / "train", "--out", tmp_path, "--overwrite", "--trainable", "ladder", *FIT
+    )
+    path = min((folders / "train").rglob("*.png"))
+    assert answer(capsys, "unlearn", tmp_path, "--forget", path)["n_learned"] == 23
+    assert len(answer(capsys, "predict", tmp_path, folders / "test")["predictions"]) == 12
+    report = answer(capsys, "report", tmp_path, "--data", folders / "test", "--html", folders / "r.html")
+    assert report["accuracy"] > 0.3
+    assert "8 features of 8 rungs" in (folders / "r.html").read_text()
+    with pytest.raises(SystemExit):
+        main(["fit", str(folders), "--out", str(tmp_path), "--alpha", "much"])
+
+
 def test_two_deletions_at_once(folders, state):
     """Neither is lost, whoever comes first."""
     paths = sorted((folders / "train").rglob("*.png"))[:2]

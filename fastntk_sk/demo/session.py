@@ -148,7 +148,8 @@ def learn(folder: str = "", **parameters: Any) -> Session:
         "backbone": "tf_efficientnet_lite0",
         "image_size": 96 if folder else 32,
         "n_components": 256,
-        "alpha": 0.05,
+        "trainable": "ladder",
+        "alpha": "auto",
         "random_state": 0,
     }
     clf = FastNTKClassifier(**settings | parameters).fit(pictures, labels)
