@@ -19,8 +19,11 @@ y = np.arange(61) % 3
 X = draws.normal(size=(61, 4)) + 2 * np.eye(3, 4)[y]
 
 
+SMALL = {"trainable": "norm", "random_state": 0, "n_components": 40}
+
+
 def make(**changes):
-    return FastNTKClassifier(**({"random_state": 0, "n_components": 40, "batch_size": 8} | changes))
+    return FastNTKClassifier(**(SMALL | {"batch_size": 8} | changes))
 
 
 def facts(clf):
@@ -43,6 +46,10 @@ def full(**changes):
 
 def pseudo():
     return full(kernel="pseudo")
+
+
+def ladder():
+    return full(trainable="ladder", alpha="auto")
 
 
 def few():
@@ -90,7 +97,7 @@ def many_rows():
 def dies():
     checkpoints._SECONDS = 0.0
     started = time.monotonic()
-    clf = Dying(random_state=0, n_components=40)
+    clf = Dying(**SMALL)
     with pytest.raises(DistributedError, match="A rank of the process group was lost"):
         clf.fit(*many_rows(), checkpoint_dir="sums")
     assert time.monotonic() - started < 60
@@ -106,7 +113,7 @@ class Counting(FastNTKClassifier):
 
 
 def starts_again():
-    return Counting(random_state=0, n_components=40).fit(*many_rows(), checkpoint_dir="sums")
+    return Counting(**SMALL).fit(*many_rows(), checkpoint_dir="sums")
 
 
 def one_checkpoint():
@@ -116,7 +123,7 @@ def one_checkpoint():
             file.unlink()
     if dist.is_initialized():
         dist.barrier()
-    clf = Counting(random_state=0, n_components=40)
+    clf = Counting(**SMALL)
     clf.fit(*many_rows(), checkpoint_dir="lost" if dist.is_initialized() else None)
     return clf.unlearn(many_rows()[0][[3, 700]])
 

@@ -45,7 +45,7 @@ def problem():
 
 
 def make(**changes):
-    return Stopping(**({"random_state": 0, "n_components": 40} | changes))
+    return Stopping(**({"trainable": "norm", "random_state": 0, "n_components": 40} | changes))
 
 
 def interrupted(folder, problem, after=600, **changes):
@@ -59,7 +59,13 @@ def interrupted(folder, problem, after=600, **changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"kernel": "pseudo"}, {"random_state": None}, {"anchor": "finetuned", "max_epochs": 1}],
+    [
+        {},
+        {"kernel": "pseudo"},
+        {"trainable": "ladder", "alpha": "auto"},
+        {"random_state": None},
+        {"anchor": "finetuned", "max_epochs": 1},
+    ],
 )
 def test_it_goes_on_and_ends_the_same(problem, tmp_path, changes):
     X, y = problem
@@ -99,6 +105,7 @@ def test_a_checkpoint_of_another_fit_is_refused(problem, tmp_path):
         (make(n_components=30), (X, y)),
         (make(batch_size=16), (X, y)),
         (make(kernel="pseudo"), (X, y)),
+        (make(trainable="ladder"), (X, y)),
     ]
     others += [
         (make(random_state=1), (X, y)),

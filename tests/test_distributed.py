@@ -18,7 +18,7 @@ from fastntk_sk.distributed import Group
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no process groups")
 SCRIPT = Path(__file__).parent / "ranks.py"
-TWO = ["full", "pseudo", "tuned", "any_seed", "different_rows"]
+TWO = ["full", "pseudo", "ladder", "tuned", "any_seed", "different_rows"]
 FOUR = ["full", "few"]
 
 
@@ -88,7 +88,7 @@ def test_a_rank_that_dies_and_another_start(tmp_path):
     # the first had finished its share, and then has lost what it knew of it
     assert counts == [[0, 650], [650 - 256, 650 - 256]]
     assert not (tmp_path / "sums").exists()
-    whole = FastNTKClassifier(random_state=0, n_components=40).fit(*ranks.many_rows())
+    whole = FastNTKClassifier(**ranks.SMALL).fit(*ranks.many_rows())
     expected = {"readout": whole.readout_, "displacement": whole.displacement_}
     expected |= {"scores": whole.decision_function(ranks.X), "learned": 1300}
     close(np.load(tmp_path / "starts_again-0.npz"), expected)
