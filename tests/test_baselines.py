@@ -250,7 +250,7 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
     blocks = torch.kron(h @ h.T, torch.eye(3, dtype=torch.float64))
     full = (kernel * weight + blocks)[retain][:, retain].numpy()
     targets = frozen.target_scale * (np.eye(3)[labels] - 1 / 3)
-    dual_of = np.linalg.solve(full + frozen.alpha * np.eye(60), (targets - offset).ravel()[retain])
+    dual_of = np.linalg.solve(full + clf._state.alpha * np.eye(60), (targets - offset).ravel()[retain])
     expected_W = (dual_of.reshape(20, 3).T @ h[:20].numpy()) / model.scale_h
     np.testing.assert_allclose(found.parameters.W, expected_W, rtol=1e-6, atol=1e-9)
     step = weight * (J.reshape(75, -1)[retain].T @ torch.from_numpy(dual_of)) + start
