@@ -78,7 +78,7 @@ def relearn_curve(
     >>> from fastntk_sk.evaluation import relearn_curve
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = FastNTKClassifier(random_state=0).fit(X[30:], y[30:])
-    >>> losses = relearn_curve(clf, X, y, (X[:30], y[:30]), n_steps=5, learning_rate=0.01)
+    >>> losses = relearn_curve(clf, X, y, (X[:30], y[:30]), n_steps=30, learning_rate=0.01)
     >>> bool(losses[-1] < losses[0])
     True
     """
