@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -71,9 +72,9 @@ class ExportMixin(Halves):
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` as one ONNX file, for onnxruntime and others.
 
-        Its input "batch" is what `to_module` takes (normalised pictures, any number of them), its
-        output "scores" has a column for each of `classes_`. The metadata hold "classes" and
-        "preprocessing" (size, mean, standard deviation, interpolation) in JSON.
+        Its input "batch" is what `to_module` takes (normalised pictures, any number of them), in
+        float32; its output "scores" has a column for each of `classes_`. The metadata hold "classes"
+        and "preprocessing" (size, mean, standard deviation, interpolation) in JSON.
 
         Parameters
         ----------
@@ -90,9 +91,9 @@ class ExportMixin(Halves):
         """
         module, path = self.to_module(), Path(path)
         model = self._adapter.model
-        example = model.backbone.synthetic(2, 0, model.n_features, model.readout.dtype)
+        example = model.backbone.synthetic(2, 0, model.n_features, torch.float32)
         labels = [str(label) for label in self.classes_]
-        data = onnx_bytes(module, example.to(model.readout.device), model.backbone.spec, labels)
+        data = onnx_bytes(module.float().cpu(), example, model.backbone.spec, labels)
         files.make_folder(path.parent)
         files.replace(path.parent, path.name, data, mode=files.PUBLIC)
 

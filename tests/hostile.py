@@ -52,8 +52,10 @@ STATES = [case for case in EACH if case[2] == "state"]
 
 def fitted(**changes):
     """Return an estimator that has forgotten a row."""
-    params = {"random_state": 0, "n_components": 16, "batch_size": 4, "max_epochs": 1} | changes
-    clf = FastNTKClassifier(**params).fit(X, y, sample_ids=range(len(y)))
+    params = {"trainable": "norm", "n_components": 16, "batch_size": 4, "max_epochs": 1}
+    clf = FastNTKClassifier(**(params | {"random_state": 0} | changes)).fit(
+        X, y, sample_ids=range(len(y))
+    )
     return clf.unlearn(X[:1])
 
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "html": set(),
     "blocks": set(),
     "rungs": {"blocks", "exceptions"},
-    "subsets": {"exceptions", "rungs"},
+    "subsets": {"blocks", "exceptions", "rungs"},
     "taps": {"exceptions", "subsets"},
     "jacobians": {"exceptions", "subsets", "taps"},
     "ladder": {"exceptions", "jacobians", "randomness", "rungs"},
@@ -75,7 +75,10 @@ ALLOWED = {
     "hub": {"adapter", "card", "config", "exceptions", "files", "persistence"},
     "validation": {"preprocessing"},
     "deletion": {"adapter", "exceptions", "ledger", "preprocessing", "state", "validation"},
-    "exporting": {"backbones", "card", "hub", "persistence", "receipts", "state"},
+    "onnx_export": {"preprocessing"},
+    "exporting": {
+        "backbones", "card", "files", "hub", "onnx_export", "persistence", "receipts", "state",
+    },
     "prediction": {"preprocessing", "state"},
     "fitting": {
         "adapter", "backbones", "checkpoints", "distributed", "exceptions", "files", "finetuning",

@@ -63,7 +63,12 @@ def test_packaged_weights_are_preferred_and_frozen():
 def test_energy_units_are_powers_of_two_and_see_no_data(digits):
     X, y = digits
     make = lambda: FastNTKClassifier(  # noqa: E731
-        "test_resnet", image_size=32, pretrained=False, n_components=32, random_state=0
+        "test_resnet",
+        trainable="norm",
+        image_size=32,
+        pretrained=False,
+        n_components=32,
+        random_state=0,
     )
     one, two = make().fit(X[:20], y[:20])._state.model, make().fit(X[20:60], y[20:60])._state.model
     assert (one.scale_h, one.scale_J) == (two.scale_h, two.scale_J)

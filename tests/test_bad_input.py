@@ -156,7 +156,10 @@ def test_bad_images(fitted_images, change, message):
         ({"n_prompts": 0}, "must be >= 1"),
         ({"image_size": 0}, "must be >= 1"),
         ({"trainable": []}, "Expected trainable to be one of"),
-        ({"trainable": "blocks.*"}, r"matches no parameter .* What fits this backbone: 'norm'"),
+        (
+            {"trainable": "blocks.*"},
+            r"matches no parameter .* What fits this backbone: 'ladder', 'norm'",
+        ),
         ({"trainable": "prompt"}, "Prompt tokens need a timm Vision Transformer"),
     ],
 )
@@ -178,10 +181,6 @@ def test_labels(fitted, blobs):
         fitted.fit(X, np.zeros(60, dtype=int))
     with pytest.raises(ValueError, match="Unknown label type"):
         fitted.fit(X, X[:, 0])
-    with pytest.raises(ValueError, match="Name all classes in the first call"):
-        fitted.partial_fit(X[:2], [0, 9])
-    with pytest.raises(ValueError, match="as in the first call"):
-        fitted.partial_fit(X[:2], [0, 1], classes=[0, 1])
     with pytest.raises(ValueError, match="Add them to classes"):
         FastNTKClassifier().partial_fit(X, y, classes=[0, 1])
     with pytest.raises(ValueError, match="only zeros|zero"):
@@ -189,7 +188,7 @@ def test_labels(fitted, blobs):
     with pytest.raises(ValueError, match="[Nn]egative"):
         fitted.fit(X, y, sample_weight=-np.ones(60))
     for learn in (fitted.fit, fitted.partial_fit):
-        with pytest.raises(ValueError, match=r"at most 2.5e\+08 \(1e\+09 times alpha\), got 1e\+10"):
+        with pytest.raises(ValueError, match=r"at most 100000 \(1e\+09 times alpha\), got 1e\+10"):
             learn(X, y, sample_weight=np.full(60, 1e10))
     unchanged(fitted, before)
 
@@ -197,8 +196,8 @@ def test_labels(fitted, blobs):
 def test_the_heaviest_rows_that_are_taken_leave_next_to_no_trace(blobs):
     X, y = blobs
     weights = np.r_[np.full(5, 2e8), np.ones(55)]
-    without = FastNTKClassifier(random_state=0).fit(X[5:], y[5:])
-    found = FastNTKClassifier(random_state=0).fit(X, y, sample_weight=weights).unlearn(X[:5])
+    without = FastNTKClassifier(alpha=0.25, random_state=0).fit(X[5:], y[5:])
+    found = FastNTKClassifier(alpha=0.25, random_state=0).fit(X, y, sample_weight=weights).unlearn(X[:5])
     np.testing.assert_allclose(found.decision_function(X), without.decision_function(X), atol=1e-6)
 
 

@@ -84,7 +84,7 @@ def test_the_estimator_solves_the_problem_that_the_rows_define(blobs):
     """End to end against the dual solve on rows collected by hand."""
     X, y = blobs
     w = np.linspace(0.5, 2, len(y))
-    clf = small(alpha=0.3, tangent_scale=2.0).fit(X, y, sample_weight=w)
+    clf = small(trainable="norm", alpha=0.3, tangent_scale=2.0).fit(X, y, sample_weight=w)
     model = clf._state.model
     X = X.astype(np.float32)
     parts = []

@@ -25,7 +25,7 @@ def scores_of(path, clf, X):
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == [
         *map(str, clf.classes_)
     ]
-    batch = spec.normalise([*clf._rows(X)], clf._adapter.model.readout.dtype)
+    batch = spec.normalise([*clf._rows(X)], torch.float32)
     return session.run(["scores"], {"batch": batch.numpy()})[0], session.get_modelmeta()
 
 
@@ -73,7 +73,7 @@ def test_vectors_and_a_class_without_rows(blobs, tmp_path):
     clf.export_onnx(tmp_path / "model.onnx")
     found, _ = scores_of(tmp_path / "model.onnx", clf, X)
     assert (found[:, 2] == -np.inf).all()
-    np.testing.assert_allclose(found[:, :2], clf._scores(X)[:, :2], atol=1e-10)
+    np.testing.assert_allclose(found[:, :2], clf._scores(X)[:, :2], atol=1e-4)
 
 
 def test_tangents_have_no_plain_weights(blobs, tmp_path):

@@ -12,7 +12,7 @@ from fastntk_sk.files import signed
 
 
 def make(**changes):
-    return FastNTKClassifier(**({"random_state": 0, "n_components": 16} | changes))
+    return FastNTKClassifier(**({"trainable": "norm", "random_state": 0, "n_components": 16} | changes))
 
 
 @pytest.fixture
