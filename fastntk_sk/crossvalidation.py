@@ -98,7 +98,7 @@ class FastNTKClassifierCV(BaseSearchCV):
     >>> X, y = load_iris(return_X_y=True)
     >>> search = FastNTKClassifierCV(FastNTKClassifier(random_state=0), alphas=(0.01, 1.0)).fit(X, y)
     >>> search.best_params_
-    {'alpha': 0.01, 'tangent_scale': 0.25}
+    {'alpha': 0.01, 'tangent_scale': 1.0}
     """
 
     refit = True

@@ -227,7 +227,8 @@ def resnet(tmp_path_factory):
     """A published adapter of a network that timm builds by its name."""
     pictures = (np.random.default_rng(0).random((12, 8, 8)) * 255).astype(np.uint8)
     params = {"image_size": 32, "batch_size": 4, "n_components": 8, "random_state": 0}
-    clf = FastNTKClassifier("timm:resnet18", pretrained=False, **params).fit(pictures, y)
+    params |= {"trainable": "norm", "pretrained": False}
+    clf = FastNTKClassifier("timm:resnet18", **params).fit(pictures, y)
     folder = tmp_path_factory.mktemp("resnet") / "adapter"
     clf.save_pretrained(folder)
     return Parts.of(folder)
