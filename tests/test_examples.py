@@ -128,11 +128,19 @@ def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sheet.read_text().startswith(before)
     results = pd.read_csv(sheet)
-    assert results.groupby(["group", "task"]).size().tolist() == [11, 11, 7, 7, 5, 5]
+    assert results.groupby(["group", "task"]).size().tolist() == [11, 11, 7, 7, 5, 5, 5, 5]
     rows = results.set_index(["group", "model"])
-    assert (rows.loc[("pretrained anchor", "ours"), "algebraic_gap"] < 1e-6).all()
+    for group in ("pretrained anchor", "ladder"):
+        assert (rows.loc[(group, "ours"), "algebraic_gap"] < 1e-6).all()
     published = rows.loc[("fine-tuned anchor", "Fast-NTK, dual form"), "accuracy_test"]
     ours = rows.loc[("fine-tuned anchor", "ours"), "accuracy_test"]
     assert published.tolist() == ours.tolist()
     assert (tmp_path / "tow.svg").stat().st_size > 10_000
-    assert "| SalUn |" in (tmp_path / "README.md").read_text()
+    page = (tmp_path / "README.md").read_text()
+    assert "| SalUn |" in page
+    ladder, sgd = (
+        results[(results["group"] == group) & (results["model"] == model)]["accuracy_test"].to_numpy()
+        for group, model in (("ladder", "ours"), ("SGD", "oracle"))
+    )
+    ends = re.findall(r"- SGD \|\n.*?\n\| ours .*?\| (\S+) \|\n", page, re.DOTALL)
+    assert ends == [f"{100 * difference:+.1f}" for difference in ladder - sgd]

@@ -11,13 +11,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from methods import CLOSED, OURS, STEPPING, forget, measured
-from tasks import SMALL, TASKS, VALIDATION, Problem, Task, estimator, problem, with_settings
+from tasks import (
+    LADDER_TASKS,
+    SMALL,
+    TASKS,
+    VALIDATION,
+    Problem,
+    Task,
+    estimator,
+    problem,
+    remembering,
+    with_settings,
+)
 from tqdm import tqdm
 
 # after tasks, which makes the benchmarks' module importable
@@ -47,13 +59,21 @@ COLUMNS = {
     "seconds": "seconds",
     "peak_mib": "peak MiB",
 }
+LESS_SGD = {f"{name}_less_sgd": f"{COLUMNS[name]} - SGD" for name in list(COLUMNS)[:3]}
 # what each group of rows compares with; every group has its own original, oracle and second oracle
 GROUPS = {
     "SGD": "plain SGD on the subset; the oracle is a plain SGD retraining",
     "fine-tuned anchor": "SGD and the closing solve; the oracle is both, without the forget set",
     "pretrained anchor": "no SGD; the oracle is a fit without the forget set",
+    "ladder": "a readout beside every block, no SGD; the oracle is a fit without the forget set, the "
+    "second one has another sketch. Last come accuracies less those of plain SGD retraining",
 }
-ANCHORS = {"pretrained": "pretrained anchor", "finetuned": "fine-tuned anchor"}
+# the estimator of each group but "SGD", which is the fine-tuned anchor before its closing solve
+FITTED = {
+    "pretrained anchor": {"anchor": "pretrained"},
+    "fine-tuned anchor": {"anchor": "finetuned"},
+    "ladder": {"anchor": "pretrained", "trainable": "ladder", "alpha": "auto"},
+}
 _kept: dict[str, Any] = {}
 BEYOND = 2  # steps beyond the edge of a grid, where the best is there
 JUDGED = 1000  # retained rows that tell settings apart
@@ -121,25 +141,33 @@ def next_to(best: dict, grid: list[dict]) -> dict | None:
     return best | {name: best[name] * 3} if best[name] == max(alike) else None
 
 
-def run(task: Task, seed: int, anchor: str, chosen: dict) -> pd.DataFrame:
-    """Return the lines of one task, seed and anchor; plain SGD belongs to the fine-tuned anchor."""
+def run(task: Task, seed: int, group: str, chosen: dict) -> pd.DataFrame:
+    """Return the lines of one task, seed and group; plain SGD belongs to the fine-tuned anchor."""
     rows = problem(task, seed)
-    settings = chosen[OURS] if anchor == "finetuned" else {}
-    original, fitting = measured(lambda: estimator(task, anchor, seed, **settings).fit(*rows.learned))
-    oracle, second, retraining = retrainings(original, rows, seed)
+    tuned = group == "fine-tuned anchor"
+    settings = chosen[OURS] if tuned else {}
+    unfitted = estimator(task, seed=seed, **FITTED[group] | settings)
+    original, fitting = last(
+        "original",
+        (str(unfitted.get_params()), *as_bytes(rows.learned)),
+        lambda: measured(lambda: unfitted.fit(*rows.learned)),
+    )
+    seen = last("features", (task.backbone, task.n, seed), dict)
+    oracle, second, retraining = retrainings(original, rows, seed, seen)
     if settings:
         oracle, second = (with_settings(model, **settings) for model in (oracle, second))
     costs = {"original": fitting, "oracle": retraining}
     found = {}
-    for name, method in (CLOSED if anchor == "finetuned" else {OURS: CLOSED[OURS]}).items():
+    for name, method in (CLOSED if tuned else {OURS: CLOSED[OURS]}).items():
         if task.n > method.largest:
             needed = dual_bytes(task.n, len(original.classes_))
             print(f"{name}: left out above {method.largest:,} rows; kernel and factors of "
                   f"{task.n:,} need {needed:,} bytes", flush=True)  # fmt: skip
             continue
         found[name], costs[name] = measured(lambda: forget(method, {}, original, rows, seed))  # noqa: B023
-    result = lines(ANCHORS[anchor], (original, found, oracle, second), costs, rows, seed)
-    if anchor == "pretrained":
+    with remembering(seen):
+        result = lines(group, (original, found, oracle, second), costs, rows, seed)
+    if not tuned:
         gap = algebraic_gap(found[OURS], oracle)
         result.loc[result["model"] == OURS, "algebraic_gap"] = gap
     else:
@@ -155,20 +183,35 @@ def run(task: Task, seed: int, anchor: str, chosen: dict) -> pd.DataFrame:
     return result
 
 
-def retrainings(original: FastNTKClassifier, rows: Problem, seed: int) -> tuple[Any, Any, dict]:
+def retrainings(
+    original: FastNTKClassifier, rows: Problem, seed: int, seen: dict
+) -> tuple[Any, Any, dict]:
     """Return two retrainings, with another seed the second, and the cost of the first.
 
     The last ones are kept: the flipped and the random set of a draw leave the same rows, and a ridge
     is exchanged afterwards.
     """
-    others = {k: v for k, v in original.get_params().items() if k not in ("alpha", "predict_with")}
-    key = str(others), *(part.tobytes() for part in rows.retain)
-    if _kept.get("key") != key:
-        _kept.clear()
+
+    def both() -> tuple[Any, Any, dict]:
         oracle, cost = measured(lambda: retrain(original, *rows.retain, *rows.forget))
-        second = retrain(original, *rows.retain, *rows.forget, random_state=seed + 5000)
-        _kept.update(key=key, found=(oracle, second, cost))
-    return _kept["found"]
+        with remembering(seen):
+            second = retrain(original, *rows.retain, *rows.forget, random_state=seed + 5000)
+        return oracle, second, cost
+
+    others = {k: v for k, v in original.get_params().items() if k not in ("alpha", "predict_with")}
+    return last("retrainings", (str(others), *as_bytes(rows.retain)), both)
+
+
+def last(name: str, key: tuple, make: Callable[[], Any]) -> Any:
+    """Return what was made of this name the last time, if for the same key, or make it."""
+    if _kept.get(name, (None,))[0] != key:
+        _kept.pop(name, None)
+        _kept[name] = key, make()
+    return _kept[name][1]
+
+
+def as_bytes(of: tuple) -> list[bytes]:
+    return [part.tobytes() for part in of]
 
 
 def lines(group: str, models: tuple, costs: dict, rows: Problem, seed: int) -> pd.DataFrame:
@@ -205,14 +248,27 @@ def markdown(results: pd.DataFrame) -> str:
             of_group = of_task[of_task["group"] == group]
             if of_group.empty:
                 continue
+            columns = COLUMNS
+            if group == "ladder":
+                columns, of_group = COLUMNS | LESS_SGD, less_sgd(of_group, of_task)
             cells = [
-                [model, *(_cell(rows[column].to_numpy(float), column) for column in COLUMNS)]
+                [model, *(_cell(rows[column].to_numpy(float), column) for column in columns)]
                 for model, rows in of_group.groupby("model", sort=False)
             ]
             seeds = f"{of_group['seed'].nunique()} seed(s)"
-            head = table(["model", *COLUMNS.values()], cells)
+            head = table(["model", *columns.values()], cells)
             parts.append(f"**{group}**, {seeds}: {meaning}.\n\n{head}")
     return "\n\n".join(parts)
+
+
+def less_sgd(of_group: pd.DataFrame, of_task: pd.DataFrame) -> pd.DataFrame:
+    """Add accuracies less those of the plain SGD retraining of the same seed, where there is one."""
+    oracles = of_task[(of_task["group"] == "SGD") & (of_task["model"] == "oracle")].set_index("seed")
+    added = {
+        less: of_group[name] - of_group["seed"].map(oracles[name])
+        for name, less in zip(COLUMNS, LESS_SGD, strict=False)
+    }
+    return of_group.assign(**added)
 
 
 def picture(results: pd.DataFrame, path: Path) -> None:
@@ -240,7 +296,8 @@ def picture(results: pd.DataFrame, path: Path) -> None:
 
 
 def _cell(values: np.ndarray, column: str) -> str:
-    if np.isnan(values).all():
+    values = values[~np.isnan(values)]
+    if not len(values):
         return ""
     if column == "relearn_steps":
         late = int(np.isinf(values).sum())
@@ -250,7 +307,8 @@ def _cell(values: np.ndarray, column: str) -> str:
         values = 100 * values
     digits = {"tow": 3, "activation_distance_test": 3, "mia_auc": 3, "peak_mib": 0}.get(column, 1)
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{spread}"
+    sign = "+" if column in LESS_SGD else ""
+    return f"{values.mean():{sign}.{digits}f}{spread}"
 
 
 def main() -> None:
@@ -258,6 +316,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="vectors, two tasks, one seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", default="", help="only tasks whose name starts with this")
+    parser.add_argument("--groups", nargs="+", default=[*FITTED], choices=FITTED, help="default: all")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.csv and README.md")
     args = parser.parse_args()
     tasks, seeds = (SMALL, [0]) if args.small else (TASKS, args.seeds)
@@ -266,17 +325,18 @@ def main() -> None:
     done = pd.read_csv(sheet) if sheet.exists() else pd.DataFrame(columns=["task", "seed", "group"])
     known = set(done[["task", "seed", "group"]].itertuples(index=False, name=None))
     jobs = [
-        (task, seed, anchor)
+        (task, seed, group)
         for seed in seeds  # first one draw of every task, then the next
-        for anchor, group in ANCHORS.items()
-        for task in tasks  # neighbours may share their retrainings
+        for group in args.groups
+        for task in (LADDER_TASKS if group == "ladder" and not args.small else tasks)
+        # neighbours may share their originals and retrainings
         if str(task).startswith(args.tasks) and (str(task), seed, group) not in known
     ]
-    for task, seed, anchor in tqdm(jobs, "paper", unit="run"):
+    for task, seed, group in tqdm(jobs, "paper", unit="run"):
         chosen = {}
-        if anchor == "finetuned":
+        if group == "fine-tuned anchor":
             chosen = choose(task, args.out / "chosen.json", 2 if args.small else None)
-        frame = run(task, seed, anchor, chosen)
+        frame = run(task, seed, group, chosen)
         frame["commit"] = COMMIT
         done = frame if done.empty else pd.concat([done, frame])
         replace(sheet, done.to_csv(index=False))
