@@ -100,7 +100,9 @@ def training_images(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return X[rows], y[rows]
 
 
-def linearized(source: str, *, pixels: int, n_components: int, **changes: Any) -> LinearizedModel:
+def linearized(
+    source: str, *, trainable: str, pixels: int, n_components: int, **changes: Any
+) -> LinearizedModel:
     """Return the model of `linearize`; what is not given is as the estimator's defaults have it."""
     from fastntk_sk.linearizing import linearize
 
@@ -108,7 +110,7 @@ def linearized(source: str, *, pixels: int, n_components: int, **changes: Any) -
         "n_classes": 10,
         "kernel": "full",
         "n_directions": 3,
-        "trainable": "norm",
+        "anchor": "pretrained",
         "n_prompts": 10,
         "pretrained": True,
         "batch_size": 32,
@@ -118,7 +120,8 @@ def linearized(source: str, *, pixels: int, n_components: int, **changes: Any) -
         "device": "cpu",
         "seed": 0,
     }
-    return linearize(source, None, image_size=pixels, n_components=n_components, **defaults | changes)
+    sizes = {"image_size": pixels, "n_components": n_components}
+    return linearize(source, None, trainable=trainable, **sizes, **defaults | changes)
 
 
 def resident(field: str) -> int:

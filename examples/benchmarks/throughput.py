@@ -15,7 +15,7 @@ from torch import Tensor
 from fastntk_sk.heap import kept_heap
 
 NETWORKS = {
-    "lite0, norm": {"source": "tf_efficientnet_lite0"},
+    "lite0, norm": {"source": "tf_efficientnet_lite0", "trainable": "norm"},
     "ViT-B/32, prompt": {
         "source": "vit_base_patch32_224",
         "trainable": "prompt",
@@ -72,6 +72,7 @@ def learning(n_classes: int, kernel: str) -> Callable[[], None]:
     """Return what learns 256 rows of a problem with so many classes, sums included."""
     model = linearized(
         "tf_efficientnet_lite0",
+        trainable="norm",
         n_classes=n_classes,
         kernel=kernel,
         pixels=64,
