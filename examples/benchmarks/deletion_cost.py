@@ -1,7 +1,8 @@
-"""What forgetting 100 rows costs against refitting, SGD retraining, and by rows learned.
+"""What forgetting 100 rows costs against refitting and SGD retraining, by width and by rows learned.
 
-Fashion-MNIST at 96 px through lite0, norm subset, defaults. Deletions are measured in a fresh process
-that loads the saved state, so that peak memory is theirs.
+Fashion-MNIST at 64 px through lite0, default ladder, at a constant alpha of 0.1 and at "auto", where the
+sums choose it again after every deletion. Deletions are measured in a fresh process that loads the saved
+state, so that peak memory is theirs.
 """
 
 from __future__ import annotations
@@ -14,16 +15,26 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import sgd
 from _common import in_new_process, publish, resident, table, training_images
-from accuracy import sgd
 
 from fastntk_sk import FastNTKClassifier
 
+BACKBONE, PIXELS, ALPHA, EPOCHS = "tf_efficientnet_lite0", 64, 0.1, 15
+SOLVES = {f"alpha {ALPHA}": ALPHA, 'alpha "auto"': None}
+# what accuracy.py chose on validation rows
+OPPONENTS = {
+    "norm": {"rate": 0.008, "batch_norm": "frozen"},
+    "all weights": {"rate": 0.003, "batch_norm": "running"},
+}
+Costs = dict[str, dict[str, float]]
 
-def forget(folder: str, seed: int) -> dict[str, float]:
+
+def forget(folder: str, alpha: float | None, seed: int) -> dict[str, float]:
     """Load a state, forget three times 100 rows, and return medians."""
     X, _ = training_images(300, seed)
     clf = FastNTKClassifier.load(folder)
+    clf._private = clf._state.resettled(alpha)  # sums do not depend on it
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     seconds = []
     for start in (0, 100, 200):
@@ -33,50 +44,93 @@ def forget(folder: str, seed: int) -> dict[str, float]:
     return {"seconds": statistics.median(seconds), "peak": resident("VmHWM")}
 
 
-def forget_elsewhere(clf: FastNTKClassifier, seed: int) -> dict[str, float]:
+def forget_elsewhere(clf: FastNTKClassifier, seed: int) -> Costs:
+    """Return what deletions cost in fresh processes, by how alpha is set."""
     with tempfile.TemporaryDirectory() as folder:
         clf.save(folder)
-        return in_new_process("deletion_cost", "forget", folder=folder, seed=seed)[0]
+        return {
+            name: in_new_process("deletion_cost", "forget", folder=folder, alpha=alpha, seed=seed)[0]
+            for name, alpha in SOLVES.items()
+        }
+
+
+def retraining(kind: str, X: np.ndarray, y: np.ndarray) -> float:
+    """Return the seconds of all epochs of SGD, from those of the first two."""
+    seconds = []
+    for epochs in (1, 2):
+        begun = time.perf_counter()
+        sgd.train(kind, BACKBONE, PIXELS, X, y, epochs=epochs, **OPPONENTS[kind])
+        seconds.append(time.perf_counter() - begun)
+    print("SGD", kind, seconds, flush=True)
+    return seconds[0] + (EPOCHS - 1) * (seconds[1] - seconds[0])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, nargs=3, default=[1000, 5000, 10_000])
+    parser.add_argument("--widths", type=int, nargs="+", default=[1024, 4096, 8192])
+    parser.add_argument("--width", type=int, default=4096, help="of all but the table by width")
     args = parser.parse_args()
-    (X, y), classes = training_images(10_000, args.seed), np.arange(10)
+    few, n, many = args.rows
+    X, y = training_images(many, args.seed)
 
-    def make():
-        return FastNTKClassifier("tf_efficientnet_lite0", image_size=96, random_state=0)
+    def make(k: int) -> FastNTKClassifier:
+        return FastNTKClassifier(
+            BACKBONE, image_size=PIXELS, n_components=k, alpha=ALPHA, random_state=0
+        )
 
-    measured = {1000: forget_elsewhere(make().fit(X[:1000], y[:1000]), args.seed)}
-    begun = time.perf_counter()
-    clf = make().partial_fit(X[100:5000], y[100:5000], classes=classes)
-    refit = time.perf_counter() - begun
-    measured[5000] = forget_elsewhere(clf.partial_fit(X[:100], y[:100]), args.seed)
-    measured[10000] = forget_elsewhere(clf.partial_fit(X[5000:10000], y[5000:10000]), args.seed)
-    print(measured, refit, f"{psutil.virtual_memory().available:,} bytes free", flush=True)
-    begun = time.perf_counter()
-    sgd(X[100:5000], y[100:5000], 2e-3, pixels=96)
-    retrain = time.perf_counter() - begun
-    unit = measured[5000]["seconds"]
-    lines = [
-        ["forget 100 of 5,000 rows", f"{unit:.1f}", "1.0"],
-        ["fit on the other 4,900", f"{refit:.0f}", f"{refit / unit:.1f}"],
-        [
-            "SGD on the other 4,900, 15 epochs, same parameters",
-            f"{retrain:.0f}",
-            f"{retrain / unit:.1f}",
-        ],
-    ]
-    base = measured[1000]
-    growth = [
-        [f"{n:,}", f"{m['seconds']:.1f}", f"{m['seconds'] / base['seconds']:.2f}",
-         f"{m['peak'] / 2**30:.2f}", f"{m['peak'] / base['peak']:.3f}"]
-        for n, m in measured.items()
-    ]  # fmt: skip
-    text = table(["", "seconds", "times a deletion"], lines) + "\n\n"
-    text += table(["rows learned", "seconds to forget 100", "ratio", "peak GiB", "ratio"], growth)
+    def learned(clf: FastNTKClassifier, part: slice) -> FastNTKClassifier:
+        return clf.partial_fit(X[part], y[part], classes=np.arange(10))
+
+    by_rows = {few: forget_elsewhere(learned(make(args.width), slice(few)), args.seed)}
+    by_width: dict[int, Costs] = {}
+    for k in sorted({*args.widths, args.width}):
+        begun = time.perf_counter()
+        clf = learned(make(k), slice(100, n))
+        if k == args.width:
+            refit = time.perf_counter() - begun
+        by_width[k] = forget_elsewhere(learned(clf, slice(100)), args.seed)
+        print(k, by_width[k], f"{psutil.virtual_memory().available:,} bytes free", flush=True)
+        if k == args.width:
+            by_rows[n] = by_width[k]
+            by_rows[many] = forget_elsewhere(learned(clf, slice(n, many)), args.seed)
+            print(by_rows, flush=True)
+    units = [by_width[args.width][name]["seconds"] for name in SOLVES]
+    compared = {f"forget 100 of {n:,} rows, {name}": s for name, s in zip(SOLVES, units, strict=True)}
+    compared[f"fit on the other {n - 100:,}, alpha {ALPHA}"] = refit
+    for kind in OPPONENTS:
+        subset = "norm layers and readout" if kind == "norm" else kind
+        compared[f"SGD of {subset} on the other {n - 100:,}, {EPOCHS} epochs"] = retraining(
+            kind, X[100:n], y[100:n]
+        )
+    lines = [[name, f"{s:.1f}", *(f"{s / unit:.1f}" for unit in units)] for name, s in compared.items()]
+    header = ["", "seconds", *(f"times a deletion at {name}" for name in SOLVES)]
+    text = table(header, lines) + (
+        f"\n\nlite0 at {PIXELS} px, default ladder, k = {args.width:,}. SGD with the settings that "
+        f"accuracy.py chose; its seconds are those of the first epoch and {EPOCHS - 1} times those that "
+        "a second one adds.\n\n"
+    )
+    text += _costs("k", by_width) + f"\n\n100 of {n:,} rows, by width.\n\n"
+    text += _costs("rows learned", by_rows) + f"\n\nk = {args.width:,}, by rows learned. "
+    text += "Ratios are to the first line."
     publish("deletion_cost", text)
+
+
+def _costs(what: str, measured: dict[int, Costs]) -> str:
+    """Return a table of seconds and peaks, each also as a ratio to the first line."""
+    base = next(iter(measured.values()))
+    header, lines = [what], [[f"{value:,}"] for value in measured]
+    for name in SOLVES:
+        header += [f"seconds to forget 100, {name}", "ratio", "peak GiB", "ratio"]
+        for line, costs in zip(lines, measured.values(), strict=True):
+            line += [
+                f"{costs[name]['seconds']:.2f}",
+                f"{costs[name]['seconds'] / base[name]['seconds']:.2f}",
+                f"{costs[name]['peak'] / 2**30:.2f}",
+                f"{costs[name]['peak'] / base[name]['peak']:.3f}",
+            ]
+    return table(header, lines)
 
 
 if __name__ == "__main__":

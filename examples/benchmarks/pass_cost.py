@@ -81,11 +81,11 @@ def main() -> None:
     publish(
         "pass_cost",
         table(header, lines)
-        + f"\n\nSeconds of {args.rows:,} pictures, medians of {args.repeats} turns; then ratios. Learning "
-        "is the pass of the ladder and the sums; predicting is the same pass and the readout of "
-        f"{CLASSES} classes. timm's network is as it is loaded; that of the other columns has the same "
-        "weights and does without the padded copies that timm makes for TensorFlow's convolutions. All "
-        f"in batches of {BATCH}, normalising included, with freed memory kept and denormals flushed.",
+        + f"\n\nSeconds of {args.rows:,} pictures, medians of {args.repeats} turns; then ratios. "
+        "Learning is the pass of the ladder and the sums; predicting is the same pass and the readout "
+        f"of {CLASSES} classes. timm's network is as it is loaded; that of the other columns has the "
+        "same weights and does without the padded copies that timm makes for TensorFlow's convolutions. "
+        f"All in batches of {BATCH}, normalising included, with freed memory kept, denormals flushed.",
     )
 
 
