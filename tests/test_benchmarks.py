@@ -17,18 +17,27 @@ SCRIPTS = Path(__file__).parents[1] / "examples" / "benchmarks"
 
 
 @pytest.mark.slow
-def test_deletion_at_full_size_is_exact():
+@pytest.mark.parametrize("trainable", ["ladder", "norm"])
+def test_deletion_at_full_size_is_exact(trainable):
     """100 of 1,000 Fashion-MNIST images, lite0 at 96 px: at most 1e-10 from a refit."""
     code = (
         "import numpy as np, exactness as e; from _common import fashion_mnist;"
         "X, y, _, _ = fashion_mnist(); rows = np.random.default_rng(0).permutation(len(X))[:1000];"
-        "print(*[r[2] for r in e.measure(X[rows], y[rows], 'float32', 96, 4096, drift=False)])"
+        "given = X[rows], y[rows], 'float32', 96, 4096;"
+        f"print(*[r[2] for r in e.measure(*given, drift=False, trainable={trainable!r})])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     at_once, in_twenty = map(float, done.stdout.split()[-2:])
     assert at_once <= 1e-10
     assert in_twenty <= 1e-9
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_benchmark_scripts_import(name, monkeypatch):
+    """So that what they take from the library and from each other is there."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    assert importlib.import_module(name).__doc__
 
 
 def test_results_of_a_recipe_stay_with_it(tmp_path, monkeypatch):

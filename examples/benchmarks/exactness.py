@@ -1,24 +1,31 @@
-"""How exactly a deletion equals a refit: 100 of 1,000 Fashion-MNIST images, lite0, norm subset.
+"""How exactly deletions equal a refit without the rows: Fashion-MNIST through lite0.
 
-The solved parameters are compared in float64, before they are rounded for prediction.
+The ladder, which is the default, beside tangents of norm layers. Solutions are compared in float64,
+before they are rounded for prediction; the sums hold no alpha, so that those of a ladder are solved at a
+constant one and at the one that they choose.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from _common import publish, table, training_images
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.solvers import solve_schur
+from fastntk_sk.ridge import solve
+
+CLASSES = np.arange(10)
+ALPHAS = {"norm": (0.25,), "ladder": (0.1, None)}
 
 
-def make(precision, pixels, k, batch_size=32):
+def make(trainable, precision, pixels, k, batch_size=32, alpha=None):
     return FastNTKClassifier(
         "tf_efficientnet_lite0",
-        trainable="norm",
+        trainable=trainable,
+        alpha=ALPHAS[trainable][0] if alpha is None else alpha,
         image_size=pixels,
         n_components=k,
         precision=precision,
@@ -27,58 +34,117 @@ def make(precision, pixels, k, batch_size=32):
     )
 
 
-def solved(clf):
-    """Return the float64 solution [W, z] of the estimator's statistics."""
+def solved(clf, alpha):
+    """Return the float64 solution [W, z] of the estimator's sums, and the alpha in force."""
     frozen = clf._state.frozen
-    solution = solve_schur(
+    solution = solve(
         clf._state.statistics,
-        alpha=frozen.alpha,
+        alpha=alpha,
         tangent_scale=frozen.tangent_scale,
         target_scale=frozen.target_scale,
     )
-    return torch.cat([solution.W.flatten(), solution.z])
+    return torch.cat([solution.W.flatten(), solution.z]), solution.alpha
 
 
-def gap(a, b):
-    return f"{float((a - b).norm() / b.norm()):.1e}"
+class Reference:
+    """What a fit without the rows solves to.
+
+    Parameters
+    ----------
+    clf : FastNTKClassifier
+        Fitted.
+
+    trainable : str
+    """
+
+    def __init__(self, clf, trainable):
+        self.solutions = {alpha: solved(clf, alpha) for alpha in ALPHAS[trainable]}
+
+    def compared(self, clf):
+        """Return relative differences at every alpha, and whether both chose the same one."""
+        cells, same = [], ""
+        for alpha, (expected, chosen) in self.solutions.items():
+            found, mine = solved(clf, alpha)
+            cells.append(f"{float((found - expected).norm() / expected.norm()):.1e}")
+            if alpha is None:
+                same = f"{mine:.3g}, {chosen:.3g}"
+        return [*cells, *[""] * (2 - len(cells)), same]
 
 
-def measure(X, y, precision, pixels, k, drift):
-    """Return table rows for one precision."""
-    where = f"{precision}, {pixels} px, k = {k}"
-    classes, forget = np.arange(10), slice(0, 100)
-    refit = make(precision, pixels, k).partial_fit(X[100:], y[100:], classes=classes)
-    expected = solved(refit)
-    clf = make(precision, pixels, k).partial_fit(X, y, classes=classes)
-    clf.unlearn(X[forget])
-    rows = [[where, "100 of 1,000 rows at once", gap(solved(clf), expected)]]
-    clf.partial_fit(X[forget], y[forget])
-    for start in range(0, 100, 5):
-        clf.unlearn(X[start : start + 5])
-    rows.append([where, "the same rows, 20 deletions of 5 (after learning them again)",
-                 gap(solved(clf), expected)])  # fmt: skip
+def measure(
+    X, y, precision, pixels, k, drift, trainable="norm", forget=100, pieces=20
+) -> Iterator[list[str]]:
+    """Give table rows: what, deletion, differences at a constant alpha and "auto", both alphas."""
+    what = f"{trainable}, {precision}, {pixels} px, k = {k:,}"
+    given = trainable, precision, pixels, k
+    rest = X[forget:], y[forget:]
+    expected = Reference(make(*given).partial_fit(*rest, classes=CLASSES), trainable)
+    clf = make(*given).partial_fit(X, y, classes=CLASSES)
+    clf.unlearn(X[:forget])
+    yield [what, f"{forget} of {len(X):,} rows at once", *expected.compared(clf)]
+    clf.partial_fit(X[:forget], y[:forget])
+    step = forget // pieces
+    for start in range(0, forget, step):
+        clf.unlearn(X[start : start + step])
+    again = f"the same rows, {pieces} deletions of {step} (after learning them again)"
+    yield [what, again, *expected.compared(clf)]
     if drift:
-        other = make(precision, pixels, k, batch_size=20).partial_fit(X[100:], y[100:], classes=classes)
-        rows.append([where, "refit with batches of 20 instead of 32", gap(solved(other), expected)])
+        other = make(*given, batch_size=20).partial_fit(*rest, classes=CLASSES)
+        yield [what, "refit with batches of 20 instead of 32", *expected.compared(other)]
         threads = torch.get_num_threads()
         other_threads = 1 if threads > 1 else 2
         torch.set_num_threads(other_threads)
-        other = make(precision, pixels, k).partial_fit(X[100:], y[100:], classes=classes)
+        other = make(*given).partial_fit(*rest, classes=CLASSES)
         torch.set_num_threads(threads)
-        rows.append(
-            [where, f"refit with {other_threads} threads, not {threads}", gap(solved(other), expected)]
-        )
-    return rows
+        how = f"refit with {other_threads} threads, not {threads}"
+        yield [what, how, *expected.compared(other)]
+
+
+def one_by_one(X, y, pixels, k, n, alpha) -> list[str]:
+    """Return a table row of n deletions of a single row each, solved each time at the same alpha."""
+    given = "ladder", "float32", pixels, k
+    clf = make(*given, alpha=alpha).partial_fit(X, y, classes=CLASSES)
+    for start in range(n):
+        clf.unlearn(X[start : start + 1])
+    refit = make(*given, alpha=alpha).partial_fit(X[n:], y[n:], classes=CLASSES)
+    if alpha == "auto":
+        assert clf.alpha_ == refit.alpha_, (clf.alpha_, refit.alpha_)
+    what = f"ladder, float32, {pixels} px, k = {k:,}"
+    how = f"{n:,} of {len(X):,} rows, one at a time, alpha = {alpha}"
+    return [what, how, *Reference(refit, "ladder").compared(clf)]
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    X, y = training_images(1000)
-    lines = measure(X, y, "float32", 96, 4096, drift=True)
-    print(lines, flush=True)
-    lines += measure(X, y, "float64", 96, 4096, drift=False)
-    header = ["Jacobians", "deletion", "relative difference to a refit without the rows"]
-    publish("exactness", table(header, lines))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--forget", type=int, default=100)
+    parser.add_argument("--pixels", type=int, default=96)
+    parser.add_argument("--components", type=int, default=4096)
+    parser.add_argument("--single", type=int, default=1000, help="deletions of one row")
+    args = parser.parse_args()
+    k, sizes = args.components, (args.forget, min(20, args.forget))
+    X, y = training_images(args.rows + args.forget)
+    few = args.rows
+    lines = []
+    for trainable in ("ladder", "norm"):
+        for precision in ("float32", "float64"):
+            drift = precision == "float32"
+            data = X[:few], y[:few], precision, args.pixels, k, drift, trainable
+            for line in measure(*data, *sizes):
+                print(line, flush=True)
+                lines.append(line)
+    for alpha, n in ((0.1, args.single), ("auto", args.single // 10)):
+        rows = slice(n + args.forget)
+        lines.append(one_by_one(X[rows], y[rows], min(64, args.pixels), min(k, 1024), n, alpha))
+        print(lines[-1], flush=True)
+    header = ["trained", "deletion", "difference, constant alpha", 'difference, "auto"']
+    header += ["alpha_, and the refit's"]
+    publish(
+        "exactness",
+        table(header, lines)
+        + "\n\nRelative difference (Frobenius norm) to a refit without the rows; the constant alpha is "
+        '0.1 of a ladder and 0.25 of tangents, for which "auto" chooses nothing.',
+    )
 
 
 if __name__ == "__main__":
