@@ -1,22 +1,24 @@
 """Images a second that are learned, against a forward pass: kernels, precisions, numbers of classes.
 
-lite0 (norm subset, ImageNet weights) and ViT-B/32 (10 prompt tokens, random weights), 224 px.
+lite0 (ImageNet weights) and ViT-B/32 (random weights) at 224 px: the default ladder, and tangents of
+norm layers and of 10 prompt tokens.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from _common import interleaved, linearized, publish, table
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastntk_sk.heap import kept_heap
 
 NETWORKS = {
-    "lite0, norm": {"source": "tf_efficientnet_lite0", "trainable": "norm"},
-    "ViT-B/32, prompt": {
+    "lite0": {"source": "tf_efficientnet_lite0", "trainable": "norm"},
+    "ViT-B/32": {
         "source": "vit_base_patch32_224",
         "trainable": "prompt",
         "pretrained": False,
@@ -25,87 +27,105 @@ NETWORKS = {
 
 
 @kept_heap()
-def passes(name: str) -> list[list[object]]:
+def passes(name: str, pixels: int) -> list[list[object]]:
     """Return table rows of one backbone: the passes alone."""
-    model = linearized(**NETWORKS[name], pixels=224, n_components=64, batch_size=8)
+    sizes = {"pixels": pixels, "batch_size": 8}
+    model = linearized(**NETWORKS[name], n_components=64, **sizes)
+    ladder = linearized(**NETWORKS[name] | {"trainable": "ladder"}, n_components=4096, **sizes).ladder
+    trained = NETWORKS[name]["trainable"]
     net, tangent, V = model.backbone.net, model.tangent, model.readout
     x = model.backbone.synthetic(model.batch_size, 0, None, torch.float32)
-    readouts = {"full, 10 classes": V, "pseudo, 3 directions": V[:3]}
+    readouts = {f"{trained}, full, 10 classes": V, f"{trained}, pseudo, 3 directions": V[:3]}
 
     @torch.no_grad()
-    def forward(low: bool) -> Tensor:
+    def forward(network: nn.Module, low: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            return net(x)
+            return network(x).float()
 
     def jacobian(readout: Tensor, low: bool) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             return tangent.jacobian(x, readout)[1]
 
+    found = {"ladder": lambda low: forward(ladder, low)}
+    found |= {name: lambda low, V=readout: jacobian(V, low) for name, readout in readouts.items()}
+
     calls = {}
     for precision in ("float32", "bfloat16"):
         low = precision == "bfloat16"
-        calls["forward", precision] = lambda low=low: forward(low)
-        for kernel, readout in readouts.items():
-            calls[kernel, precision] = lambda r=readout, low=low: jacobian(r, low)
+        calls["forward", precision] = lambda low=low: forward(net, low)
+        for what, call in found.items():
+            calls[what, precision] = lambda call=call, low=low: call(low)
     seconds = interleaved({c: f for c, f in calls.items() if c[1] == "float32"}, repeats=3)
     # one turn: without instructions for it, bfloat16 is emulated
     seconds |= interleaved({c: f for c, f in calls.items() if c[1] == "bfloat16"}, repeats=1)
     errors = {}
-    for kernel, readout in readouts.items():
-        exact, rounded = (jacobian(readout, low).flatten(1) for low in (False, True))
-        errors[kernel] = float(((rounded - exact).norm(dim=1) / exact.norm(dim=1)).median())
+    for what, call in found.items():
+        exact, rounded = (call(low).flatten(1) for low in (False, True))
+        errors[what] = float(((rounded - exact).norm(dim=1) / exact.norm(dim=1)).median())
     unit = seconds["forward", "float32"]
     return [
         [
             name,
-            kernel,
+            what,
             precision,
             f"{model.batch_size / taken:.1f}",
             f"{taken / unit:.1f}",
-            f"{errors[kernel]:.1%}" if precision == "bfloat16" and kernel in errors else "",
+            f"{errors[what]:.1%}" if precision == "bfloat16" and what in errors else "",
         ]
-        for (kernel, precision), taken in seconds.items()
+        for (what, precision), taken in seconds.items()
     ]
 
 
-def learning(n_classes: int, kernel: str) -> Callable[[], None]:
+def learning(n_classes: int, kind: str, pixels: int) -> Callable[[], None]:
     """Return what learns 256 rows of a problem with so many classes, sums included."""
     model = linearized(
         "tf_efficientnet_lite0",
-        trainable="norm",
+        trainable="ladder" if kind == "ladder" else "norm",
         n_classes=n_classes,
-        kernel=kernel,
-        pixels=64,
+        kernel="full" if kind == "ladder" else kind,
+        pixels=pixels,
         n_components=1024,
         batch_size=8,
     )
-    rows = np.random.default_rng(0).integers(0, 256, size=(256, 3, 64, 64), dtype=np.uint8)
+    rows = np.random.default_rng(0).integers(0, 256, size=(256, 3, pixels, pixels), dtype=np.uint8)
     labels, statistics = np.arange(256) % n_classes, model.empty_statistics()
     return lambda: model.learn(statistics, rows, labels, np.ones(256))
 
 
 def main() -> None:
-    rows = [row for name in NETWORKS for row in passes(name)]
-    header = ["backbone", "pass", "precision", "images / s", "float32 forwards", "Jacobian error"]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--pixels", type=int, nargs=2, default=[224, 64], help="of both tables")
+    parser.add_argument("--networks", nargs="+", default=[*NETWORKS], choices=[*NETWORKS])
+    args = parser.parse_args()
+    large, small = args.pixels
+    rows = [row for name in args.networks for row in passes(name, large)]
+    header = ["backbone", "pass", "precision", "images / s", "float32 forwards", "error"]
     text = table(header, rows) + (
         "\n\nMedians of 3 turns (bfloat16: one), batches of 8, all within "
         "`kept_heap`, as the estimator's passes are. The error is the median over images of the "
-        "relative difference to float32. FastNTKClassifier refuses bfloat16 where the error on "
-        "synthetic rows is above 5 %, which is the case for the batch norms of a CNN. "
+        "relative difference to float32, of a ladder's features and of a subset's Jacobians. "
+        "FastNTKClassifier refuses bfloat16 where it is above 5 % on synthetic rows, as with the batch "
+        "norms of a CNN. "
         "Whether bfloat16 is faster depends on the processor having instructions for it."
     )
-    calls = {(c, "pseudo"): learning(c, "pseudo") for c in (2, 10, 100, 1000)}
-    calls |= {(c, "full"): learning(c, "full") for c in (2, 10)}
+    numbers = {"ladder": (2, 10, 100, 1000), "pseudo": (2, 10, 100, 1000), "full": (2, 10)}
+    calls = {(c, kind): learning(c, kind, small) for kind, of in numbers.items() for c in of}
     seconds = interleaved(calls, repeats=3)
-    unit = seconds[10, "pseudo"]
     rows = [
-        [kernel, f"{c:,}", f"{1000 * taken / 256:.1f}", f"{taken / unit:.2f}"]
-        for (c, kernel), taken in seconds.items()
+        [
+            kind,
+            f"{c:,}",
+            f"{1000 * taken / 256:.1f}",
+            f"{taken / seconds[10, kind]:.2f}",
+            f"{taken / seconds[10, 'ladder']:.2f}",
+        ]
+        for (c, kind), taken in seconds.items()
     ]
-    text += "\n\n" + table(["kernel", "classes", "ms an image", "times pseudo with 10"], rows)
+    header = ["trained", "classes", "ms an image", "times itself with 10", "times the ladder with 10"]
+    text += "\n\n" + table(header, rows)
     text += (
-        "\n\nlite0 at 64 px, k = 1,024 components (of each of 3 directions for pseudo): 256 images "
-        "learned, passes and sums."
+        f"\n\nlite0 at {small} px, k = 1,024: a ladder, and norm layers with the pseudo kernel (k of "
+        "each of 3 directions) and the full one. 256 images learned, passes and sums."
     )
     publish("throughput", text)
 
