@@ -6,6 +6,7 @@ but the network.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import sys
@@ -24,7 +25,13 @@ from hub_server import Hub, connected_hub
 from fastntk_sk import FastNTKClassifier
 
 CASES = {
-    "lite0, norm, 64 px": {"backbone": "tf_efficientnet_lite0", "image_size": 64},
+    "lite0, ladder, 64 px": {"backbone": "tf_efficientnet_lite0", "image_size": 64},
+    "lite0, norm, 64 px": {
+        "backbone": "tf_efficientnet_lite0",
+        "trainable": "norm",
+        "image_size": 64,
+    },
+    "ViT-B/32, ladder": {"backbone": "vit_base_patch32_224", "pretrained": False},
     "ViT-B/32, 10 prompts": {
         "backbone": "vit_base_patch32_224",
         "trainable": "prompt",
@@ -36,25 +43,32 @@ N_ROWS, REPEATS = 64, 3
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cases", nargs="+", default=[*CASES], choices=[*CASES])
+    parser.add_argument("--components", type=int, default=None, help="the default where not given")
+    args = parser.parse_args()
+    given = {} if args.components is None else {"n_components": args.components}
     X, y, *_ = fashion_mnist()
     X, y = X[:N_ROWS], y[:N_ROWS]
     lines = []
-    for name, params in CASES.items():
-        clf = FastNTKClassifier(**params, random_state=0).fit(X, y)
+    for name in args.cases:
+        clf = FastNTKClassifier(**CASES[name], **given, random_state=0).fit(X, y)
         with (
             pytest.MonkeyPatch.context() as patch,
             tempfile.TemporaryDirectory() as home,
             connected_hub(patch, Path(home)) as hub,
         ):
             lines.append([name, *measure(clf, X, hub)])
-    head = ["adapter", "backbone", "subset", "adapter.safetensors", "config + card", "private state"]
+    head = ["adapter", "backbone", "trained", "adapter.safetensors", "config + card", "private state"]
     head += ["save_pretrained", "push", "pull (cold cache)", "save", "save, encrypted", "load"]
+    width = "Default" if args.components is None else f"{args.components:,}"
     text = table(head, lines)
     publish(
         "adapters",
-        f"{text}\n\nDefault `n_components`, {N_ROWS} rows learned, median of {REPEATS} runs. A pull and "
-        "a load build the backbone too. The private state is sums of size k², k·d·C and d², however "
-        "many rows were learned.",
+        f"{text}\n\n{width} `n_components`, {N_ROWS} rows learned, median of {REPEATS} runs. A pull and "
+        "a load build the backbone too. Trained are the readout and, of a subset, the displaced "
+        "parameters. The private state of a ladder is sums of size k² and k·C, that of a subset k², "
+        "k·d·C and d², however many rows were learned.",
     )
 
 
@@ -96,7 +110,7 @@ def measure(clf: FastNTKClassifier, X: np.ndarray, hub: Hub) -> list[str]:
     tensors = sizes.pop("adapter.safetensors")
     return [
         _mib(weights),
-        f"{model.projection.p:,}",
+        f"{clf.readout_.size + clf.displacement_.size:,}",
         _mib(tensors),
         f"{sum(sizes.values()) / 1024:.0f} KiB",
         _mib(private),
