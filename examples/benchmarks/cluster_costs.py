@@ -21,7 +21,11 @@ GPU_FLOPS = 60e12  # sustained by one GPU in bfloat16 or TF32: a fifth of an A10
 DECODED = 2000  # pictures a second that the processors beside one GPU read and resize
 NETWORK = 25e9  # bytes a second between machines
 SOLVER_FLOPS = 1e12  # float64, of one rank's processors
-PASSES = {"pseudo, 3 directions": 5.0, "full, 1,000 classes": 1050.0}  # forward passes a row
+PASSES = {
+    "ladder": 1.25,
+    "pseudo, 3 directions": 5.0,
+    "full, 1,000 classes": 1050.0,
+}  # forward ones a row
 LEDGER_BYTES = 2 * 32 + 16  # two digests, label, weight
 ROWS = {"ImageNet-1k, 1.28 million": 1_281_167, "a billion": 10**9}
 NETWORKS = {"tf_efficientnet_lite0": 1280, "vit_base_patch32_224": 768}
@@ -49,13 +53,19 @@ def main() -> None:
     for name, d in NETWORKS.items():
         flops = forward_flops(name)
         for kernel, passes in PASSES.items():
-            name_of, n_rows, k = ("pseudo", 3, K // 3) if "pseudo" in kernel else ("full", CLASSES, K)
-            width, components = block_sizes(name_of, d, k, n_rows)
+            if kernel == "ladder":
+                width, components = block_sizes("full", K, 0, 0)
+            elif "pseudo" in kernel:
+                width, components = block_sizes("pseudo", d, K // 3, 3)
+            else:
+                width, components = block_sizes("full", d, K, CLASSES)
             sums = Statistics.n_bytes(width, components, CLASSES)
             unknowns = components or width + 1
             solve = unknowns**3 / 3
+            if kernel == "ladder":  # a tridiagonal form serves all values of alpha
+                solve = 4 * solve + 4 * CLASSES * width**2
             if components:
-                solve += CLASSES * ((d + 1) ** 2 * k + (d + 1) * k**2)
+                solve += CLASSES * ((d + 1) ** 2 * components + (d + 1) * components**2)
             serial = 2 * sums / NETWORK + solve / SOLVER_FLOPS
             for rows, n in ROWS.items():
                 alone = max(n * flops * passes / GPU_FLOPS, n / DECODED)
@@ -72,7 +82,7 @@ def main() -> None:
                 )
     header = [
         "backbone",
-        "kernel",
+        "trained",
         "rows",
         "8 GPUs",
         "64",
@@ -82,7 +92,7 @@ def main() -> None:
         "ledger",
     ]
     counted = ", ".join(f"{name} {forward_flops(name) / 1e9:.2f}" for name in NETWORKS)
-    per_row = ", ".join(f"{count:.0f} forward passes a row ({of})" for of, count in PASSES.items())
+    per_row = ", ".join(f"{count:g} forward passes a row ({of})" for of, count in PASSES.items())
     text = table(header, lines) + (
         f"\n\nAssumed: {GPU_FLOPS / 1e12:.0f} TFLOP/s sustained by a GPU, {DECODED:,} pictures a second "
         f"read beside each, {NETWORK / 1e9:.0f} GB/s between machines, {SOLVER_FLOPS / 1e12:.0f} "
