@@ -1,7 +1,8 @@
 """Accuracy and seconds of recipes whose weights are at hand, written into zoo/*.toml.
 
-1,000 Fashion-MNIST images at 64 px, 2,000 test images, the recipe's defaults and those of the estimator:
-what the zoo's table shows. ``python zoo_results.py NAME ...``; what has no weights here is left alone.
+1,000 Fashion-MNIST images at 64 px, 2,000 test images, the recipe's defaults and those of the estimator
+(a ladder): what the zoo's table shows. ``python zoo_results.py NAME ...``; what has no weights here is
+left alone.
 """
 
 from __future__ import annotations
