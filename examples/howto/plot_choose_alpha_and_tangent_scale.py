@@ -2,9 +2,10 @@
 Choose the ridge and the weight of the tangents
 ===============================================
 
-``alpha`` and ``tangent_scale`` do not change the Jacobians, and a fit needs the rows only through sums:
-``FastNTKClassifierCV`` subtracts a fold's rows from the sums instead of fitting again. The answer is
-that of ``GridSearchCV``.
+With a ladder, the sums choose the ridge by themselves. Where tangents are trained there are two
+parameters to choose, ``alpha`` and ``tangent_scale``. They do not change the Jacobians, and a fit needs
+the rows only through sums: ``FastNTKClassifierCV`` subtracts a fold's rows from the sums instead of
+fitting again. The answer is that of ``GridSearchCV``.
 """
 
 # %%
@@ -22,11 +23,22 @@ X, y = load_digits(return_X_y=True)
 X = (X.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
 rows = np.random.default_rng(0).permutation(len(X))
 train, test = rows[:200], rows[200:400]
-alphas, scales = (0.01, 0.03, 0.1, 0.3), (0.0, 0.25, 1.0)
-clf = FastNTKClassifier("tf_efficientnet_lite0", image_size=32, n_components=256, random_state=0)
+backbone = {"backbone": "tf_efficientnet_lite0", "image_size": 32, "random_state": 0}
 
 # %%
-# 12 candidates, 3 folds, one pass.
+# The default, ``alpha="auto"``, is a function of the sums: no row is held out, and after a deletion it
+# is what a fit without the rows would choose. Its curve is kept: minus twice the log evidence of each
+# value, a class.
+ladder = FastNTKClassifier(**backbone, n_components=1024).fit(X[train], y[train])
+ladder.unlearn(X[train[:3]])
+refit = FastNTKClassifier(**backbone, n_components=1024).fit(X[train[3:]], y[train[3:]])
+print(f"alpha_ {ladder.alpha_:.3g}, of a refit {refit.alpha_:.3g}")
+print(f"test accuracy {ladder.score(X[test], y[test]):.1%}")
+
+# %%
+# Tangents of norm layers: 12 candidates, 3 folds, one pass.
+alphas, scales = (0.01, 0.03, 0.1, 0.3), (0.0, 0.25, 1.0)
+clf = FastNTKClassifier(**backbone, trainable="norm", n_components=256)
 start = time.perf_counter()
 search = FastNTKClassifierCV(clf, alphas=alphas, tangent_scales=scales, cv=3)
 search.fit(X[train], y[train])
@@ -40,7 +52,11 @@ print(search.best_estimator_.receipts_[-1]["searched_by"])
 
 # %%
 scores = 100 * search.cv_results_["mean_test_score"].reshape(len(alphas), len(scales))
-figure, ax = plt.subplots(figsize=(6, 4.4), layout="constrained")
+figure, (left, ax) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+left.plot(ladder.alpha_path_.keys(), ladder.alpha_path_.values(), "o-", ms=3)
+left.plot(ladder.alpha_, ladder.alpha_path_[ladder.alpha_], "o", color="tab:red", label="alpha_")
+left.set(xscale="log", xlabel="alpha", ylabel="-2 log evidence a class", title="ladder: alpha_path_")
+left.legend()
 picture = ax.imshow(scores, cmap="viridis")
 for (i, j), score in np.ndenumerate(scores):
     dark = score < scores.mean()
@@ -52,7 +68,7 @@ ax.set(
     yticklabels=alphas,
     xlabel="tangent_scale",
     ylabel="alpha",
-    title="accuracy on held-out rows, %",
+    title="norm: accuracy on held-out rows, %",
 )
 figure.colorbar(picture)
 figure.savefig(Path(sys.argv[0]).with_suffix(".png"), dpi=110)

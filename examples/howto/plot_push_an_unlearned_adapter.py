@@ -20,7 +20,7 @@ from fastntk_sk import FastNTKClassifier
 
 X, y = load_digits(return_X_y=True)
 X = (X.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)[:300]
-clf = FastNTKClassifier("tf_efficientnet_lite0", image_size=32, n_components=256, random_state=0)
+clf = FastNTKClassifier("tf_efficientnet_lite0", image_size=32, n_components=1024, random_state=0)
 clf.fit(X, y[:300])
 
 # %%

@@ -41,9 +41,8 @@ for path in wrong:
     target = folder / str((int(path.parent.name) + 3) % 10) / path.name
     path.rename(target)
 pictures = read_pictures(folder)
-clf = FastNTKClassifier(
-    "tf_efficientnet_lite0", image_size=32, n_components=256, alpha=0.05, random_state=0
-).fit(pictures.paths, pictures.labels)
+clf = FastNTKClassifier("tf_efficientnet_lite0", image_size=32, n_components=1024, random_state=0)
+clf.fit(pictures.paths, pictures.labels)
 
 # %%
 # They are found by content: no other picture is needed, and none is read.

@@ -44,11 +44,12 @@ print("fitted scale:", scaled[-1].receipts_[-1]["exactness"])
 print("warning:     ", caught[0].message)
 
 # %%
-# A grid search over anything; ``FastNTKClassifierCV`` finds ``alpha`` and ``tangent_scale`` at the
-# price of one pass. See "Choose the ridge and the weight of the tangents".
+# A grid search over anything. ``alpha="auto"``, the default, needs none with a ladder or the head; of
+# tangents, ``FastNTKClassifierCV`` finds ``alpha`` and ``tangent_scale`` at the price of one pass.
+# See "Choose the ridge and the weight of the tangents".
 grid = {
     "fastntkclassifier__alpha": [1e-3, 1e-2, 0.1, 1.0],
-    "fastntkclassifier__trainable": ["head", "bias", "norm"],
+    "fastntkclassifier__trainable": ["head", "ladder", "norm"],
 }
 search = GridSearchCV(pipeline, grid, cv=3).fit(X_train, y_train)
 unlearn(search, X_train[:5])
