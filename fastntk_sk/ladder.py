@@ -160,15 +160,15 @@ class Ladder(nn.Module):
     @staticmethod
     def root(pooled: Tensor) -> Tensor:
         """Return the signed square root."""
-        return pooled.sign() * pooled.abs().sqrt()
+        # the sign makes zeros zeros again, whose own root takes much longer and has no derivative
+        return pooled.sign() * pooled.abs().clamp_min(1e-30).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a batch, of shape (n, k)."""
-        numbers = torch.cat(
-            [part / unit for part, unit in zip(self.pooled(x), self.units, strict=True)], 1
-        )
-        groups = numbers[:, self._gathered.flatten()].unflatten(1, self._gathered.shape)
-        return (groups * self._factors).sum(2)
+        parts = zip(self.pooled(x), self.units, strict=True)
+        numbers = torch.cat([part.T / unit for part, unit in parts])  # a row of the batch is a column here
+        groups = numbers.index_select(0, self._gathered.flatten()).unflatten(0, self._gathered.shape)
+        return (groups * self._factors[:, :, None]).sum(1).T
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the units from the mean energy (squared norm) of each rung on synthetic inputs."""
