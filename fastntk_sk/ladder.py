@@ -166,7 +166,7 @@ class Ladder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a batch, of shape (n, k)."""
         parts = zip(self.pooled(x), self.units, strict=True)
-        numbers = torch.cat([part.T / unit for part, unit in parts])  # a row of the batch is a column here
+        numbers = torch.cat([part.T / unit for part, unit in parts])  # each row of the batch a column
         groups = numbers.index_select(0, self._gathered.flatten()).unflatten(0, self._gathered.shape)
         return (groups * self._factors[:, :, None]).sum(1).T
 
