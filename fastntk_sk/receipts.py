@@ -140,7 +140,7 @@ def make_receipt(
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "n_rows": n_rows,
             "n_samples_learned": n_learned,
-            "method": "downdate of the statistics and one Schur solve",
+            "method": "downdate of the statistics and one solve",
             "exactness": exactness,
             "residual": residual,
             "drift": drift,

@@ -115,6 +115,7 @@ def test_the_quickstart_is_short():
     assert len(QUICKSTART.read_text().splitlines()) < 120
 
 
+@pytest.mark.slow
 def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
     script = ROOT / "examples/paper/reproduce.py"
     command = [sys.executable, "-W", "ignore", str(script), "--small", "--out", str(tmp_path)]
