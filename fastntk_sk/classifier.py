@@ -99,12 +99,15 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs;
         with a ladder or the head alone, the intercept has none. "auto" lets the sums choose it
         there (`alpha_`), by the evidence of Bayesian ridge regression on a fixed grid: after a
-        deletion it is what a fit without the rows would choose. With tangents "auto" is 0.25.
+        deletion it is what a fit without the rows would choose. It takes a row of weight w for w rows,
+        and copies for independent ones: give a number where a row comes with its mirror image, or
+        where weights sum to one. With tangents "auto" is 0.25.
         A number is never rescaled by the number of rows, or a deletion would change it. Defaults were
         chosen on held-out training images (examples/benchmarks).
 
     tangent_scale : float, default=1.0
-        s, the weight of the trainable subset against the readout; 0 is a linear probe.
+        s, the weight of the trainable subset against the readout; 0 leaves the readout alone, which is
+        a linear probe, or the ladder.
 
     target_scale : float or "auto", default="auto"
         Scale of the targets. "auto" is 1 for the pretrained anchor, where predictions and parameters
@@ -112,10 +115,10 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
 
     n_components : int, "auto" or None, default="auto"
         k, the dimension of a fixed random subspace of the subset, and of a ladder's features ("auto":
-        4096, None: as many as it pools). Memory grows as k^2, the solve as
-        k^2 times classes times features (with the pseudo kernel as (r k)^2 and (r k)^3). "auto" is p up
-        to 4096, fewer for hundreds of classes (pseudo: for all directions together); None is p. Values
-        above p mean p.
+        4096, None: as many as it pools). Memory grows as k^2, the solve with a ladder as k^3, with
+        tangents as k^2 times classes times features (with the pseudo kernel as (r k)^2 and (r k)^3).
+        "auto" is p up to 4096, fewer for hundreds of classes (pseudo: for all directions together);
+        None is p. Values above p mean p.
 
     n_prompts : int, default=10
         Number of prompt tokens.
@@ -146,7 +149,8 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         an L2 penalty with :class:`torch.optim.SGD` or :class:`torch.optim.Adam`.
 
     predict_with : {"auto", "linear", "network"}, default="auto"
-        "linear" evaluates the linearised model with one directional derivative; "network" puts the
+        "linear" evaluates the linearised model: one directional derivative where there are tangents, one
+        forward pass where there are none; "network", not for a ladder, puts the
         displaced weights into the network (two forward passes at the pretrained anchor, one at the
         fine-tuned). "auto" is "linear" for the pretrained anchor and "network" for the fine-tuned.
 

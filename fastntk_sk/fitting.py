@@ -248,7 +248,7 @@ def with_classes(
     ------
     ValueError
         If `classes` lacks a known one, or if there are new ones, and every class has tangents of its
-        own.
+        own or SGD has tuned the anchor for the known ones.
     """
     names = unique_labels(known, y, *([] if classes is None else [classes]))
     missing = [] if classes is None else np.setdiff1d(names, unique_labels(classes)).tolist()
@@ -259,8 +259,13 @@ def with_classes(
         )
     if len(names) == len(known):
         return state, known
+    new = np.setdiff1d(names, known).tolist()
+    if state.frozen.anchor == "finetuned":
+        raise ValueError(
+            f"Expected labels among classes_ = {known.tolist()}, got {new}: SGD tuned the anchor for "
+            'those classes. Call fit again with all rows, or take anchor="pretrained".'
+        )
     if state.model.sizes[1]:
-        new = np.setdiff1d(names, known).tolist()
         raise ValueError(
             f"Expected labels among classes_ = {known.tolist()}, got {new}: every class has tangents of "
             "its own, which learned rows lack for a new one. Name all classes in the first call, "

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .exceptions import JacobianError, StateMismatchError
+from .exceptions import StateMismatchError
 from .jacobians import check_rows_are_independent, frozen_copy
 from .randomness import generator
-from .rungs import Rung, find_rungs, tensors_of
+from .rungs import Rung, changed_shape, find_rungs, tensors_of
 
 TENSORS = ("units", "order", "signs", "sizes")
 
@@ -149,11 +149,7 @@ class Ladder(nn.Module):
         if self.widths and widths != self.widths:
             i = next(i for i, width in enumerate(widths) if width != self.widths[i])
             where = self.rungs[i].path if i < len(self.rungs) else "the last features"
-            raise JacobianError(
-                f"Expected {self.widths[i]} pooled numbers of {where!r} in every pass, got {widths[i]}: "
-                "blocks that change their shape from batch to batch have no ladder. Choose "
-                'trainable="head", or pictures of one size.'
-            )
+            raise changed_shape(where, f"{self.widths[i]} pooled numbers")
         dtype = features.dtype if features.dtype == torch.float64 else torch.float32
         return [self.root(part.to(dtype)) for part in parts if part is not None]
 
@@ -178,7 +174,7 @@ class Ladder(nn.Module):
         self.units = torch.where(unit > 0, unit, 1.0).to(self.units)
 
     def draw_sketch(self, k: int, seed: int) -> None:
-        """Draw S for k features; where a side has fewer numbers, it has a feature for each.
+        """Draw S for k features, one a side at least; a side of fewer numbers has one for each.
 
         Parameters
         ----------
@@ -223,7 +219,7 @@ class Ladder(nn.Module):
             and 0 < len(sizes) <= n_numbers
             and bool((sizes > 0).all())
             and int(sizes.long().sum()) == n_numbers
-            and len(sizes) * int(sizes.max()) <= 2 * (n_numbers + len(sizes))
+            and len(sizes) * int(sizes.max()) <= 3 * (n_numbers + len(sizes))  # of k = 3 in two sides
         )
         if not fits:
             raise StateMismatchError(

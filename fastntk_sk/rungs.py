@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .blocks import find_blocks, is_activation
-from .exceptions import SubsetError
+from .exceptions import JacobianError, SubsetError
 
 SIDES = ("ladder-grid", "ladder-gap")
 _GRID = 4  # places a side that are kept apart
@@ -54,7 +54,19 @@ class Rung:
     grid: tuple[int, int] | None = None
 
     def pool(self, seen: Tensor) -> Tensor:
-        """Return the averages of a batch, of shape (n, width)."""
+        """Return the averages of a batch, of shape (n, width).
+
+        Raises
+        ------
+        JacobianError
+            If the tensor has another form than the one that the rung was found in.
+        """
+        n_axes = {"vector": 2, "tokens": 3}.get(self.layout, 4)
+        n_tokens = self.n_leading + math.prod(self.grid) if self.grid else None
+        if seen.ndim != n_axes or (n_tokens and seen.shape[1] != n_tokens):
+            raise changed_shape(
+                self.path, f"{n_tokens or n_axes - 1} {'tokens' if n_tokens else 'axes'}"
+            )
         if self.layout == "vector":
             return seen
         if self.side == "ladder-gap" or (self.layout == "tokens" and self.grid is None):
@@ -74,6 +86,14 @@ def _on_grid(maps: Tensor) -> Tensor:
     """Return averages over a grid of at most 4 x 4 places of maps (n, channels, height, width)."""
     height, width = (min(_GRID, size) for size in maps.shape[-2:])
     return nn.functional.adaptive_avg_pool2d(maps, (height, width)).flatten(1)
+
+
+def changed_shape(path: str, expected: str) -> JacobianError:
+    """Return the error of a network whose blocks change their shape from batch to batch."""
+    return JacobianError(
+        f"Expected {expected} of {path!r} in every pass, got others: blocks that change their shape "
+        'from batch to batch have no ladder. Choose trainable="head", or pictures of one size.'
+    )
 
 
 def tensors_of(given: Any) -> list[Tensor]:
@@ -166,10 +186,11 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
     n_seen: Counter[tuple[str, str]] = Counter()
     hooks: list[RemovableHandle] = []
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+    patches = _patches(net)
 
     def note(block: str, path: str, of: str, given: Any) -> None:
         for tensor in tensors_of(given):
-            layout = _layout(tensor, len(probe), probe.shape[2:], channels_last)
+            layout = _layout(tensor, len(probe), probe.shape[2:], channels_last, patches)
             if layout:
                 seen.append(_Seen(block, path, of, n_seen[path, of], tensor, layout))
             n_seen[path, of] += 1
@@ -203,14 +224,25 @@ def _inside(seen: list[_Seen], n_places: int) -> list[_Seen]:
     return [each for each in nonlinear or within if each.n_channels == widest][-1:]
 
 
-def _layout(tensor: Tensor, n: int, size: Sequence[int], channels_last: bool) -> dict[str, Any]:
+def _patches(net: nn.Module) -> tuple[int, int] | None:
+    """Return the grid of patches that timm's networks tell of, if there is one."""
+    for module in net.modules():
+        grid = getattr(module, "grid_size", None)
+        if isinstance(grid, (tuple, list)) and len(grid) == 2:
+            return int(grid[0]), int(grid[1])
+    return None
+
+
+def _layout(
+    tensor: Tensor, n: int, size: Sequence[int], channels_last: bool, patches: tuple[int, int] | None
+) -> dict[str, Any]:
     """Return how the numbers of a row lie in a tensor; nothing where it has no rows, or another form."""
     if not tensor.ndim or len(tensor) != n:
         return {}
     if tensor.ndim == 2:
         return {"layout": "vector"}
     if tensor.ndim == 3:
-        return {"layout": "tokens"} | _token_grid(tensor.shape[1], size)
+        return {"layout": "tokens"} | _token_grid(tensor.shape[1], size, patches)
     if tensor.ndim == 4:
         first, last = (_distortion(tensor.shape[i], tensor.shape[i + 1], size) for i in (2, 1))
         flipped = last < first or (last == first and channels_last)
@@ -218,16 +250,26 @@ def _layout(tensor: Tensor, n: int, size: Sequence[int], channels_last: bool) ->
     return {}
 
 
-def _token_grid(n_tokens: int, size: Sequence[int]) -> dict[str, Any]:
-    """Return the fewest leading tokens after which the others fill a grid of the pictures' shape."""
+def _token_grid(
+    n_tokens: int, size: Sequence[int], patches: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Return the leading tokens, and the grid of the others.
+
+    The grid is that of the patches, where it is known and fits; else the one nearest to the pictures'
+    shape, with the fewest leading tokens.
+    """
     if len(size) != 2:
         return {}
+    if patches is not None and 0 <= n_tokens - math.prod(patches) <= _MOST_LEADING:
+        return {"n_leading": n_tokens - math.prod(patches), "grid": patches}
+    found: list[tuple[float, int, tuple[int, int]]] = []
     for n_leading in range(min(n_tokens, _MOST_LEADING)):
         rest = n_tokens - n_leading
         n_rows = max(1, round(math.sqrt(rest * size[0] / size[1])))
-        if rest % n_rows == 0 and _distortion(n_rows, rest // n_rows, size) <= 1:
-            return {"n_leading": n_leading, "grid": (n_rows, rest // n_rows)}
-    return {}
+        distortion = _distortion(n_rows, rest // n_rows, size)
+        if rest % n_rows == 0 and distortion <= 1:
+            found.append((distortion, n_leading, (n_rows, rest // n_rows)))
+    return dict(zip(("n_leading", "grid"), min(found)[1:], strict=True)) if found else {}
 
 
 def _distortion(n_rows: int, n_columns: int, size: Sequence[int]) -> float:

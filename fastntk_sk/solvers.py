@@ -156,12 +156,24 @@ def factor(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tensor:
     shifted = lower.clone()
     if scale is not None:
         shifted.mul_(scale).mul_(scale.T)
-    diagonal = shifted.diagonal()
-    diagonal += alpha / 2
-    if torch.linalg.cholesky_ex(shifted).info:  # a factor that is not bound is not kept
+    shifted.diagonal().add_(alpha)
+    L, failed = torch.linalg.cholesky_ex(shifted)
+    if failed or not smallest_eigenvalue(L) >= alpha / 2:
         raise SolveError(used_up(alpha))
-    diagonal += alpha / 2
-    return torch.linalg.cholesky(shifted)
+    return L
+
+
+def smallest_eigenvalue(L: Tensor, n_steps: int = 16) -> float:
+    """Estimate the smallest eigenvalue of L L^T by inverse iteration, never below it.
+
+    Where it is half of the next ones, or less, 16 steps find it to a per mille of its value.
+    """
+    start = torch.Generator(L.device).manual_seed(0)
+    v = torch.randn(len(L), 1, generator=start, dtype=L.dtype, device=L.device)
+    for _ in range(n_steps):
+        v = torch.linalg.solve_triangular(L, v / v.norm(), upper=False)
+        v = torch.linalg.solve_triangular(L.T, v, upper=True)
+    return float(1 / v.norm())
 
 
 def used_up(alpha: float) -> str:

@@ -90,6 +90,16 @@ def test_classes_with_tangents_of_their_own_take_no_new_one(blobs):
         FastNTKClassifier(random_state=0).fit(X, y).partial_fit(X, y.astype(str))
 
 
+def test_a_tuned_anchor_takes_no_new_class(blobs):
+    X, y = blobs
+    clf = FastNTKClassifier(
+        anchor="finetuned", trainable="head", max_epochs=1, target_scale=1.0, random_state=0
+    )
+    clf.fit(X[y < 2], y[y < 2])
+    with pytest.raises(ValueError, match="SGD tuned the anchor"):
+        clf.partial_fit(X[y == 2], y[y == 2])
+
+
 def test_the_search_tries_auto(blobs):
     X, y = blobs
     search = FastNTKClassifierCV(

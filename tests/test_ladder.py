@@ -110,6 +110,29 @@ def test_class_token_and_grid_of_a_transformer():
     torch.testing.assert_close(found, expected.sign() * expected.abs().sqrt())
 
 
+@pytest.mark.parametrize("n_leading", [0, 1, 2, 5, 11])
+def test_leading_tokens_are_not_of_the_grid(n_leading):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grid_size = (4, 4)
+            self.blocks = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
+
+        def forward(self, x):
+            return self.blocks(x.flatten(2)[:, :, : 16 + n_leading].transpose(1, 2)).mean(1)
+
+    rungs = Ladder(Tokens().eval(), ["ladder-grid"], torch.randn(2, 3, 8, 8)).rungs
+    assert {(rung.n_leading, rung.grid) for rung in rungs} == {(n_leading, (4, 4))}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_few_components(k):
+    X_small, y_small = np.random.default_rng(0).random((6, 16, 16, 3)), [0, 1] * 3
+    clf = FastNTKClassifier(plain(), trainable="ladder", n_components=k, random_state=0)
+    clf.fit(X_small, y_small).unlearn(X_small[:1])
+    assert np.isfinite(clf.decision_function(X_small)).all()
+
+
 def test_the_sketch_adds_every_number_once_with_a_sign():
     ladder = Ladder(plain(), SIDES, torch.randn(2, 3, 16, 16))
     ladder.draw_sketch(40, seed=0)
@@ -258,6 +281,10 @@ def test_blocks_of_changing_shape_are_named():
     ladder = Ladder(plain(), ["ladder-grid"], torch.randn(2, 3, 16, 16))
     with pytest.raises(JacobianError, match="change their shape"):
         ladder(torch.randn(2, 3, 5, 5))
+    vit = timm.create_model("test_vit", num_classes=0, img_size=48, dynamic_img_size=True).eval()
+    ladder = Ladder(vit, ["ladder-grid"], torch.randn(2, 3, 48, 48))
+    with pytest.raises(JacobianError, match="change their shape"):
+        ladder(torch.randn(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from fastntk_sk.exceptions import SolveError
 from fastntk_sk.projection import Projection
-from fastntk_sk.solvers import Solution, solve_dual, solve_published, solve_schur
+from fastntk_sk.solvers import Solution, factor, solve_dual, solve_published, solve_schur
 from fastntk_sk.statistics import Statistics, add_gram
 
 SCALES = {"alpha": 0.3, "tangent_scale": 1.7, "target_scale": 2.0}
@@ -89,6 +89,21 @@ def test_used_up_statistics_are_a_named_error():
     statistics.add(h, J, labels, -2 * w)
     with pytest.raises(SolveError, match="rebuild"):
         solve_schur(statistics, **SCALES)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.1, 0.45, 0.55, 1.0])
+def test_eigenvalues_below_half_of_alpha_are_used_up(share):
+    n, alpha = 200, 0.3
+    values = alpha * (1 + torch.rand(n, dtype=torch.float64).square() * 50)
+    values[0] = share * alpha
+    Q = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q
+    matrix = (Q * values) @ Q.T
+    lower = (matrix - alpha * torch.eye(n)).tril()
+    if share < 0.5:
+        with pytest.raises(SolveError, match="rebuild"):
+            factor(lower, alpha)
+        return
+    torch.testing.assert_close(factor(lower, alpha), torch.linalg.cholesky(matrix))
 
 
 def test_statistics_are_additive():
