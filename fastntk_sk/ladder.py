@@ -149,7 +149,7 @@ class Ladder(nn.Module):
         if self.widths and widths != self.widths:
             i = next(i for i, width in enumerate(widths) if width != self.widths[i])
             where = self.rungs[i].path if i < len(self.rungs) else "the last features"
-            raise changed_shape(where, f"{self.widths[i]} pooled numbers")
+            raise changed_shape(where, f"{self.widths[i]} pooled numbers", widths[i])
         dtype = features.dtype if features.dtype == torch.float64 else torch.float32
         return [self.root(part.to(dtype)) for part in parts if part is not None]
 

@@ -62,11 +62,8 @@ class Rung:
             If the tensor has another form than the one that the rung was found in.
         """
         n_axes = {"vector": 2, "tokens": 3}.get(self.layout, 4)
-        n_tokens = self.n_leading + math.prod(self.grid) if self.grid else None
-        if seen.ndim != n_axes or (n_tokens and seen.shape[1] != n_tokens):
-            raise changed_shape(
-                self.path, f"{n_tokens or n_axes - 1} {'tokens' if n_tokens else 'axes'}"
-            )
+        if seen.ndim != n_axes:
+            raise changed_shape(self.path, f"{n_axes} axes", seen.ndim)
         if self.layout == "vector":
             return seen
         if self.side == "ladder-gap" or (self.layout == "tokens" and self.grid is None):
@@ -77,6 +74,9 @@ class Rung:
         if self.layout == "channels last":
             return _on_grid(seen.movedim(-1, 1))
         assert self.grid is not None
+        n_tokens = self.n_leading + math.prod(self.grid)
+        if seen.shape[1] != n_tokens:
+            raise changed_shape(self.path, f"{n_tokens} tokens", seen.shape[1])
         places = seen[:, self.n_leading :].transpose(1, 2).unflatten(2, self.grid)
         leading = [seen[:, 0]] if self.n_leading else []
         return torch.cat([*leading, _on_grid(places)], dim=1)
@@ -88,11 +88,11 @@ def _on_grid(maps: Tensor) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(maps, (height, width)).flatten(1)
 
 
-def changed_shape(path: str, expected: str) -> JacobianError:
+def changed_shape(path: str, expected: str, got: int | None) -> JacobianError:
     """Return the error of a network whose blocks change their shape from batch to batch."""
     return JacobianError(
-        f"Expected {expected} of {path!r} in every pass, got others: blocks that change their shape "
-        'from batch to batch have no ladder. Choose trainable="head", or pictures of one size.'
+        f"Expected {expected} of {path!r} in every pass, got {got}: blocks that change their shape from "
+        'batch to batch have no ladder. Choose trainable="head", or pictures of one size.'
     )
 
 
@@ -186,7 +186,7 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
     n_seen: Counter[tuple[str, str]] = Counter()
     hooks: list[RemovableHandle] = []
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-    patches = _patches(net)
+    patches = _patches(net, probe.shape[2:])
 
     def note(block: str, path: str, of: str, given: Any) -> None:
         for tensor in tensors_of(given):
@@ -224,12 +224,14 @@ def _inside(seen: list[_Seen], n_places: int) -> list[_Seen]:
     return [each for each in nonlinear or within if each.n_channels == widest][-1:]
 
 
-def _patches(net: nn.Module) -> tuple[int, int] | None:
-    """Return the grid of patches that timm's networks tell of, if there is one."""
-    for module in net.modules():
-        grid = getattr(module, "grid_size", None)
-        if isinstance(grid, (tuple, list)) and len(grid) == 2:
-            return int(grid[0]), int(grid[1])
+def _patches(net: nn.Module, size: Sequence[int]) -> tuple[int, int] | None:
+    """Return the grid into which timm's patch embedding cuts pictures, where there is one."""
+    if len(size) == 2:
+        for module in net.modules():
+            cut = getattr(module, "dynamic_feat_size", None)
+            if cut is not None:
+                n_rows, n_columns = cut(size)
+                return n_rows, n_columns
     return None
 
 
@@ -250,9 +252,7 @@ def _layout(
     return {}
 
 
-def _token_grid(
-    n_tokens: int, size: Sequence[int], patches: tuple[int, int] | None = None
-) -> dict[str, Any]:
+def _token_grid(n_tokens: int, size: Sequence[int], patches: tuple[int, int] | None) -> dict[str, Any]:
     """Return the leading tokens, and the grid of the others.
 
     The grid is that of the patches, where it is known and fits; else the one nearest to the pictures'

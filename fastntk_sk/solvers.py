@@ -163,14 +163,15 @@ def factor(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tensor:
     return L
 
 
-def smallest_eigenvalue(L: Tensor, n_steps: int = 16) -> float:
-    """Estimate the smallest eigenvalue of L L^T by inverse iteration, never below it.
+def smallest_eigenvalue(L: Tensor) -> float:
+    """Estimate the smallest eigenvalue of L L^T by 16 steps of inverse iteration.
 
-    Where it is half of the next ones, or less, 16 steps find it to a per mille of its value.
+    Up to rounding the estimate is never below it, so that a sound matrix is never refused; from a
+    random start, 16 steps all but reach an eigenvalue that is half of the next ones, or less.
     """
     start = torch.Generator(L.device).manual_seed(0)
     v = torch.randn(len(L), 1, generator=start, dtype=L.dtype, device=L.device)
-    for _ in range(n_steps):
+    for _ in range(16):
         v = torch.linalg.solve_triangular(L, v / v.norm(), upper=False)
         v = torch.linalg.solve_triangular(L.T, v, upper=True)
     return float(1 / v.norm())

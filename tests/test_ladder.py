@@ -115,8 +115,10 @@ def test_leading_tokens_are_not_of_the_grid(n_leading):
     class Tokens(nn.Module):
         def __init__(self):
             super().__init__()
-            self.grid_size = (4, 4)
             self.blocks = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
+
+        def dynamic_feat_size(self, size):
+            return size[0] // 2, size[1] // 2
 
         def forward(self, x):
             return self.blocks(x.flatten(2)[:, :, : 16 + n_leading].transpose(1, 2)).mean(1)
@@ -285,6 +287,14 @@ def test_blocks_of_changing_shape_are_named():
     ladder = Ladder(vit, ["ladder-grid"], torch.randn(2, 3, 48, 48))
     with pytest.raises(JacobianError, match="change their shape"):
         ladder(torch.randn(2, 3, 64, 64))
+    gaps = Ladder(vit, ["ladder-gap"], torch.randn(2, 3, 48, 48))
+    assert gaps(torch.randn(2, 3, 64, 64)).shape == (2, gaps.width)  # means over any number of tokens
+
+
+def test_the_grid_is_that_of_the_pictures_not_of_the_network_as_it_was_made():
+    vit = timm.create_model("test_vit", num_classes=0, img_size=224, dynamic_img_size=True).eval()
+    rungs = Ladder(vit, ["ladder-grid"], torch.randn(2, 3, 256, 256)).rungs
+    assert {(rung.n_leading, rung.grid) for rung in rungs} == {(1, (16, 16))}
 
 
 @pytest.mark.parametrize(
