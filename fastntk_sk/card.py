@@ -13,6 +13,7 @@ from .adapter import LADDER_IS_EXACT, Adapter
 from .config import public_name
 from .linearized import LinearizedModel
 from .recipes import find_recipe
+from .ridge import TANGENT_ALPHA
 
 _TEXT = """\
 # {title}
@@ -229,7 +230,9 @@ def _alpha(adapter: Adapter) -> str:
     """Return the ridge that was asked for; a value that the sums chose is as private as they are."""
     if adapter.frozen.alpha is not None:
         return f"{adapter.frozen.alpha:.4g}"
-    return "auto" if adapter.model.projection.p else "chosen by the sums of the learned rows"
+    if adapter.model.projection.p:
+        return f"{TANGENT_ALPHA:.4g} (auto)"
+    return "chosen by the sums of the learned rows"
 
 
 def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> str:

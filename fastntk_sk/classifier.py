@@ -197,7 +197,8 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         The ridge in force. Private, as the next: absent after :meth:`from_pretrained`.
 
     alpha_path_ : dict of float to float
-        With alpha="auto": minus twice the log evidence a class, by value of alpha.
+        Where the sums chose `alpha_`: minus twice the log evidence a class, by value of alpha; else
+        empty.
 
     displacement_ : ndarray of shape (p,), or (0,) for the pseudo kernel
         The move of the trainable parameters from their pretrained values.

@@ -24,7 +24,8 @@ from .memory import require
 from .prediction import GivenScoresMixin
 from .preprocessing import content
 from .progress import progress
-from .ridge import at_least, number, solve
+from .ridge import at_least, number, solve_each
+from .solvers import Solution
 from .statistics import Statistics
 from .validation import check_parameters
 
@@ -152,14 +153,16 @@ class FastNTKClassifierCV(BaseSearchCV):
                 "GridSearchCV for others, pipelines among them."
             )
         best = clone(self.estimator)
-        alphas = [alpha if alpha == "auto" else float(alpha) for alpha in _listed(self.alphas)]
-        scales = _SCALES if self.tangent_scales is None else _listed(self.tangent_scales)
-        scales = [float(scale) for scale in scales]
-        # the smallest ridge comes last: it decides which weights are too heavy
-        for alpha, scale in product(sorted(alphas, key=lambda alpha: -at_least(alpha)), scales):
-            check_parameters(best.set_params(alpha=alpha, tangent_scale=scale))
+        alphas, scales = _listed(self.alphas), [*_SCALES]
+        if self.tangent_scales is not None:
+            scales = _listed(self.tangent_scales)
         if not alphas or not scales:
             raise ValueError("Expected alphas and tangent_scales to hold one value at least, got none.")
+        for alpha, scale in product(alphas, scales):
+            check_parameters(best.set_params(alpha=alpha, tangent_scale=scale))
+        alphas = [alpha if alpha == "auto" else float(alpha) for alpha in alphas]
+        scales = [float(scale) for scale in scales]
+        best.set_params(alpha=min(alphas, key=at_least))  # decides which weights are too heavy
         if best.anchor == "finetuned":
             raise ValueError(
                 'Expected anchor="pretrained", got "finetuned", which has seen the rows that a fold '
@@ -188,8 +191,7 @@ class FastNTKClassifierCV(BaseSearchCV):
             rest = whole.copy()
             rows.add(rest, fold, -1.0)
             weights = {"sample_weight": prepared.weights[fold]} if weighted else {}
-            for c, candidate in enumerate(candidates):
-                predictor = rows.predictor(rest, fold, **candidate)
+            for c, predictor in enumerate(rows.predictors(rest, fold, alphas, scales)):
                 scores[f, c] = scorer(predictor, fold, names[labels[fold]], **weights)
         compared = _compared(candidates, scores)
         chosen = compared["best_params_"]
@@ -207,6 +209,11 @@ def _listed(values: Any) -> list[Any]:
     return [values] if isinstance(values, (str, Real)) else list(values)
 
 
+def _column(values: list[float | str]) -> np.ndarray:
+    """Return the values of a parameter as an array in which numbers stay numbers."""
+    return np.array(values, dtype=object if "auto" in values else np.float64)
+
+
 def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str, Any]:
     """Return the attributes that tell how the candidates compare; what has no score ranks last."""
     means = scores.mean(0)
@@ -221,7 +228,7 @@ def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str,
     return {
         "n_splits_": len(scores),
         "cv_results_": {
-            **{f"param_{name}": np.array([c[name] for c in candidates]) for name in candidates[0]},
+            **{f"param_{name}": _column([c[name] for c in candidates]) for name in candidates[0]},
             "params": candidates,
             **{f"split{i}_test_score": row for i, row in enumerate(scores)},
             "mean_test_score": means,
@@ -280,27 +287,30 @@ class _TangentRows:
             parts = self.shared[chosen], self.own[chosen], labels[chosen], sign * weights[chosen]
             statistics.add(*parts)
 
-    def predictor(
-        self, rest: Statistics, fold: np.ndarray, alpha: float | str, tangent_scale: float
-    ) -> Any:
-        """Return what predicts the rows of a fold after learning the others."""
+    def predictors(
+        self, rest: Statistics, fold: np.ndarray, alphas: list[float | str], scales: list[float]
+    ) -> Iterator[Any]:
+        """Yield what predicts a fold's rows after learning the others, for every alpha and scale."""
         state, labels = self.prepared.state, self.prepared.labels
-        solution = solve(
-            rest,
-            alpha=number(alpha),
-            tangent_scale=tangent_scale,
-            target_scale=state.frozen.target_scale,
-        )
+        counts = np.bincount(np.delete(labels, fold), minlength=state.model.n_classes)
+        ridges, target_scale = [number(alpha) for alpha in alphas], state.frozen.target_scale
+        by_scale = [
+            solve_each(rest, ridges, tangent_scale=scale, target_scale=target_scale) for scale in scales
+        ]
+        for solutions in zip(*by_scale, strict=True):
+            for scale, solution in zip(scales, solutions, strict=True):
+                scores = self._scores(fold, solution, scale)
+                scores[:, counts == 0] = -np.inf
+                yield _Scored(self.prepared.classes, scores, self.sharpness)
+
+    def _scores(self, fold: np.ndarray, solution: Solution, scale: float) -> np.ndarray:
         W, z = solution.W.to(self.shared.dtype), solution.z.to(self.own.dtype)
-        scores = np.concatenate(
+        return np.concatenate(
             [
-                (self.shared[rows] @ W.T + tangent_scale**0.5 * (self.own[rows] @ z)).double().numpy()
+                (self.shared[rows] @ W.T + scale**0.5 * (self.own[rows] @ z)).double().numpy()
                 for rows in torch.from_numpy(fold).split(256)
             ]
         )
-        counts = np.bincount(np.delete(labels, fold), minlength=state.model.n_classes)
-        scores[:, counts == 0] = -np.inf
-        return _Scored(self.prepared.classes, scores, self.sharpness)
 
 
 class _Scored(GivenScoresMixin, ClassifierMixin, BaseEstimator):

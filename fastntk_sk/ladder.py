@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -105,8 +105,9 @@ class Ladder(nn.Module):
 
     def __init__(self, net: nn.Module, sides: Sequence[str], probe: Tensor) -> None:
         super().__init__()
-        self.net, self.sides = frozen_copy(net), tuple(sides)
-        self.rungs = find_rungs(self.net, probe, self.sides)
+        self.net = frozen_copy(net)
+        self.rungs = find_rungs(self.net, probe, sides)
+        self.sides = tuple(dict.fromkeys(rung.side for rung in self.rungs))
         hooked: dict[tuple[str, str], dict[int, list[tuple[int, Rung]]]] = {}
         for slot, rung in enumerate(self.rungs):
             hooked.setdefault((rung.path, rung.of), {}).setdefault(rung.index, []).append((slot, rung))
@@ -239,7 +240,7 @@ class Ladder(nn.Module):
 
     def digest(self) -> str:
         """Return a fingerprint of rungs, units and sketch."""
-        state = hashlib.blake2b(repr(self.rungs).encode(), digest_size=16)
+        state = hashlib.blake2b(repr([astuple(rung) for rung in self.rungs]).encode(), digest_size=16)
         for tensor in self.tensors().values():
             state.update(tensor.contiguous().numpy().tobytes())
         return state.hexdigest()

@@ -107,14 +107,17 @@ def linearize(
     if ladder is not None:
         if saved is None:
             width = AUTO_COMPONENTS if n_components == "auto" else n_components
-            ladder.draw_sketch(sum(ladder.widths) * len(sides) if width is None else int(width), seed)
+            ladder.draw_sketch(
+                sum(ladder.widths) * len(ladder.sides) if width is None else int(width), seed
+            )
         else:
             ladder.install(saved.ladder)
         d = ladder.width
     k = choose_components(n_components, subset.size, kernel, d, n_rows)
     if saved is None or saved.learns:
         batch_bytes = batch_size * subset.size * dtype.itemsize
-        check_memory(kernel, d, k, n_rows, n_classes, batch_bytes, batch_size)
+        sizes = (d, k, n_rows, n_classes, batch_bytes, batch_size)
+        check_memory(kernel, *sizes, ladder=ladder is not None)
     tangent = TangentNetwork(loaded.net, subset, synthetic[:2], compiled)
     readout = draw_readout(seed, n_rows, features.shape[1]) if saved is None else saved.readout
     model = LinearizedModel(

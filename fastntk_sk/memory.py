@@ -107,27 +107,37 @@ def require(n_bytes: int, what: str, advice: str) -> None:
 
 
 def check_memory(
-    kernel: str, d: int, k: int, n_rows: int, n_classes: int, batch_bytes: int, batch_size: int
+    kernel: str,
+    d: int,
+    k: int,
+    n_rows: int,
+    n_classes: int,
+    batch_bytes: int,
+    batch_size: int,
+    *,
+    ladder: bool,
 ) -> None:
-    """Raise InsufficientMemoryError, naming a k that fits, if the statistics would not.
+    """Raise InsufficientMemoryError, naming a number of components that fits, if statistics would not.
 
-    Without tangents, k = 0, what can be smaller are the features d, of a ladder.
+    With a ladder the features d can be fewer too; without tangents, k = 0, a ladder is what has fewer.
     """
 
     def needed(components: int) -> int:
-        sizes = block_sizes(kernel, d if k else components, components if k else 0, n_rows)
+        features = min(d, components) if ladder or not k else d
+        sizes = block_sizes(kernel, features, min(k, components), n_rows)
         return memory_needed(*sizes, n_classes, batch_bytes, batch_size)
 
     powers, available = (2**e for e in range(20, 3, -1)), available_memory()
-    fits = next((c for c in powers if c < (k or d) and needed(c) <= available), None)
+    most = max(d, k) if ladder or not k else k
+    fits = next((c for c in powers if c < most and needed(c) <= available), None)
     advice = f"n_components={fits} would fit" if fits else 'Only trainable="head" may fit'
-    if fits and not k:
+    if fits and not k and not ladder:
         advice = f'trainable="ladder" with {advice}'
     elif kernel == "full" and k:
         advice += ', or kernel="pseudo", whose memory does not grow with the number of classes'
     columns = f"{d} features and {k} components" if k else f"{d} features"
     require(
-        needed(k or d),
+        needed(max(d, k)),
         f"The statistics of {n_classes} classes and {columns} need",
         f"{advice}. Fewer components need less memory quadratically.",
     )

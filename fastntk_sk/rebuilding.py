@@ -222,6 +222,12 @@ def build_model(
             "This version of torch draws another random subspace for the saved seed. Load with the "
             "version that it was saved with; the receipts and the statistics name it."
         )
+    if model.ladder is not None and model.ladder.digest() != setup["ladder"]:
+        raise StateMismatchError(
+            f"The rungs of the ladder in backbone {model.backbone.name!r} are not those that were "
+            "saved: its blocks lie in other modules here, or give grids of another form. Load with the "
+            "versions of timm and fastntk_sk that it was saved with."
+        )
     spec = model.backbone.spec
     expected = {key: tuple(v) if isinstance(v, list) else v for key, v in inputs.items()}
     differing = [key for key in vars(spec) if getattr(spec, key) != expected[key]]

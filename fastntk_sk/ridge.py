@@ -25,7 +25,7 @@ from .statistics import Statistics, multiply_symmetric
 
 GRID = tuple(10.0 ** (e / 4) for e in range(-16, 9))
 _TIE = 1e-8
-_TANGENT_ALPHA = 0.25  # chosen on held-out rows for tangents of norm layers
+TANGENT_ALPHA = 0.25  # chosen on held-out rows for tangents of norm layers
 
 
 def solve(
@@ -52,15 +52,50 @@ def solve(
     -------
     solution : Solution
     """
-    if not len(statistics.r) and not statistics.n_tangents:
+    if _are_shared(statistics):
         return solve_shared(statistics, alpha=alpha, target_scale=target_scale)
     return solve_schur(
         statistics,
-        alpha=_TANGENT_ALPHA if alpha is None else alpha,
+        alpha=TANGENT_ALPHA if alpha is None else alpha,
         tangent_scale=tangent_scale,
         target_scale=target_scale,
         centre=centre,
     )
+
+
+def solve_each(
+    statistics: Statistics,
+    alphas: Sequence[float | None],
+    *,
+    tangent_scale: float,
+    target_scale: float,
+) -> list[Solution]:
+    """Return the solutions of `solve` at several alphas.
+
+    Parameters
+    ----------
+    statistics : Statistics
+
+    alphas : sequence of float or None
+
+    tangent_scale, target_scale
+        As in `solve`.
+
+    Returns
+    -------
+    solutions : list of Solution
+    """
+    if _are_shared(statistics):
+        return solve_grid(statistics, alphas, target_scale=target_scale)
+    return [
+        solve(statistics, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale)
+        for alpha in alphas
+    ]
+
+
+def _are_shared(statistics: Statistics) -> bool:
+    """Return whether the sums are of plain features, which all classes share."""
+    return not len(statistics.r) and not statistics.n_tangents
 
 
 def number(alpha: float | str) -> float | None:

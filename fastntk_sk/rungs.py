@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -147,7 +147,8 @@ def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung
     Returns
     -------
     rungs : list of Rung
-        Side by side, in the order of the blocks. What the network gives itself is none of them.
+        Side by side, in the order of the blocks. What the network gives itself is none of them, and a
+        second side that pools what the first one does (of perceptrons) is left out.
 
     Raises
     ------
@@ -162,15 +163,19 @@ def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung
             'Sequential, ModuleList or ModuleDict, and no two nonlinearities. trainable="head" fits '
             "every network."
         )
-    features, seen = _watched(net, probe, blocks)
-    rungs = []
+    giving, features, seen = _giving(net, probe, blocks)
+    rungs: list[Rung] = []
     for side in sides:
-        for block in blocks:
+        beside = []
+        for block in giving:
             mine = [each for each in seen if each.block == block and each.tensor is not features]
             found = [each for each in mine if each.path == block and each.of == "output"]
             if side == "ladder-gap" and found and not is_activation(net.get_submodule(block)):
                 found = _inside(mine, min(each.n_places for each in found))
-            rungs += [Rung(side, each.path, each.of, each.index, **each.layout) for each in found]
+            beside += [Rung(side, each.path, each.of, each.index, **each.layout) for each in found]
+        as_first = [replace(rung, side=sides[0]) for rung in beside]
+        if rungs != as_first or any(rung.layout != "vector" for rung in rungs):
+            rungs += beside
     if not rungs:
         raise SubsetError(
             f'Expected blocks that give tensors for trainable="ladder", got {type(net).__name__}, whose '
@@ -178,6 +183,26 @@ def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung
             'trainable="head" fits every network.'
         )
     return rungs
+
+
+def _giving(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[list[str], Tensor, list[_Seen]]:
+    """Return the blocks that give rows, the features, and what passed the blocks.
+
+    In place of blocks that give none (the transformers of a MobileViT see patches as rows) stands the
+    smallest module around them that does.
+    """
+    while True:
+        features, seen = _watched(net, probe, blocks)
+        giving = {each.block for each in seen if each.path == each.block and each.of == "output"}
+        around = [block if block in giving else block.rpartition(".")[0] for block in blocks]
+        found = [
+            outer
+            for outer in dict.fromkeys(around)
+            if outer in giving or (outer and not any(each.startswith(f"{outer}.") for each in giving))
+        ]
+        if found == blocks:
+            return blocks, features, seen
+        blocks = found
 
 
 def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, list[_Seen]]:

@@ -160,7 +160,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _what_fits(net: nn.Module) -> str:
     sizes = {kind: select_size(net, kind) for kind in ("norm", "bias", "full")}
-    fits = ["'ladder'"] if find_blocks(net) else []
+    fits = ["'ladder' (with anchor=\"pretrained\")"] if find_blocks(net) else []
     fits += [f"{kind!r} (p={size:,})" for kind, size in sizes.items() if size] + ["'head' (p=0)"]
     if _takes_prompts(net):
         fits.append("'prompt', 'prompt-deep'")

@@ -150,10 +150,11 @@ def check_training_rows(
     if not len(keep):
         raise ValueError("Expected at least one positive sample_weight, got only zeros.")
     if sample_weight is not None and weights.max() > _HEAVIEST * alpha:
+        ridge = "the smallest of the automatic alphas" if estimator.alpha == "auto" else "alpha"
         raise ValueError(
-            f"Expected sample weights of at most {_HEAVIEST * alpha:g} ({_HEAVIEST:g} times alpha), got "
-            f"{weights.max():g}: rounding would leave traces of so heavy a row when it is forgotten. "
-            "Divide all weights by the same number, or raise alpha."
+            f"Expected sample weights of at most {_HEAVIEST * alpha:g} ({_HEAVIEST:g} times {ridge}), "
+            f"got {weights.max():g}: rounding would leave traces of so heavy a row when it is "
+            "forgotten. Divide all weights by the same number, or raise alpha."
         )
     if len(keep) < len(y):
         if isinstance(X, np.ndarray) and not isinstance(X, np.memmap):

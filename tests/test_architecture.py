@@ -71,7 +71,7 @@ ALLOWED = {
         "adapter", "config", "exceptions", "files", "linearized", "private_state", "rebuilding",
         "schema", "state",
     },
-    "card": {"adapter", "config", "linearized", "recipes"},
+    "card": {"adapter", "config", "linearized", "recipes", "ridge"},
     "hub": {"adapter", "card", "config", "exceptions", "files", "persistence"},
     "validation": {"preprocessing"},
     "deletion": {"adapter", "exceptions", "ledger", "preprocessing", "state", "validation"},
@@ -91,7 +91,7 @@ ALLOWED = {
     },
     "crossvalidation": {
         "classifier", "fitting", "memory", "prediction", "preprocessing", "progress", "ridge",
-        "statistics", "validation",
+        "solvers", "statistics", "validation",
     },
     "cli": {
         "classifier", "demo", "evaluation", "exceptions", "files", "memory", "persistence", "recipes",

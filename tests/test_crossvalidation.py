@@ -66,6 +66,18 @@ def test_it_is_the_grid_search(blobs, kernel, cv, scoring, n_classes):
     np.testing.assert_array_equal(fast.classes_, slow.classes_)
 
 
+@pytest.mark.parametrize("alphas", [("auto", 0.03, 1.0), (0.03, 1.0)])
+def test_it_is_the_grid_search_of_a_ladder_too(blobs, alphas):
+    X, y = noisy(blobs)
+    estimator = FastNTKClassifier(trainable="ladder", n_components=50, random_state=0)
+    fast = FastNTKClassifierCV(estimator, alphas=alphas, cv=3).fit(X, y)
+    slow = GridSearchCV(estimator, {"alpha": alphas}, cv=3).fit(X, y)
+    assert fast.best_params_["alpha"] == slow.best_params_["alpha"]
+    assert fast.cv_results_["param_alpha"].tolist() == [*alphas]
+    np.testing.assert_allclose(fast.cv_results_["mean_test_score"], slow.cv_results_["mean_test_score"])
+    assert gap(fast.best_estimator_, slow.best_estimator_) < 1e-10
+
+
 def test_every_jacobian_is_taken_once(blobs, monkeypatch):
     X, y = blobs
     jacobian, n_rows = jacobians.TangentNetwork.jacobian, []

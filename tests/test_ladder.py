@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
@@ -66,12 +67,14 @@ def plain():
         ("swin_tiny_patch4_window7_224", 12, "channels last"),
         ("mobilenetv4_conv_small_050", 12, "channels first"),
         ("vgg11", 8, "channels first"),
+        ("vit_tiny_r_s16_p8_224", 12, "tokens"),
+        ("maxvit_pico_rw_256", 11, "channels first"),
     ],
 )
 def test_blocks_are_found_by_structure(name, n_blocks, layout):
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=0).eval()
-        size = (224, 224) if "swin" in name else (160, 160)
+        size = net.default_cfg["input_size"][1:] if "vit" in name or "swin" in name else (160, 160)
         probe = torch.empty(2, 3, *size)
     blocks = find_blocks(net)
     assert len(blocks) == n_blocks
@@ -80,6 +83,37 @@ def test_blocks_are_found_by_structure(name, n_blocks, layout):
     assert {rung.layout for rung in grid} == {layout}
     assert len(grid) == n_blocks
     assert len(rungs) == 2 * n_blocks
+
+
+@pytest.mark.parametrize(
+    ("name", "n_blocks", "layout"),
+    [
+        ("resnet18", 8, "channels first"),
+        ("efficientnet_b0", 16, "channels first"),
+        ("vit_b_16", 12, "tokens"),
+        ("swin_t", 12, "channels last"),
+        ("convnext_tiny", 18, "channels first"),
+    ],
+)
+def test_blocks_of_torchvision(name, n_blocks, layout):
+    with torch.device("meta"):
+        net, probe = torchvision.models.get_model(name).eval(), torch.empty(2, 3, 224, 224)
+    rungs = find_rungs(net, probe, ["ladder-grid"])
+    assert [rung.path for rung in rungs] == find_blocks(net)
+    assert (len(rungs), {rung.layout for rung in rungs}) == (n_blocks, {layout})
+
+
+def test_around_blocks_that_see_patches_as_rows():
+    with torch.device("meta"):
+        net, probe = timm.create_model("mobilevit_xxs").eval(), torch.empty(2, 3, 256, 256)
+    paths = [rung.path for rung in find_rungs(net, probe, ["ladder-grid"])]
+    assert paths[-5:] == ["stages.2.1", "stages.3.0", "stages.3.1", "stages.4.0", "stages.4.1"]
+
+
+def test_two_sides_that_pool_the_same_are_one():
+    layers = [nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 7), nn.ReLU()]
+    ladder = Ladder(nn.Sequential(*layers).eval(), SIDES, torch.randn(2, 5))
+    assert (ladder.sides, ladder.width) == (("ladder-grid",), 14)
 
 
 def test_what_is_pooled_is_what_plain_torch_pools():
@@ -161,9 +195,10 @@ def test_more_components_than_numbers_means_all_of_them():
     assert ladder.width == sum(ladder.widths)
 
 
-def test_a_row_is_the_same_in_any_batch():
-    net = timm.create_model("test_efficientnet", num_classes=0).eval()
-    x = torch.randn(8, 3, 40, 40).contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
+def test_a_row_is_the_same_in_any_batch(name):
+    net = timm.create_model(name, num_classes=0, **({"img_size": 48} if "vit" in name else {})).eval()
+    x = torch.randn(8, 3, 48, 48).contiguous(memory_format=torch.channels_last)
     ladder = Ladder(net, SIDES, x)
     ladder.draw_sketch(64, seed=0)
     with torch.no_grad():
@@ -320,6 +355,23 @@ def test_a_sketch_of_another_network_is_refused():
     }.items():
         with pytest.raises(StateMismatchError, match="sketch"):
             ladder.install(good | {name: bad})
+
+
+class Reversed(Block):
+    def forward(self, x):
+        return x + self.first(torch.relu(self.second(x)))
+
+
+def test_a_saved_ladder_is_not_put_beside_other_blocks(tmp_path):
+    clf = FastNTKClassifier(plain(), n_components=20, random_state=0).fit(X, y)
+    clf.save_pretrained(tmp_path / "adapter")
+    clf.save(tmp_path / "state")
+    other = Net(nn.ModuleList([Reversed(), Reversed()])).eval()
+    other.load_state_dict(plain().state_dict())
+    with pytest.raises(StateMismatchError, match="rungs of the ladder"):
+        FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=other)
+    with pytest.raises(StateMismatchError, match="rungs of the ladder"):
+        FastNTKClassifier.load(tmp_path / "state", backbone=other)
 
 
 def test_vectors_through_the_hidden_layers_of_mlp():

@@ -45,6 +45,8 @@ def test_a_ladder(digits, tmp_path, backbone, size):
     clf.fit(X[:60], y[:60]).export_onnx(tmp_path / "new" / "model.onnx")
     found, meta = scores_of(tmp_path / "new" / "model.onnx", clf, X[60:110])
     np.testing.assert_allclose(found, clf.decision_function(X[60:110]), atol=1e-4)
+    alone, _ = scores_of(tmp_path / "new" / "model.onnx", clf, X[60:61])
+    np.testing.assert_allclose(alone, found[:1], atol=1e-4)
     assert json.loads(meta.custom_metadata_map["preprocessing"])["size"] == [size, size]
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["model.onnx"]
 

@@ -209,6 +209,15 @@ class TestBfloat16:
         assert clf.receipts_[0]["exactness"] == "exact for the linearised model"
         assert clf.receipts_[0]["precision"] == "bfloat16"
 
+    def test_deletion_of_a_ladder_is_as_exact(self, digits):
+        X, y = digits[0][:24], digits[1][:24] % 2
+        settings = {"trainable": "ladder", "n_components": 100}
+        clf = self.make(**settings).fit(X, y).unlearn(X[:5])
+        assert gap(clf, self.make(**settings).fit(X[5:], y[5:])) < 1e-6
+        full = self.make(**settings).set_params(precision="float32").fit(X[5:], y[5:])
+        scores = clf.decision_function(X), full.decision_function(X)
+        assert 0 < np.abs(np.subtract(*scores)).max() < 0.1 * np.abs(scores[1]).max()
+
     def test_jacobians_are_a_little_coarser(self, digits):
         X, y = digits[0][:16], digits[1][:16] % 2
         model = self.make().fit(X, y)._state.model
