@@ -291,14 +291,11 @@ def add(sums: Statistics, x: torch.Tensor, y: np.ndarray) -> None:
 
 
 def measure_tangents(results: Results, task: Task) -> None:
-    """Measure tangents of a subset, with an alpha that is chosen at each number of rows.
-
-    At larger numbers of rows one draw only: a row costs a pass for each class and more.
-    """
+    """Measure tangents of a subset, with an alpha that is chosen at each number of rows."""
     tangents = Linear(task.tangents)
     model = f"{task.tangents} tangents, k = {tangents.k}"
     for n in task.sizes:
-        for draw in (CHOOSE, *(DRAWS if n == min(task.sizes) else DRAWS[:1])):
+        for draw in (CHOOSE, *DRAWS):
             settings = [f"alpha {alpha:g}" for alpha in TANGENT_ALPHAS]
             if draw != CHOOSE:
                 settings = [chosen(results, task.name, n, model)]
