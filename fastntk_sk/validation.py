@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import warnings
 from numbers import Integral, Real
 from typing import Any
 
@@ -133,6 +134,11 @@ def check_training_rows(
     weights : float64 ndarray of shape (n,)
 
     ids : list or None
+
+    Warns
+    -----
+    UserWarning
+        If weights sum to less than two rows, and alpha is to be chosen from the sums.
     """
     if vectors:
         X, y = validate_data(estimator, X, y, dtype=np.float32, reset=reset)
@@ -155,6 +161,14 @@ def check_training_rows(
             f"Expected sample weights of at most {_HEAVIEST * alpha:g} ({_HEAVIEST:g} times {ridge}), "
             f"got {weights.max():g}: rounding would leave traces of so heavy a row when it is "
             "forgotten. Divide all weights by the same number, or raise alpha."
+        )
+    if reset and sample_weight is not None and estimator.alpha == "auto" and weights.sum() < 2:
+        warnings.warn(
+            f'alpha="auto" takes the sum of sample weights for the number of rows, and it is '
+            f"{weights.sum():.3g} for {len(keep)} rows: the ridge will be far too large. Scale the weights "
+            "to a mean of one, or choose alpha.",
+            UserWarning,
+            stacklevel=4,
         )
     if len(keep) < len(y):
         if isinstance(X, np.ndarray) and not isinstance(X, np.memmap):
