@@ -243,7 +243,7 @@ def markdown(results: pd.DataFrame) -> str:
     """Return a table for each task and group: mean and standard deviation over the seeds."""
     parts = []
     for task, of_task in results.groupby("task", sort=False):
-        parts.append(f"### {task}")
+        parts.append(f"## {task}")
         for group, meaning in GROUPS.items():
             of_group = of_task[of_task["group"] == group]
             if of_group.empty:
