@@ -65,8 +65,8 @@ def main() -> None:
         "vectors",
         table(["trained", *SETS, "mean of the four", "times the fit of a ladder"], lines)
         + f"\n\nBest on the mean: {best[0]}, at {best[-1]} times the price of a ladder. Accuracy in "
-        f"percent of five-fold cross-validation on standardised columns, {args.seeds} seeds of folds and "
-        "network; standard errors over seeds.",
+        f"percent of five-fold cross-validation on standardised columns, {args.seeds} seeds of folds "
+        "and network; standard errors over seeds.",
     )
 
 
