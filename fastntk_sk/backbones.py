@@ -150,6 +150,11 @@ def load_backbone(
             "Expected backbone to be a name, an nn.Module or a callable that returns one, got "
             f"{type(module).__name__}."
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise BackboneNotFoundError(
+            "Expected a backbone whose modules can be looked into, got a scripted or traced module. "
+            "Pass the nn.Module that it was made from."
+        )
     if hasattr(module, "pretrained_cfg") and hasattr(module, "reset_classifier"):
         module.reset_classifier(0)  # type: ignore[operator]
         spec = _timm_spec(module, image_size)

@@ -20,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 from .classifier import FastNTKClassifier
 from .fitting import Prepared, prepare
+from .linearized import check_finite
 from .memory import require
 from .prediction import GivenScoresMixin
 from .preprocessing import content
@@ -273,6 +274,7 @@ class _TangentRows:
         start = 0
         for batch in model.batches(noted()):
             shared, own = model.tangents(batch)
+            check_finite(shared, own, start)
             if not start:  # at full size, so that no second copy is ever made
                 self.shared = shared.new_empty(len(rows), *shared.shape[1:])
                 self.own = own.new_empty(len(rows), *own.shape[1:])

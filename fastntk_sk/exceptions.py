@@ -55,7 +55,7 @@ class SubsetError(FastNTKError, ValueError):
 
 
 class JacobianError(FastNTKError, RuntimeError):
-    """A backbone whose rows influence each other has no per-sample Jacobian."""
+    """Features or Jacobians of a row are not finite, or depend on other rows."""
 
 
 class PrecisionError(FastNTKError, ValueError):
@@ -140,5 +140,5 @@ class UnsavedParameterWarning(UserWarning):
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return a sentence that suggests names like one that is unknown, or nothing."""
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, sorted(set(names)), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

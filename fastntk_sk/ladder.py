@@ -117,6 +117,7 @@ class Ladder(nn.Module):
                 module.register_forward_hook(hook)
             else:
                 module.register_forward_pre_hook(hook)
+        self._dtype = probe.dtype
         self.widths: list[int] = []
         self.widths = [part.shape[1] for part in self.pooled(probe)]
         check_rows_are_independent(lambda x: torch.cat(self.pooled(x), dim=1), probe, type(net).__name__)
@@ -212,6 +213,7 @@ class Ladder(nn.Module):
         n_places, n_numbers = sum(self.widths), sum(map(len, self._places()))
         fits = (
             units.shape == (len(self.widths),)
+            and units.dtype == self._dtype
             and bool((units > 0).all() and units.isfinite().all())
             and order.shape == signs.shape == (n_numbers,)
             and (order.dtype, signs.dtype, sizes.dtype) == (torch.int32, torch.int8, torch.int32)

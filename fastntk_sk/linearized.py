@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .backbones import Backbone
+from .exceptions import JacobianError
 from .heap import kept_heap
 from .jacobians import TangentNetwork, flushed_denormals
 from .ladder import Ladder
@@ -307,6 +308,7 @@ class LinearizedModel:
         def flush() -> None:
             nonlocal start
             h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
+            check_finite(h, J, start)
             statistics.add(
                 h, J, torch.from_numpy(labels[start:stop]), torch.from_numpy(weights[start:stop])
             )
@@ -404,6 +406,17 @@ class LinearizedModel:
             with flushed_denormals():
                 h = self.ladder(batch)
         return h, change if self.tangent.subset.names else None
+
+
+def check_finite(h: Tensor, J: Tensor, first: int) -> None:
+    """Raise JacobianError, naming the row, where features or Jacobians are NaN or infinite."""
+    finite = h.isfinite().all(1) & J.isfinite().flatten(1).all(1)
+    if not finite.all():
+        row = first + int((~finite).nonzero()[0])
+        raise JacobianError(
+            f"Expected finite features and Jacobians of every row, got NaN or infinity in row {row}. "
+            'Repair that row, or the backbone; precision="float64" helps where float32 overflows.'
+        )
 
 
 def working_dtype(precision: str) -> torch.dtype:

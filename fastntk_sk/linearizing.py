@@ -93,17 +93,24 @@ def linearize(
     n_synthetic = _SYNTHETIC_ROWS if saved is None else 2
     synthetic = loaded.synthetic(n_synthetic, seed, n_features, dtype).to(device)
     features = _first_pass(loaded, synthetic[:2])
-    if features.ndim != 2:
+    alone = _first_pass(loaded, synthetic[:1])
+    if features.ndim != 2 or alone.shape != (1, features.shape[1]):
         raise SubsetError(
             "Expected the backbone to return features of shape (n, d), got "
-            f"{tuple(features.shape)}. Wrap it in a module that pools them."
+            f"{tuple(features.shape)} of two rows and {tuple(alone.shape)} of one. Wrap it in a module "
+            "that pools them, and leaves the rows."
         )
     d, n_rows = features.shape[1], n_classes if kernel == "full" else n_directions
     if not subset.size and anchor == "pretrained":
         n_rows = 0  # nothing is linearised: V would read no tangents
     if saved is not None:
         saved.check_readout(n_rows, d, dtype)
-    ladder = Ladder(loaded.net, sides, synthetic[:2]) if sides else None
+    try:
+        ladder = Ladder(loaded.net, sides, synthetic[:2]) if sides else None
+    except SubsetError:
+        if trainable != "auto":
+            raise
+        ladder, sides = None, ()
     if ladder is not None:
         if saved is None:
             width = AUTO_COMPONENTS if n_components == "auto" else n_components
@@ -159,7 +166,7 @@ def linearize(
 def _first_pass(backbone: Backbone, batch: Tensor) -> Tensor:
     """Return the features of a batch; raise ValueError where a network does not take what X holds."""
     try:
-        return backbone.net(batch)
+        features = backbone.net(batch)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         given = "vectors" if batch.ndim == 2 else "pictures"
         raise ValueError(
@@ -167,6 +174,12 @@ def _first_pass(backbone: Backbone, batch: Tensor) -> Tensor:
             f"(n, {', '.join(map(str, batch.shape[1:]))}); {backbone.name} fails on one: {error}. Pass "
             "pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another backbone."
         ) from error
+    if not isinstance(features, Tensor):
+        raise SubsetError(
+            f"Expected the backbone to return a tensor of features, got {type(features).__name__}. Wrap "
+            "it in a module that returns one."
+        )
+    return features
 
 
 def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: int) -> LinearizedModel:

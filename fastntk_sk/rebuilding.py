@@ -102,6 +102,8 @@ def _check_widths(config: dict[str, Any], tensors: dict[str, Tensor], name: str)
     setup, frozen = config["setup"], config["frozen"]
     if setup["kernel"] == "pseudo" and (frozen["network"] or frozen["anchor"] != "pretrained"):
         raise StateFormatError(f"{name} has a pseudo kernel where there can be none. Restore a backup.")
+    if frozen["network"] and "ladder.sizes" in tensors:
+        raise StateFormatError(f"{name} displaces a network that a ladder reads. Restore a backup.")
     if setup["kernel"] == "full" and setup["n_components"] > tensors["displacement"].numel():
         raise StateFormatError(f"{name} has more components than parameters. Restore a backup.")
     inputs = config["preprocessing"]

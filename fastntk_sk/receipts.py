@@ -128,7 +128,7 @@ def make_receipt(
     """
     problems = [f"{name} has seen the rows" for name in seen_by]
     if drift:
-        problems.append(f"Jacobians differ by {drift:.1e} from those that were learned")
+        problems.append(f"what the backbone gives differs by {drift:.1e} from what was learned")
     exactness = f"approximate: {'; '.join(problems)}" if problems else EXACT
     if anchor == "finetuned":
         exactness += "; the fine-tuned anchor has seen the rows"
@@ -167,7 +167,9 @@ def senses(receipts: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(receipt["seen_by"] for receipt in receipts):
         found.append("approximate: fitted steps before the classifier have seen rows")
     if drift:
-        found.append(f"approximate: Jacobians differ by up to {drift:.0e} from those that were learned")
+        found.append(
+            f"approximate: what the backbone gives differs by up to {drift:.0e} from what was learned"
+        )
     if any(receipt["searched_by"] for receipt in receipts):
         found.append("the hyper-parameters that a search chose have seen rows")
     if any(receipt["anchor"] == "finetuned" for receipt in receipts):

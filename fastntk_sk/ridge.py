@@ -24,7 +24,7 @@ from .solvers import Solution, factor, solve_schur, used_up
 from .statistics import Statistics, multiply_symmetric
 
 GRID = tuple(10.0 ** (e / 4) for e in range(-16, 9))
-_TIE = 1e-8
+_TIE = 1e-5  # of a path that rounding moves by 1e-8: what a refit chooses must not hang on it
 TANGENT_ALPHA = 0.25  # chosen on held-out rows for tangents of norm layers
 
 

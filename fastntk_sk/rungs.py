@@ -209,30 +209,38 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
     """Return the features, and the tensors that passed the blocks and the layers within them."""
     seen: list[_Seen] = []
     n_seen: Counter[tuple[str, str]] = Counter()
+    entered: list[str] = []
     hooks: list[RemovableHandle] = []
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
     patches = _patches(net, probe.shape[2:])
 
-    def note(block: str, path: str, of: str, given: Any) -> None:
+    def note(path: str, of: str, given: Any) -> None:
         for tensor in tensors_of(given):
             layout = _layout(tensor, len(probe), probe.shape[2:], channels_last, patches)
-            if layout:
-                seen.append(_Seen(block, path, of, n_seen[path, of], tensor, layout))
+            if layout and entered:
+                seen.append(_Seen(entered[-1], path, of, n_seen[path, of], tensor, layout))
             n_seen[path, of] += 1
 
-    def watch(block: str, path: str, module: nn.Module) -> None:
-        if path == block or is_activation(module):
-            hooks.append(
-                module.register_forward_hook(lambda m, _, out: note(block, path, "output", out))
-            )
-        if path == block or any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            hooks.append(
-                module.register_forward_pre_hook(lambda m, ins: note(block, path, "input", ins))
-            )
+    def before(path: str, module: nn.Module, given: Any) -> None:
+        if path in blocks:
+            entered.append(path)
+        if path in blocks or any(p.ndim > 1 for p in module.parameters(recurse=False)):
+            note(path, "input", given)
 
+    def after(path: str, module: nn.Module, given: Any) -> None:
+        if path in blocks or is_activation(module):
+            note(path, "output", given)
+        if path in blocks:
+            entered.pop()
+
+    # a module that several blocks share, as one ReLU often is, has one name and one count of calls
+    modules: dict[nn.Module, str] = {}
     for block in blocks:
         for name, module in net.get_submodule(block).named_modules():
-            watch(block, f"{block}.{name}" if name else block, module)
+            modules.setdefault(module, f"{block}.{name}" if name else block)
+    for module, path in modules.items():
+        hooks.append(module.register_forward_pre_hook(lambda m, x, path=path: before(path, m, x)))
+        hooks.append(module.register_forward_hook(lambda m, _, out, path=path: after(path, m, out)))
     try:
         return net(probe), seen
     finally:

@@ -390,7 +390,7 @@ class State:
         if max(gaps):
             changed = [key for key, value in here.items() if self.environment.get(key) != value]
             warnings.warn(
-                f"Jacobians here differ by {max(gaps):.1e} (relative) from those of learned rows"
+                f"What the backbone gives here differs by {max(gaps):.1e} (relative) from what was learned"
                 f"{' because of ' + ', '.join(changed) if changed else ''}: sums learned there and "
                 "rows subtracted here do not cancel exactly. rebuild(X, y) restores exactness.",
                 NumericalDriftWarning,

@@ -26,6 +26,7 @@ _CHOICES = {
     "copies": ("one", "all"),
 }
 
+_LIGHTEST_MEAN = 0.2  # below it the sums see too few rows to choose a ridge for
 _HEAVIEST = 1e9  # weight over ridge of a row, of which 1e-7 is left in scores when it is forgotten
 
 
@@ -138,7 +139,7 @@ def check_training_rows(
     Warns
     -----
     UserWarning
-        If weights sum to less than two rows, and alpha is to be chosen from the sums.
+        If the mean weight is below 0.2, and alpha is to be chosen from the sums.
     """
     if vectors:
         X, y = validate_data(estimator, X, y, dtype=np.float32, reset=reset)
@@ -162,11 +163,11 @@ def check_training_rows(
             f"got {weights.max():g}: rounding would leave traces of so heavy a row when it is "
             "forgotten. Divide all weights by the same number, or raise alpha."
         )
-    if reset and sample_weight is not None and estimator.alpha == "auto" and weights.sum() < 2:
+    if reset and estimator.alpha == "auto" and weights[keep].mean() < _LIGHTEST_MEAN:
         warnings.warn(
             f'alpha="auto" takes the sum of sample weights for the number of rows, and it is '
-            f"{weights.sum():.3g} for {len(keep)} rows: the ridge will be far too large. Scale the weights "
-            "to a mean of one, or choose alpha.",
+            f"{weights.sum():.3g} for {len(keep)} rows: the ridge will be far too large. Scale the "
+            "weights to a mean of one, or choose alpha.",
             UserWarning,
             stacklevel=4,
         )

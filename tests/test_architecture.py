@@ -42,7 +42,8 @@ ALLOWED = {
     "torchvision_models": {"exceptions", "preprocessing"},
     "saved": {"backbones", "exceptions", "subsets"},
     "linearized": {
-        "backbones", "heap", "jacobians", "ladder", "memory", "projection", "saved", "statistics",
+        "backbones", "exceptions", "heap", "jacobians", "ladder", "memory", "projection", "saved",
+        "statistics",
     },
     "linearizing": {
         "backbones", "exceptions", "heap", "jacobians", "ladder", "linearized", "memory", "projection",
@@ -90,8 +91,8 @@ ALLOWED = {
         "progress", "ridge", "state", "validation",
     },
     "crossvalidation": {
-        "classifier", "fitting", "memory", "prediction", "preprocessing", "progress", "ridge",
-        "solvers", "statistics", "validation",
+        "classifier", "fitting", "linearized", "memory", "prediction", "preprocessing", "progress",
+        "ridge", "solvers", "statistics", "validation",
     },
     "cli": {
         "classifier", "demo", "evaluation", "exceptions", "files", "memory", "persistence", "recipes",

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
-from fastntk_sk.exceptions import SubsetError
+from fastntk_sk.exceptions import BackboneNotFoundError, JacobianError, SubsetError
 from fastntk_sk.subsets import resolve
 
 SHARED = [
@@ -108,6 +109,89 @@ def test_the_search_tries_auto(blobs):
     assert search.best_params_["alpha"] in ("auto", 0.01)
     assert len(search.cv_results_["params"]) == 3  # a ladder alone has no tangents to scale
     assert search.best_estimator_.alpha_ > 0
+
+
+class Silent(nn.Module):
+    """A block that keeps what it gives to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, box):
+        box[0] = box[0] + self.layers(box[0])
+
+
+class Boxed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Silent(), Silent()])
+
+    def forward(self, x):
+        box = [x]
+        for block in self.blocks:
+            block(box)
+        return box[0]
+
+
+def test_auto_takes_the_head_where_blocks_give_no_tensors(blobs):
+    net = Boxed()
+    with pytest.raises(SubsetError, match="none with a row"):
+        FastNTKClassifier(net, trainable="ladder").fit(*blobs)
+    clf = FastNTKClassifier(net, random_state=0).fit(*blobs)
+    head = FastNTKClassifier(net, trainable="head", random_state=0).fit(*blobs)
+    np.testing.assert_array_equal(clf.readout_, head.readout_)
+
+
+class Giving(nn.Module):
+    """A perceptron that gives what a function makes of its features."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layers, self.change = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), change
+
+    def forward(self, x):
+        return self.change(self.layers(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda h: (h, h), "got tuple"),
+        (lambda h: {"features": h}, "got dict"),
+        (lambda h: h[:, :, None].squeeze(), "of one"),
+        (lambda h: h.sum(1), "Wrap it"),
+    ],
+)
+def test_networks_that_give_no_features(blobs, change, words):
+    with pytest.raises(SubsetError, match=words):
+        FastNTKClassifier(Giving(change)).fit(*blobs)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_network_is_named(blobs):
+    traced = torch.jit.trace(nn.Linear(4, 4), torch.ones(2, 4))
+    with pytest.raises(BackboneNotFoundError, match="scripted or traced"):
+        FastNTKClassifier(traced).fit(*blobs)
+
+
+def test_a_row_without_finite_features_is_named(blobs):
+    X, y = blobs[0].copy(), blobs[1]
+    X[7, 0] = 1e6
+    net = Giving(lambda h: h / (h.abs().amax(1, keepdim=True) < 1e4))
+    for alpha in ("auto", 0.1):
+        with pytest.raises(JacobianError, match="row 7"):
+            FastNTKClassifier(net, alpha=alpha, random_state=0).fit(X, y)
+    with pytest.raises(JacobianError, match="row 7"):
+        FastNTKClassifierCV(FastNTKClassifier(net, random_state=0)).fit(X, y)
+
+
+def test_light_weights_are_no_ground_to_choose_a_ridge_on(blobs):
+    X, y = blobs
+    with pytest.warns(UserWarning, match="sum of sample weights"):
+        FastNTKClassifier(random_state=0).fit(X, y, sample_weight=np.full(len(y), 1 / len(y)))
+    FastNTKClassifier(alpha=0.1, random_state=0).fit(X, y, sample_weight=np.full(len(y), 1 / len(y)))
 
 
 def test_rows_that_a_network_does_not_take(blobs, digits):

@@ -110,6 +110,27 @@ def test_around_blocks_that_see_patches_as_rows():
     assert paths[-5:] == ["stages.2.1", "stages.3.0", "stages.3.1", "stages.4.0", "stages.4.1"]
 
 
+class Sharing(Block):
+    """A block whose nonlinearity may be that of others too."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        return x + self.second(self.act(self.first(x)))
+
+
+def test_blocks_that_share_a_nonlinearity():
+    x, act = torch.randn(3, 3, 19, 19), nn.ReLU(inplace=True)
+    found = []
+    for acts in ((act, act), (nn.ReLU(), nn.ReLU())):
+        torch.manual_seed(0)
+        net = Net(nn.ModuleList([Sharing(act) for act in acts])).eval()
+        found.append(torch.cat(Ladder(net, ["ladder-gap"], x).pooled(x), dim=1))
+    assert torch.equal(*found)
+
+
 def test_two_sides_that_pool_the_same_are_one():
     layers = [nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 7), nn.ReLU()]
     ladder = Ladder(nn.Sequential(*layers).eval(), SIDES, torch.randn(2, 5))
@@ -355,6 +376,8 @@ def test_a_sketch_of_another_network_is_refused():
     }.items():
         with pytest.raises(StateMismatchError, match="sketch"):
             ladder.install(good | {name: bad})
+    with pytest.raises(StateMismatchError, match="sketch"):
+        ladder.install(good | {"units": good["units"].double()})
 
 
 class Reversed(Block):
