@@ -100,6 +100,12 @@ class Adapter:
         return math.log(99 * (len(self.empty) - 1)) / self.frozen.target_scale
 
     @property
+    def trained(self) -> list[str]:
+        """Sides of a ladder, subsets of the network, or "head" where there is neither."""
+        entries = self.model.setup["trainable"]
+        return [entry for entry in entries if entry != "head"] or ["head"]
+
+    @property
     def is_ladder_alone(self) -> bool:
         """Whether a readout of a ladder is all that was learned."""
         return self.model.ladder is not None and not self.model.projection.p
@@ -115,9 +121,7 @@ class Adapter:
                 f"{sum(ladder.widths):,} numbers, the network's own features among them"
             )
         if p:
-            inside = [
-                entry for entry in model.setup["trainable"] if entry != "head" and entry not in SIDES
-            ]
+            inside = [entry for entry in self.trained if entry not in SIDES]
             each = f" for each of {r} directions" if model.kernel == "pseudo" else ""
             parts["tangents"] = f"{', '.join(inside)}: {p:,} parameters in {k:,} components{each}"
         return parts | {"readout": f"{self.parameters.W.numel():,} parameters"}

@@ -141,6 +141,7 @@ def test_auto_takes_the_head_where_blocks_give_no_tensors(blobs):
     clf = FastNTKClassifier(net, random_state=0).fit(*blobs)
     head = FastNTKClassifier(net, trainable="head", random_state=0).fit(*blobs)
     np.testing.assert_array_equal(clf.readout_, head.readout_)
+    assert clf.trainable_ == head.trainable_ == ["head"]
 
 
 class Giving(nn.Module):

@@ -233,6 +233,8 @@ def test_unlearning_is_a_refit(trainable, kernel, tmp_path):
     clf = FastNTKClassifier(plain(), **params).fit(X, y, classes=[0, 1, 2])
     refit = FastNTKClassifier(plain(), **params).fit(X[8:], y[8:], classes=[0, 1, 2])
     clf.unlearn(X[:8])
+    sides = {"ladder": ["ladder-grid", "ladder-gap"], ("ladder", "bias"): [*SIDES, "bias"]}
+    assert clf.trainable_ == sides.get(trainable, [trainable])
     np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
     clf.save(tmp_path / "state")
     loaded = FastNTKClassifier.load(tmp_path / "state", backbone=plain())

@@ -423,8 +423,8 @@ def better(results: Results, task: Task) -> str:
         best = max(mean for name, mean in means.items() if name.startswith("ladder"))
         default = np.mean([*_tests(results, task.name, n, DEFAULT, AUTO).values()])
         if full > default:
-            at = f"{full - default:.1f} points at {n:,} rows"
-            parts.append(f"{at} (than the best ladder by {full - best:.1f})")
+            ahead = f" ({full - best:.1f} than the best ladder)" if full > best else ""
+            parts.append(f"{full - default:.1f} points at {n:,} rows{ahead}")
     return (
         f"SGD of all weights is better than the default ladder by {', '.join(parts)}." if parts else ""
     )
