@@ -392,7 +392,8 @@ class State:
             warnings.warn(
                 f"What the backbone gives here differs by {max(gaps):.1e} (relative) from what was "
                 f"learned{' because of ' + ', '.join(changed) if changed else ''}: sums learned "
-                "there and rows subtracted here do not cancel exactly. rebuild(X, y) restores exactness.",
+                "there and rows subtracted here do not cancel exactly. rebuild(X, y) restores "
+                "exactness.",
                 NumericalDriftWarning,
                 stacklevel=4,
             )
