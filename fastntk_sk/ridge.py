@@ -197,7 +197,7 @@ def solve_grid(
 def _centred(statistics: Statistics, target_scale: float) -> tuple[Tensor, Tensor]:
     """Return S, of which the lower triangle is valid, and R."""
     n, total = statistics.counts.sum(), statistics.A[-1, :-1] / statistics.constant
-    S = statistics.A[:-1, :-1] - torch.outer(total, total / n)
+    S = torch.addr(statistics.A[:-1, :-1], total, total / n, alpha=-1)
     return S, target_scale * (statistics.H[:-1] - torch.outer(total, statistics.counts / n))
 
 

@@ -32,7 +32,8 @@ def scores_of(path, clf, X):
 @pytest.mark.parametrize(
     ("backbone", "size"),
     [
-        ("tf_efficientnet_lite0", 64),
+        ("timm:test_efficientnet", 32),
+        pytest.param("tf_efficientnet_lite0", 64, marks=pytest.mark.slow),
         pytest.param("timm:test_vit", 32, marks=pytest.mark.slow),
         pytest.param("timm:test_convnext", 32, marks=pytest.mark.slow),
     ],
