@@ -69,12 +69,23 @@ def plain():
         ("vgg11", 8, "channels first"),
         ("vit_tiny_r_s16_p8_224", 12, "tokens"),
         ("maxvit_pico_rw_256", 11, "channels first"),
+        ("torchvision:resnet18", 8, "channels first"),
+        ("torchvision:efficientnet_b0", 16, "channels first"),
+        ("torchvision:vit_b_16", 12, "tokens"),
+        ("torchvision:swin_t", 12, "channels last"),
+        ("torchvision:convnext_tiny", 18, "channels first"),
     ],
 )
 def test_blocks_are_found_by_structure(name, n_blocks, layout):
     with torch.device("meta"):
-        net = timm.create_model(name, num_classes=0).eval()
-        size = net.default_cfg["input_size"][1:] if "vit" in name or "swin" in name else (160, 160)
+        if name.startswith("torchvision:"):
+            net, size = (
+                torchvision.models.get_model(name.removeprefix("torchvision:")).eval(),
+                (224, 224),
+            )
+        else:
+            net = timm.create_model(name, num_classes=0).eval()
+            size = net.default_cfg["input_size"][1:]
         probe = torch.empty(2, 3, *size)
     blocks = find_blocks(net)
     assert len(blocks) == n_blocks
@@ -83,24 +94,6 @@ def test_blocks_are_found_by_structure(name, n_blocks, layout):
     assert {rung.layout for rung in grid} == {layout}
     assert len(grid) == n_blocks
     assert len(rungs) == 2 * n_blocks
-
-
-@pytest.mark.parametrize(
-    ("name", "n_blocks", "layout"),
-    [
-        ("resnet18", 8, "channels first"),
-        ("efficientnet_b0", 16, "channels first"),
-        ("vit_b_16", 12, "tokens"),
-        ("swin_t", 12, "channels last"),
-        ("convnext_tiny", 18, "channels first"),
-    ],
-)
-def test_blocks_of_torchvision(name, n_blocks, layout):
-    with torch.device("meta"):
-        net, probe = torchvision.models.get_model(name).eval(), torch.empty(2, 3, 224, 224)
-    rungs = find_rungs(net, probe, ["ladder-grid"])
-    assert [rung.path for rung in rungs] == find_blocks(net)
-    assert (len(rungs), {rung.layout for rung in rungs}) == (n_blocks, {layout})
 
 
 def test_around_blocks_that_see_patches_as_rows():
