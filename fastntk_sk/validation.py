@@ -26,7 +26,7 @@ _CHOICES = {
     "copies": ("one", "all"),
 }
 
-_LIGHTEST_MEAN = 0.2  # below it the sums see too few rows to choose a ridge for
+_LIGHTEST_MEAN = 0.2  # below it alpha="auto" is far too large
 _HEAVIEST = 1e9  # weight over ridge of a row, of which 1e-7 is left in scores when it is forgotten
 
 
@@ -139,7 +139,7 @@ def check_training_rows(
     Warns
     -----
     UserWarning
-        If the mean weight is below 0.2, and alpha is to be chosen from the sums.
+        If the mean weight is below 0.2 with alpha="auto".
     """
     if vectors:
         X, y = validate_data(estimator, X, y, dtype=np.float32, reset=reset)
@@ -165,11 +165,11 @@ def check_training_rows(
         )
     if reset and estimator.alpha == "auto" and weights[keep].mean() < _LIGHTEST_MEAN:
         warnings.warn(
-            f'alpha="auto" takes the sum of sample weights for the number of rows, and it is '
-            f"{weights.sum():.3g} for {len(keep)} rows: the ridge will be far too large. Scale the "
-            "weights to a mean of one, or choose alpha.",
+            'alpha="auto" is made for sample weights with a mean near one, and these have a mean of '
+            f"{weights[keep].mean():.2g}: the ridge will be far too large. Scale the weights, or choose "
+            "alpha.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
     if len(keep) < len(y):
         if isinstance(X, np.ndarray) and not isinstance(X, np.memmap):
