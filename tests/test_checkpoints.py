@@ -175,6 +175,7 @@ np.save("readout.npy", clf.readout_)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_run_again(tmp_path):
     def run(folder, pause):
         command = [sys.executable, "-W", "ignore", "-c", CODE, str(tmp_path / folder), str(pause)]

@@ -24,6 +24,7 @@ with kept_heap() if sys.argv[1] == "kept" else nullcontext():
 """
 
 
+@pytest.mark.slow
 def test_a_batch_takes_the_pages_of_the_last():
     if heap._glibc() is None:
         pytest.skip("another allocator, or one that the environment configures")
