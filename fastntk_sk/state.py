@@ -390,10 +390,9 @@ class State:
         if max(gaps):
             changed = [key for key, value in here.items() if self.environment.get(key) != value]
             warnings.warn(
-                f"What the backbone gives here differs by {max(gaps):.1e} (relative) from what was "
-                f"learned{' because of ' + ', '.join(changed) if changed else ''}: sums learned "
-                "there and rows subtracted here do not cancel exactly. rebuild(X, y) restores "
-                "exactness.",
+                f"What the backbone gives differs by {max(gaps):.1e} (relative) from what was learned"
+                f"{' because of ' + ', '.join(changed) if changed else ''}: sums learned there and "
+                "rows subtracted here do not cancel exactly. rebuild(X, y) restores exactness.",
                 NumericalDriftWarning,
                 stacklevel=4,
             )
