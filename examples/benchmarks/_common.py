@@ -15,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +190,12 @@ def stamp(script: str) -> str:
         f"Python {platform.python_version()}, {versions}, {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} thread(s)._"
     )
+
+
+def with_error(values: Sequence[float], digits: int) -> str:
+    """Return mean and standard error; the mean alone of one value."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+    return f"{np.mean(values):.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def put(page: Path, name: str, text: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import sgd
 import torch
-from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table
+from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table, with_error
 from one_pass import ROWS_AT_ONCE, Linear, OnePass
 
 from fastntk_sk.preprocessing import Rows
@@ -410,7 +410,7 @@ def table_of(results: Results, task: Task) -> str:
     return text.rstrip()
 
 
-def better(results: Results, task: Task) -> str:
+def better(results: Results, task: Task, on: str = "") -> str:
     """Return where SGD of all weights is better than the default ladder, and than the best one."""
     parts = []
     for n in task.sizes:
@@ -425,14 +425,13 @@ def better(results: Results, task: Task) -> str:
         if full > default:
             ahead = f" ({full - best:.1f} than the best ladder)" if full > best else ""
             parts.append(f"{full - default:.1f} points at {n:,} rows{ahead}")
-    return (
-        f"SGD of all weights is better than the default ladder by {', '.join(parts)}." if parts else ""
-    )
+    first = f"SGD of all weights is better than the default ladder{on} by {', '.join(parts)}."
+    return first if parts else ""
 
 
-def short_table() -> str:
+def short_table(results: Results) -> str:
     """Return the accuracies that the front page shows."""
-    results, columns = Results(), [("fashion 64", n) for n in SIZES] + [("emoji", 800)]
+    columns = [("fashion 64", n) for n in SIZES] + [("emoji", 800)]
     lines = []
     for title, deletion, name in SHORT:
         line = [title, deletion]
@@ -444,7 +443,7 @@ def short_table() -> str:
         lines.append(line)
     header = ["trained", "deletion", *(f"Fashion-MNIST, {n:,} rows" for n in SIZES), "emoji, 800 rows"]
     said = [
-        better(results, TASKS[task]).replace("ladder by", f"ladder on {title} by", 1)
+        better(results, TASKS[task], f" on {title}")
         for task, title in (("fashion 64", "Fashion-MNIST"), ("emoji", "emoji"))
     ]
     return (
@@ -464,8 +463,7 @@ def _summary(values: list[float]) -> str:
     """Return mean, standard error and number of draws."""
     if not values:
         return "not measured"
-    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{error} ({len(values)})"
+    return f"{with_error(values, 2)} ({len(values)})"
 
 
 def main() -> None:
@@ -485,7 +483,7 @@ def main() -> None:
         text = "\n\n".join(parts) + NOTES + "\n\n" + stamp("benchmarks/accuracy.py")
         print(text)
         put(PAGES[0], "ladder", text)
-        put(PAGES[1], "accuracy", f"{short_table()}\n\n{stamp('benchmarks/accuracy.py')}")
+        put(PAGES[1], "accuracy", f"{short_table(results)}\n\n{stamp('benchmarks/accuracy.py')}")
         return
     for task in (TASKS[name] for name in args.tasks):
         if task.local:

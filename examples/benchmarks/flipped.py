@@ -12,7 +12,7 @@ import copy
 import time
 
 import numpy as np
-from _common import fashion_mnist, publish, table
+from _common import fashion_mnist, publish, table, with_error
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import before_solve, retrain
@@ -68,16 +68,13 @@ def main() -> None:
     results = [run(*data, seed, args) for seed in range(args.seeds)]
     names = ("forget", "retain", "test")
 
-    def cell(values):
-        return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.1f}"
-
     lines = [
-        [model, *(cell([found[model, name] for found, _, _ in results]) for name in names)]
+        [model, *(with_error([found[model, name] for found, _, _ in results], 1) for name in names)]
         for model in dict.fromkeys(model for model, _ in results[0][0])
     ]
     for oracle in ("retrained (SGD and solve)", "retrained (SGD alone)"):
         differences = [
-            cell([found["unlearned", name] - found[oracle, name] for found, _, _ in results])
+            with_error([found["unlearned", name] - found[oracle, name] for found, _, _ in results], 1)
             for name in names
         ]
         lines.append([f"unlearned minus {oracle}, paired", *differences])

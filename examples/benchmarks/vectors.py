@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from _common import publish, table
+from _common import publish, table, with_error
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.model_selection import StratifiedKFold, cross_validate
 from sklearn.pipeline import make_pipeline
@@ -50,13 +50,11 @@ def main() -> None:
     lines = []
     for name in SUBSETS:
         seeds = np.array(list(found[name].values()))
-        mean = seeds.mean(0)
-        error = mean.std(ddof=1) / len(mean) ** 0.5 if len(mean) > 1 else 0.0
         lines.append(
             [
                 name,
                 *(f"{100 * scores.mean():.1f}" for scores in seeds),
-                f"{100 * mean.mean():.2f} ± {100 * error:.2f}",
+                with_error(100 * seeds.mean(0), 2),
                 f"{seconds[name] / seconds['ladder, alpha 0.1']:.1f}",
             ]
         )
