@@ -154,9 +154,8 @@ class FastNTKClassifierCV(BaseSearchCV):
                 "GridSearchCV for others, pipelines among them."
             )
         best = clone(self.estimator)
-        alphas, scales = _listed(self.alphas), [*_SCALES]
-        if self.tangent_scales is not None:
-            scales = _listed(self.tangent_scales)
+        alphas = _listed(self.alphas)
+        scales = _listed(_SCALES if self.tangent_scales is None else self.tangent_scales)
         if not alphas or not scales:
             raise ValueError("Expected alphas and tangent_scales to hold one value at least, got none.")
         for alpha, scale in product(alphas, scales):

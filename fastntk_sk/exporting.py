@@ -44,7 +44,7 @@ class ExportMixin(Halves):
         if self._adapter.frozen.anchor == "pretrained" and self._adapter.model.projection.p:
             raise ValueError(
                 'Expected a ladder or the head alone with anchor="pretrained", got tangents of '
-                f"{self._adapter.model.setup['trainable']}, whose predictions are not those of plain "
+                f"{self._adapter.trained}, whose predictions are not those of plain "
                 'weights. Fit with trainable="ladder" or the other anchor, or publish the adapter.'
             )
         return self._adapter.to_module()
@@ -94,11 +94,12 @@ class ExportMixin(Halves):
         ValueError
             Where :meth:`to_module` raises one, and for weights of 2 GiB or more.
         """
-        module, path = self.to_module(), Path(path)
+        path = Path(path)
         if path.is_dir():
             raise IsADirectoryError(
                 f"Expected the path of a file to write, got the folder {str(path)!r}."
             )
+        module = self.to_module()
         model = self._adapter.model
         example = model.backbone.synthetic(2, 0, model.n_features, torch.float32)
         labels = [str(label) for label in self.classes_]

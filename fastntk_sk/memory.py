@@ -121,14 +121,15 @@ def check_memory(
 
     With a ladder the features d can be fewer too; without tangents, k = 0, a ladder is what has fewer.
     """
+    fewer_features = ladder or not k
 
     def needed(components: int) -> int:
-        features = min(d, components) if ladder or not k else d
+        features = min(d, components) if fewer_features else d
         sizes = block_sizes(kernel, features, min(k, components), n_rows)
         return memory_needed(*sizes, n_classes, batch_bytes, batch_size)
 
     powers, available = (2**e for e in range(20, 3, -1)), available_memory()
-    most = max(d, k) if ladder or not k else k
+    most = max(d, k) if fewer_features else k
     fits = next((c for c in powers if c < most and needed(c) <= available), None)
     advice = f"n_components={fits} would fit" if fits else 'Only trainable="head" may fit'
     if fits and not k and not ladder:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -227,7 +228,7 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
         if path in blocks or any(p.ndim > 1 for p in module.parameters(recurse=False)):
             note(path, "input", given)
 
-    def after(path: str, module: nn.Module, given: Any) -> None:
+    def after(path: str, module: nn.Module, _: Any, given: Any) -> None:
         if path in blocks or is_activation(module):
             note(path, "output", given)
         if path in blocks:
@@ -239,8 +240,8 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
         for name, module in net.get_submodule(block).named_modules():
             modules.setdefault(module, f"{block}.{name}" if name else block)
     for module, path in modules.items():
-        hooks.append(module.register_forward_pre_hook(lambda m, x, path=path: before(path, m, x)))
-        hooks.append(module.register_forward_hook(lambda m, _, out, path=path: after(path, m, out)))
+        hooks.append(module.register_forward_pre_hook(partial(before, path)))
+        hooks.append(module.register_forward_hook(partial(after, path)))
     try:
         return net(probe), seen
     finally:

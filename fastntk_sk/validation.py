@@ -163,10 +163,11 @@ def check_training_rows(
             f"got {weights.max():g}: rounding would leave traces of so heavy a row when it is "
             "forgotten. Divide all weights by the same number, or raise alpha."
         )
-    if reset and estimator.alpha == "auto" and weights[keep].mean() < _LIGHTEST_MEAN:
+    mean = weights[keep].mean()
+    if reset and estimator.alpha == "auto" and mean < _LIGHTEST_MEAN:
         warnings.warn(
             'alpha="auto" is made for sample weights with a mean near one, and these have a mean of '
-            f"{weights[keep].mean():.2g}: the ridge will be far too large. Scale the weights, or choose "
+            f"{mean:.2g}: the ridge will be far too large. Scale the weights, or choose "
             "alpha.",
             UserWarning,
             stacklevel=6,
