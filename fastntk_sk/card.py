@@ -13,7 +13,7 @@ from .adapter import LADDER_IS_EXACT, Adapter
 from .config import public_name
 from .linearized import LinearizedModel
 from .recipes import find_recipe
-from .ridge import TANGENT_ALPHA
+from .sums.ridge import TANGENT_ALPHA
 
 _TEXT = """\
 # {title}

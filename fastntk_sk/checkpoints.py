@@ -16,7 +16,7 @@ from torch import Tensor
 from . import files
 from .exceptions import StateFormatError, StateMismatchError
 from .schema import MAX_INTEGER, integer, section, text
-from .statistics import Statistics
+from .sums.statistics import Statistics
 
 _FORMAT = 1
 _SECONDS = 120.0  # between two checkpoints

@@ -21,8 +21,8 @@ from .html import state_table
 from .prediction import PredictionMixin
 from .preprocessing import Rows
 from .progress import progress
-from .ridge import at_least
 from .state import State
+from .sums.ridge import at_least
 from .validation import check_training_rows, encode_labels
 
 _COLUMNS = ("n_features_in_", "feature_names_in_")

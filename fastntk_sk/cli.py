@@ -16,11 +16,12 @@ from typing import Any
 
 from PIL import Image
 
-from . import files, memory, persistence
+from . import files, persistence
 from .classifier import FastNTKClassifier
 from .exceptions import FastNTKError
 from .recipes import find_recipe, list_recipes, load_recipe
-from .statistics import Statistics
+from .sums import memory
+from .sums.statistics import Statistics
 
 # as torchvision's ImageFolder reads them
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

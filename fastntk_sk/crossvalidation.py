@@ -21,13 +21,13 @@ from sklearn.utils.validation import _check_sample_weight
 from .classifier import FastNTKClassifier
 from .fitting import Prepared, prepare
 from .linearized import check_finite
-from .memory import require
 from .prediction import GivenScoresMixin
 from .preprocessing import content
 from .progress import progress
-from .ridge import at_least, number, solve_each
-from .solvers import Solution
-from .statistics import Statistics
+from .sums.memory import require
+from .sums.ridge import at_least, number, solve_each
+from .sums.solvers import Solution
+from .sums.statistics import Statistics
 from .validation import check_parameters
 
 _SCALES = (0.25, 1.0, 4.0)

@@ -23,12 +23,12 @@ from .finetuning import FineTuned, SubspaceNetwork, finetune
 from .ledger import KEY_BYTES, Ledger, Segment
 from .linearized import Parameters, relative_gap
 from .linearizing import linearize, linearize_at
-from .memory import require
 from .preprocessing import Rows
-from .ridge import at_least, number
 from .state import Progress, State
-from .statistics import Statistics
 from .subsets import split_ladder
+from .sums.memory import require
+from .sums.ridge import at_least, number
+from .sums.statistics import Statistics
 from .validation import check_parameters, check_training_rows, draw_seed, encode_labels
 
 _LINEARITY_ROWS = 200

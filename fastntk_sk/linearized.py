@@ -19,10 +19,10 @@ from .exceptions import JacobianError
 from .heap import kept_heap
 from .jacobians import TangentNetwork, flushed_denormals
 from .ladder import Ladder
-from .memory import BUFFER_NUMBERS, block_sizes, memory_needed
 from .projection import Projection
 from .saved import own_names
-from .statistics import Statistics
+from .sums.memory import BUFFER_NUMBERS, block_sizes, memory_needed
+from .sums.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from .heap import kept_heap
 from .jacobians import TangentNetwork
 from .ladder import Ladder
 from .linearized import LinearizedModel, relative_gap, working_dtype
-from .memory import AUTO_COMPONENTS, check_memory, choose_components
 from .projection import Projection
 from .randomness import generator
 from .saved import Saved
 from .subsets import insert_prompts, prompt_width, resolve, select, split_ladder
+from .sums.memory import AUTO_COMPONENTS, check_memory, choose_components
 
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8

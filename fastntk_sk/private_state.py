@@ -20,10 +20,10 @@ from .files import dump, parse_json, parse_tensors, under
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
 from .linearized import LinearizedModel, Parameters
 from .receipts import lines, parse_receipts
-from .ridge import GRID
 from .schema import MAX_INTEGER, integer, list_of, real, section, text
 from .state import State
-from .statistics import Statistics
+from .sums.ridge import GRID
+from .sums.statistics import Statistics
 
 FILES = {"statistics": "safetensors", "ledger": "safetensors", "receipts": "jsonl"}
 

@@ -26,10 +26,10 @@ from .exceptions import (
 from .ladder import TENSORS
 from .linearized import LinearizedModel, working_dtype
 from .linearizing import linearize
-from .memory import block_sizes, require
 from .private_state import check_tensors
 from .saved import Saved
 from .subsets import split_ladder
+from .sums.memory import block_sizes, require
 
 _ADVICE = "Load it on a larger machine."
 _PLANES = 64  # that an early layer of a network of images makes of one

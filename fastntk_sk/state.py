@@ -28,8 +28,8 @@ from .ledger import KEY_BYTES, Ledger, Removal
 from .linearized import LinearizedModel, Parameters, relative_gap
 from .preprocessing import Rows, content
 from .receipts import chain_heads, environment, make_receipt, senses
-from .ridge import GRID, solve
-from .statistics import Statistics
+from .sums.ridge import GRID, solve
+from .sums.statistics import Statistics
 
 _CHECKED = 1000  # rows of a checkpoint that are read again
 _SESSION = secrets.token_hex(8)

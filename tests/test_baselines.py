@@ -8,7 +8,7 @@ import reference
 import torch
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier, memory
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import (
     BaselineClassifier,
     before_solve,
@@ -28,6 +28,7 @@ from fastntk_sk.baselines.gradient import wrong_labels
 from fastntk_sk.baselines.network import Original
 from fastntk_sk.baselines.recent import departure, squared_gradients
 from fastntk_sk.exceptions import EmptyClassWarning, InsufficientMemoryError
+from fastntk_sk.sums import memory
 
 STEPPING = [finetune, max_loss, random_label, scrub, salun]
 ALL = [*STEPPING, ssd, fast_ntk_dual, full_ntk]

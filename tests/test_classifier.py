@@ -26,7 +26,7 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnknownSampleError,
 )
-from fastntk_sk.solvers import solve_dual
+from fastntk_sk.sums.solvers import solve_dual
 
 EXPECTED_FAILURES: dict[str, dict[str, str]] = {
     "pretrained": {},

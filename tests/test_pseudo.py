@@ -6,11 +6,12 @@ import reference
 import torch
 from test_classifier import gap
 
-from fastntk_sk import FastNTKClassifier, jacobians, memory
+from fastntk_sk import FastNTKClassifier, jacobians
 from fastntk_sk.baselines import fast_ntk_dual, retrain
 from fastntk_sk.exceptions import StateMismatchError
-from fastntk_sk.solvers import solve_schur
-from fastntk_sk.statistics import Statistics, add_gram, multiply_symmetric
+from fastntk_sk.sums import memory
+from fastntk_sk.sums.solvers import solve_schur
+from fastntk_sk.sums.statistics import Statistics, add_gram, multiply_symmetric
 
 
 def make(**changes):

@@ -14,7 +14,7 @@ from fastntk_sk.evaluation import (
     shadow_margins,
     u_lira,
 )
-from fastntk_sk.statistics import Statistics
+from fastntk_sk.sums.statistics import Statistics
 
 
 def small():

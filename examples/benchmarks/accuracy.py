@@ -26,8 +26,8 @@ from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table, with
 from one_pass import ROWS_AT_ONCE, Linear, OnePass
 
 from fastntk_sk.preprocessing import Rows
-from fastntk_sk.ridge import solve_grid
-from fastntk_sk.statistics import Statistics
+from fastntk_sk.sums.ridge import solve_grid
+from fastntk_sk.sums.statistics import Statistics
 
 RESULTS = Path(__file__).with_suffix(".csv")
 FIELDS = ("task", "rows", "draw", "model", "setting", "split", "accuracy", "seconds", "commit")

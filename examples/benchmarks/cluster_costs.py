@@ -13,8 +13,8 @@ from _common import put, stamp, table
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastntk_sk.backbones import load_backbone
-from fastntk_sk.memory import block_sizes
-from fastntk_sk.statistics import Statistics
+from fastntk_sk.sums.memory import block_sizes
+from fastntk_sk.sums.statistics import Statistics
 
 PAGE = Path(__file__).parents[2] / "docs" / "user_guide" / "scaling.md"
 GPU_FLOPS = 60e12  # sustained by one GPU in bfloat16 or TF32: a fifth of an A100's peak

@@ -15,7 +15,7 @@ import torch
 from _common import publish, table, training_images
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.ridge import solve
+from fastntk_sk.sums.ridge import solve
 
 CLASSES = np.arange(10)
 ALPHAS = {"norm": (0.25,), "ladder": (0.1, None)}

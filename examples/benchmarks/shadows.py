@@ -15,7 +15,7 @@ from _common import fashion_mnist, publish, table
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.evaluation import algebraic_gap, klom, shadow_margins, u_lira
-from fastntk_sk.statistics import Statistics
+from fastntk_sk.sums.statistics import Statistics
 
 
 def line(name, unlearned, oracle):

@@ -15,11 +15,11 @@ from torch.func import functional_call
 
 from ..jacobians import TangentNetwork
 from ..linearized import Parameters
-from ..memory import require
 from ..progress import progress
-from ..ridge import solve
-from ..solvers import published_step, solve_published, targets
 from ..subsets import Subset, select
+from ..sums.memory import require
+from ..sums.ridge import solve
+from ..sums.solvers import published_step, solve_published, targets
 from .network import BaselineClassifier, Original
 
 logger = logging.getLogger(__name__)

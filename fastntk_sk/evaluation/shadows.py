@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from ..linearized import LinearizedModel
 from ..preprocessing import Rows
 from ..progress import progress
-from ..ridge import solve
+from ..sums.ridge import solve
 from ._checks import class_indices
 from .metrics import margins_of
 

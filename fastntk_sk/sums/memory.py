@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from .exceptions import InsufficientMemoryError
+from ..exceptions import InsufficientMemoryError
 from .statistics import Statistics
 
 AUTO_COMPONENTS = 4096  # of tangents, and of a ladder

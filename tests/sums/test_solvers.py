@@ -5,8 +5,8 @@ import torch
 
 from fastntk_sk.exceptions import SolveError
 from fastntk_sk.projection import Projection
-from fastntk_sk.solvers import Solution, factor, solve_dual, solve_published, solve_schur
-from fastntk_sk.statistics import Statistics, add_gram
+from fastntk_sk.sums.solvers import Solution, factor, solve_dual, solve_published, solve_schur
+from fastntk_sk.sums.statistics import Statistics, add_gram
 
 SCALES = {"alpha": 0.3, "tangent_scale": 1.7, "target_scale": 2.0}
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .exceptions import SolveError
+from ..exceptions import SolveError
 from .statistics import Statistics, add_gram, multiply_symmetric
 
 
@@ -105,8 +105,8 @@ def solve_schur(
     Examples
     --------
     >>> import torch
-    >>> from fastntk_sk.solvers import solve_schur
-    >>> from fastntk_sk.statistics import Statistics
+    >>> from fastntk_sk.sums.solvers import solve_schur
+    >>> from fastntk_sk.sums.statistics import Statistics
     >>> learned = Statistics(1, 0, 2)
     >>> h = torch.tensor([[-1.0, 1.0], [1.0, 1.0]])
     >>> learned.add(h, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))

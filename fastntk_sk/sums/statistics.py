@@ -57,7 +57,7 @@ class Statistics:
     Examples
     --------
     >>> import torch
-    >>> from fastntk_sk.statistics import Statistics
+    >>> from fastntk_sk.sums.statistics import Statistics
     >>> h, J, y = torch.randn(5, 3), torch.randn(5, 2, 4), torch.tensor([0, 1, 0, 1, 1])
     >>> learned = Statistics(2, 4, 2)
     >>> learned.add(h, J, y, torch.ones(5))

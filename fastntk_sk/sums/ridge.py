@@ -19,7 +19,7 @@ import torch
 from scipy.linalg import eigvalsh_tridiagonal, lapack, solveh_banded
 from torch import Tensor
 
-from .exceptions import SolveError
+from ..exceptions import SolveError
 from .solvers import Solution, factor, solve_schur, used_up
 from .statistics import Statistics, multiply_symmetric
 
@@ -140,8 +140,8 @@ def solve_shared(statistics: Statistics, *, alpha: float | None, target_scale: f
     Examples
     --------
     >>> import torch
-    >>> from fastntk_sk.ridge import solve_shared
-    >>> from fastntk_sk.statistics import Statistics
+    >>> from fastntk_sk.sums.ridge import solve_shared
+    >>> from fastntk_sk.sums.statistics import Statistics
     >>> learned = Statistics(1, 0, 2)
     >>> x = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
     >>> learned.add(x, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))

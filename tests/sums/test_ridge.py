@@ -6,8 +6,15 @@ import torch
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import SolveError
-from fastntk_sk.ridge import GRID, Tridiagonal, evidence_path, first_minimum, solve_grid, solve_shared
-from fastntk_sk.statistics import Statistics
+from fastntk_sk.sums.ridge import (
+    GRID,
+    Tridiagonal,
+    evidence_path,
+    first_minimum,
+    solve_grid,
+    solve_shared,
+)
+from fastntk_sk.sums.statistics import Statistics
 
 
 def problem(n, d, n_classes, seed=0, constant=0.25):

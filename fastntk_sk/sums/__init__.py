@@ -1,0 +1,1 @@
+"""The sums that a fit rests on, and their solution: pure functions of tensors."""
