@@ -4,11 +4,11 @@ Fast-NTK (arXiv:2312.14923): the backbone stays frozen, a parameter-efficient su
 and deletion is the closed-form solution without the forgotten rows.
 """
 
+from .backbones.recipes import Recipe, list_recipes, load_recipe, register_recipe
 from .classifier import FastNTKClassifier
 from .crossvalidation import FastNTKClassifierCV
 from .deletion import unlearn
 from .receipts import verify_receipts
-from .recipes import Recipe, list_recipes, load_recipe, register_recipe
 
 __version__ = "0.1.0"
 

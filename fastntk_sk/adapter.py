@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbones import with_readout
+from .backbones.loading import with_readout
 from .files import tensors_digest
 from .jacobians import plain_copy
 from .linearized import LinearizedModel, Parameters

@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .adapter import LADDER_IS_EXACT, Adapter
+from .backbones.recipes import find_recipe
 from .config import public_name
 from .linearized import LinearizedModel
-from .recipes import find_recipe
 from .sums.ridge import TANGENT_ALPHA
 
 _TEXT = """\

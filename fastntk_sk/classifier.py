@@ -14,12 +14,12 @@ from sklearn.utils.metaestimators import available_if
 from torch import nn
 
 from .adapter import Adapter
+from .backbones.inputs import Rows
 from .deletion import UnlearningMixin
 from .exporting import ExportMixin
 from .fitting import first_state, with_classes
 from .html import state_table
 from .prediction import PredictionMixin
-from .preprocessing import Rows
 from .progress import progress
 from .state import State
 from .sums.ridge import at_least

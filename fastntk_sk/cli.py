@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image
 
 from . import files, persistence
+from .backbones.recipes import find_recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
 from .exceptions import FastNTKError
-from .recipes import find_recipe, list_recipes, load_recipe
 from .sums import memory
 from .sums.statistics import Statistics
 

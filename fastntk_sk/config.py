@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from .adapter import Adapter
+from .backbones.inputs import MAX_SIDE
+from .backbones.recipes import portable
 from .exceptions import StateFormatError, UnsavedParameterWarning
 from .files import canonical, check_signed, parse_json, signed
 from .linearized import LinearizedModel
-from .preprocessing import MAX_SIDE
-from .recipes import portable
 from .schema import MAX_INTEGER, integer, list_of, number, one_of, optional, section, text
 
 FORMAT = 1

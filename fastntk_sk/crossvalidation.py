@@ -18,11 +18,11 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import _check_sample_weight
 
+from .backbones.inputs import content
 from .classifier import FastNTKClassifier
 from .fitting import Prepared, prepare
 from .linearized import check_finite
 from .prediction import GivenScoresMixin
-from .preprocessing import content
 from .progress import progress
 from .sums.memory import require
 from .sums.ridge import at_least, number, solve_each

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import column_or_1d, get_tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
+from .backbones.inputs import Rows, content
 from .exceptions import (
     EmptyClassWarning,
     FastNTKError,
@@ -23,7 +24,6 @@ from .exceptions import (
     StateMismatchError,
 )
 from .ledger import Removal
-from .preprocessing import Rows, content
 from .state import Halves, Progress, State
 from .validation import check_choice, check_ids, encode_labels
 

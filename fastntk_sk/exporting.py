@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from . import files, hub, persistence, receipts
-from .backbones import save_for_timm
+from .backbones.loading import save_for_timm
 from .card import Earlier, model_card
 from .onnx_export import onnx_bytes
 from .state import Halves

@@ -15,9 +15,9 @@ from skorch.callbacks import LRScheduler
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .backbones.inputs import InputSpec, Rows
 from .exceptions import FineTuningError
 from .heap import kept_heap
-from .preprocessing import InputSpec, Rows
 from .projection import Projection
 from .randomness import generator
 from .subsets import Subset

@@ -15,7 +15,8 @@ from sklearn.utils.multiclass import unique_labels
 
 from . import files
 from .adapter import Frozen
-from .backbones import takes_vectors
+from .backbones.inputs import Rows
+from .backbones.loading import takes_vectors
 from .checkpoints import Checkpoint, Partial
 from .distributed import Group
 from .exceptions import LinearityWarning, StateMismatchError, SubsetError
@@ -23,7 +24,6 @@ from .finetuning import FineTuned, SubspaceNetwork, finetune
 from .ledger import KEY_BYTES, Ledger, Segment
 from .linearized import Parameters, relative_gap
 from .linearizing import linearize, linearize_at
-from .preprocessing import Rows
 from .state import Progress, State
 from .subsets import split_ladder
 from .sums.memory import require

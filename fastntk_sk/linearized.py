@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .backbones import Backbone
+from .backbones.loading import Backbone
 from .exceptions import JacobianError
 from .heap import kept_heap
 from .jacobians import TangentNetwork, flushed_denormals

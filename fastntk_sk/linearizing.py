@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, load_backbone, origin
+from .backbones.loading import Backbone, load_backbone, origin
 from .exceptions import JacobianError, PrecisionError, SubsetError
 from .heap import kept_heap
 from .jacobians import TangentNetwork

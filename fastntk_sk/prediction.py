@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from .preprocessing import Rows
+from .backbones.inputs import Rows
 from .state import Halves, Progress
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import files
 from .adapter import Frozen
-from .backbones import outline
+from .backbones.loading import outline
 from .config import check
 from .exceptions import (
     BackboneNotFoundError,

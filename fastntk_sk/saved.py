@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, load_backbone
+from .backbones.loading import Backbone, load_backbone
 from .exceptions import StateMismatchError
 from .subsets import Subset
 

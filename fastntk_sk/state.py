@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import files
 from .adapter import Adapter, Frozen
+from .backbones.inputs import Rows, content
 from .checkpoints import Checkpoint
 from .distributed import Group
 from .exceptions import (
@@ -26,7 +27,6 @@ from .exceptions import (
 )
 from .ledger import KEY_BYTES, Ledger, Removal
 from .linearized import LinearizedModel, Parameters, relative_gap
-from .preprocessing import Rows, content
 from .receipts import chain_heads, environment, make_receipt, senses
 from .sums.ridge import GRID, solve
 from .sums.statistics import Statistics

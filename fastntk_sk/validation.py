@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
 from torch.utils.data import Subset
 
-from .preprocessing import MAX_SIDE, check_images
+from .backbones.inputs import MAX_SIDE, check_images
 
 _CHOICES = {
     "anchor": ("pretrained", "finetuned"),

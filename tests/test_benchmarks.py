@@ -11,7 +11,7 @@ import timm
 import torch
 from cases import randomise
 
-from fastntk_sk.preprocessing import Rows
+from fastntk_sk.backbones.inputs import Rows
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "benchmarks"
 

@@ -10,7 +10,7 @@ import torch
 from hostile import EACH, MIB, NAMED, STATES, Parts, outcome, peak, pooling, put, y
 
 from fastntk_sk import FastNTKClassifier, files
-from fastntk_sk.backbones import outline
+from fastntk_sk.backbones.loading import outline
 from fastntk_sk.exceptions import (
     FastNTKError,
     InsufficientMemoryError,

@@ -37,7 +37,7 @@ def test_the_wheel_installs_with_its_recipes(tmp_path):
         "import sys, types, importlib.util as u; spec = u.find_spec('fastntk_sk');"
         "package = types.ModuleType('fastntk_sk'); package.__path__ = spec.submodule_search_locations;"
         "package.__spec__ = spec; sys.modules['fastntk_sk'] = package;"
-        "from fastntk_sk.recipes import list_recipes; print(*list_recipes())"
+        "from fastntk_sk.backbones.recipes import list_recipes; print(*list_recipes())"
     )
     names = run(python, "-c", code, cwd=tmp_path).split()
     expected = {

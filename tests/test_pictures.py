@@ -12,12 +12,12 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier
+from fastntk_sk.backbones.inputs import drawable
 from fastntk_sk.evaluation import (
     ChangedPredictionsDisplay,
     ForgettingTimelineDisplay,
     report_page,
 )
-from fastntk_sk.preprocessing import drawable
 
 
 class Known:

@@ -25,7 +25,7 @@ import torch
 from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table, with_error
 from one_pass import ROWS_AT_ONCE, Linear, OnePass
 
-from fastntk_sk.preprocessing import Rows
+from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.sums.ridge import solve_grid
 from fastntk_sk.sums.statistics import Statistics
 

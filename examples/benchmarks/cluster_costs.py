@@ -12,7 +12,7 @@ import torch
 from _common import put, stamp, table
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastntk_sk.backbones import load_backbone
+from fastntk_sk.backbones.loading import load_backbone
 from fastntk_sk.sums.memory import block_sizes
 from fastntk_sk.sums.statistics import Statistics
 

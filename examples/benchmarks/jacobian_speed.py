@@ -12,7 +12,7 @@ import torch
 from _common import interleaved, publish, table
 from torch.func import functional_call, jacrev, vmap
 
-from fastntk_sk.backbones import load_backbone
+from fastntk_sk.backbones.loading import load_backbone
 from fastntk_sk.heap import kept_heap
 from fastntk_sk.jacobians import TangentNetwork
 from fastntk_sk.linearizing import draw_readout

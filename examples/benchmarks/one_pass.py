@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastntk_sk import FastNTKClassifier
+from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.fitting import prepare
 from fastntk_sk.ladder import Ladder
 from fastntk_sk.linearized import LinearizedModel
-from fastntk_sk.preprocessing import Rows
 from fastntk_sk.rungs import SIDES
 
 ROWS_AT_ONCE = 512

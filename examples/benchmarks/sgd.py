@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastntk_sk.backbones import Backbone, load_backbone
+from fastntk_sk.backbones.inputs import Rows
+from fastntk_sk.backbones.loading import Backbone, load_backbone
 from fastntk_sk.ladder import Ladder
-from fastntk_sk.preprocessing import Rows
 from fastntk_sk.rungs import SIDES
 from fastntk_sk.subsets import select
 

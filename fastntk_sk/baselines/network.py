@@ -11,11 +11,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
+from ..backbones.inputs import Rows
 from ..finetuning import SubspaceNetwork
 from ..heap import kept_heap
 from ..linearized import LinearizedModel, Parameters
 from ..prediction import GivenScoresMixin
-from ..preprocessing import Rows
 from ..projection import Projection
 from ..validation import encode_labels
 

@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fastntk_sk import FastNTKClassifier
+from fastntk_sk.backbones.inputs import drawable
 from fastntk_sk.cli import read_pictures
-from fastntk_sk.preprocessing import drawable
 
 N_DIGITS, N_WRONG, SHOWN = 120, 8, 24
 _RECEIPT = ("time", "n_rows", "n_samples_learned", "exactness", "residual", "seconds")

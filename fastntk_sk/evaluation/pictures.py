@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ..preprocessing import drawable
+from ..backbones.inputs import drawable
 from ._checks import optional
 
 

@@ -10,8 +10,8 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from ..backbones.inputs import Rows
 from ..linearized import LinearizedModel
-from ..preprocessing import Rows
 from ..progress import progress
 from ..sums.ridge import solve
 from ._checks import class_indices

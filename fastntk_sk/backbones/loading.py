@@ -19,11 +19,12 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from . import files, torchvision_models
-from .exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
+from .. import files
+from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
+from ..randomness import generator
+from . import torchvision_models
+from .inputs import InputSpec
 from .packaged_weights import find_weights, load_efficientnet_lite
-from .preprocessing import InputSpec
-from .randomness import generator
 from .recipes import find_recipe, list_recipes, source_of
 
 _MLP_WIDTH = 256

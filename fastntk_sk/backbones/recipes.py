@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .exceptions import BackboneNotFoundError
+from ..exceptions import BackboneNotFoundError
 
 
 def _nothing() -> Mapping[str, Any]:
@@ -104,7 +104,7 @@ def _shipped() -> dict[str, Recipe]:
     found = {}
     folder = resources.files("fastntk_sk") / "zoo"
     if not folder.is_dir():  # a source tree, where zoo/ lies beside the package
-        folder = Path(__file__).parents[1] / "zoo"
+        folder = Path(__file__).parents[2] / "zoo"
     for file in sorted(folder.iterdir(), key=lambda f: f.name):
         if not file.name.endswith(".toml"):
             continue
