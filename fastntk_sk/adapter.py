@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .backbones.loading import with_readout
 from .files import tensors_digest
-from .jacobians import plain_copy
-from .linearized import LinearizedModel, Parameters
-from .rungs import SIDES
+from .tangents.jacobians import plain_copy
+from .tangents.model import LinearizedModel, Parameters
+from .tangents.rungs import SIDES
 
 LADDER_IS_EXACT = (
     "With the ladder nothing is linearised away: the model is linear in its parameters, so that what is "

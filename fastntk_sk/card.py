@@ -12,8 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .adapter import LADDER_IS_EXACT, Adapter
 from .backbones.recipes import find_recipe
 from .config import public_name
-from .linearized import LinearizedModel
 from .sums.ridge import TANGENT_ALPHA
+from .tangents.model import LinearizedModel
 
 _TEXT = """\
 # {title}

@@ -21,13 +21,13 @@ from sklearn.utils.validation import _check_sample_weight
 from .backbones.inputs import content
 from .classifier import FastNTKClassifier
 from .fitting import Prepared, prepare
-from .linearized import check_finite
 from .prediction import GivenScoresMixin
 from .progress import progress
 from .sums.memory import require
 from .sums.ridge import at_least, number, solve_each
 from .sums.solvers import Solution
 from .sums.statistics import Statistics
+from .tangents.model import check_finite
 from .validation import check_parameters
 
 _SCALES = (0.25, 1.0, 4.0)

@@ -17,10 +17,10 @@ from torch.func import functional_call
 
 from .backbones.inputs import InputSpec, Rows
 from .exceptions import FineTuningError
-from .heap import kept_heap
-from .projection import Projection
 from .randomness import generator
-from .subsets import Subset
+from .tangents.heap import kept_heap
+from .tangents.projection import Projection
+from .tangents.subsets import Subset
 
 _BATCH = 50
 _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little

@@ -22,13 +22,13 @@ from .distributed import Group
 from .exceptions import LinearityWarning, StateMismatchError, SubsetError
 from .finetuning import FineTuned, SubspaceNetwork, finetune
 from .ledger import KEY_BYTES, Ledger, Segment
-from .linearized import Parameters, relative_gap
-from .linearizing import linearize, linearize_at
 from .state import Progress, State
-from .subsets import split_ladder
 from .sums.memory import require
 from .sums.ridge import at_least, number
 from .sums.statistics import Statistics
+from .tangents.linearize import linearize, linearize_at
+from .tangents.model import Parameters, relative_gap
+from .tangents.subsets import split_ladder
 from .validation import check_parameters, check_training_rows, draw_seed, encode_labels
 
 _LINEARITY_ROWS = 200

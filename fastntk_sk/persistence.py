@@ -27,10 +27,10 @@ from .exceptions import (
     PublicationError,
     StateFormatError,
 )
-from .linearized import Parameters
 from .rebuilding import build_model, check_sizes, frozen_at_fit, read_adapter, unfitted
 from .schema import integer, section, text
 from .state import State
+from .tangents.model import Parameters
 
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 MANIFEST = "manifest.json"

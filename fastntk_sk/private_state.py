@@ -18,12 +18,12 @@ from .adapter import Frozen
 from .exceptions import DecryptionError, StateFormatError
 from .files import dump, parse_json, parse_tensors, under
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
-from .linearized import LinearizedModel, Parameters
 from .receipts import lines, parse_receipts
 from .schema import MAX_INTEGER, integer, list_of, real, section, text
 from .state import State
 from .sums.ridge import GRID
 from .sums.statistics import Statistics
+from .tangents.model import LinearizedModel, Parameters
 
 FILES = {"statistics": "safetensors", "ledger": "safetensors", "receipts": "jsonl"}
 

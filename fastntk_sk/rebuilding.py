@@ -23,13 +23,13 @@ from .exceptions import (
     SubsetError,
     UnknownKeyWarning,
 )
-from .ladder import TENSORS
-from .linearized import LinearizedModel, working_dtype
-from .linearizing import linearize
 from .private_state import check_tensors
-from .saved import Saved
-from .subsets import split_ladder
 from .sums.memory import block_sizes, require
+from .tangents.ladder import TENSORS
+from .tangents.linearize import linearize
+from .tangents.model import LinearizedModel, working_dtype
+from .tangents.saved import Saved
+from .tangents.subsets import split_ladder
 
 _ADVICE = "Load it on a larger machine."
 _PLANES = 64  # that an early layer of a network of images makes of one

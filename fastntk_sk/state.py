@@ -26,10 +26,10 @@ from .exceptions import (
     StateMismatchError,
 )
 from .ledger import KEY_BYTES, Ledger, Removal
-from .linearized import LinearizedModel, Parameters, relative_gap
 from .receipts import chain_heads, environment, make_receipt, senses
 from .sums.ridge import GRID, solve
 from .sums.statistics import Statistics
+from .tangents.model import LinearizedModel, Parameters, relative_gap
 
 _CHECKED = 1000  # rows of a checkpoint that are read again
 _SESSION = secrets.token_hex(8)

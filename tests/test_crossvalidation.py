@@ -8,9 +8,10 @@ from sklearn.model_selection import GridSearchCV, KFold, ShuffleSplit, Stratifie
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_classifier import gap
 
-from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV, jacobians, unlearn
+from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV, unlearn
 from fastntk_sk.exceptions import InsufficientMemoryError
 from fastntk_sk.sums import memory
+from fastntk_sk.tangents import jacobians
 
 GRID = {"alpha": [0.01, 0.3, 5.0], "tangent_scale": [0.0, 1.0, 3.0]}
 

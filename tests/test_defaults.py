@@ -7,7 +7,7 @@ from torch import nn
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
 from fastntk_sk.exceptions import BackboneNotFoundError, JacobianError, SubsetError
-from fastntk_sk.subsets import resolve
+from fastntk_sk.tangents.subsets import resolve
 
 SHARED = [
     {},

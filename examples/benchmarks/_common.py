@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from fastntk_sk.linearized import LinearizedModel
+    from fastntk_sk.tangents.model import LinearizedModel
 
 HERE = Path(__file__).parent
 PAGES = HERE / "README.md", HERE.parents[1] / "README.md"
@@ -104,7 +104,7 @@ def linearized(
     source: str, *, trainable: str, pixels: int, n_components: int, **changes: Any
 ) -> LinearizedModel:
     """Return the model of `linearize`; what is not given is as the estimator's defaults have it."""
-    from fastntk_sk.linearizing import linearize
+    from fastntk_sk.tangents.linearize import linearize
 
     defaults = {
         "n_classes": 10,

@@ -13,10 +13,10 @@ from _common import interleaved, publish, table
 from torch.func import functional_call, jacrev, vmap
 
 from fastntk_sk.backbones.loading import load_backbone
-from fastntk_sk.heap import kept_heap
-from fastntk_sk.jacobians import TangentNetwork
-from fastntk_sk.linearizing import draw_readout
-from fastntk_sk.subsets import select
+from fastntk_sk.tangents.heap import kept_heap
+from fastntk_sk.tangents.jacobians import TangentNetwork
+from fastntk_sk.tangents.linearize import draw_readout
+from fastntk_sk.tangents.subsets import select
 
 CLASSES, BATCH, PIXELS = 10, 32, 96
 CHUNKS = (

@@ -13,9 +13,9 @@ from torch import Tensor
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.fitting import prepare
-from fastntk_sk.ladder import Ladder
-from fastntk_sk.linearized import LinearizedModel
-from fastntk_sk.rungs import SIDES
+from fastntk_sk.tangents.ladder import Ladder
+from fastntk_sk.tangents.model import LinearizedModel
+from fastntk_sk.tangents.rungs import SIDES
 
 ROWS_AT_ONCE = 512
 

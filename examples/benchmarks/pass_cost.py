@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from _common import in_new_process, interleaved, linearized, publish, table
 
-from fastntk_sk.jacobians import flushed_denormals
-from fastntk_sk.linearized import Parameters
+from fastntk_sk.tangents.jacobians import flushed_denormals
+from fastntk_sk.tangents.model import Parameters
 
 BATCH, CLASSES, K = 32, 10, 4096
 

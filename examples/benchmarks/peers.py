@@ -17,7 +17,7 @@ from _common import in_new_process, interleaved, linearized, publish, resident, 
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from fastntk_sk.heap import kept_heap
+from fastntk_sk.tangents.heap import kept_heap
 
 IMAGES = 8
 CASES = {

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.backbones.loading import Backbone, load_backbone
-from fastntk_sk.ladder import Ladder
-from fastntk_sk.rungs import SIDES
-from fastntk_sk.subsets import select
+from fastntk_sk.tangents.ladder import Ladder
+from fastntk_sk.tangents.rungs import SIDES
+from fastntk_sk.tangents.subsets import select
 
 BATCH = 50
 KINDS = ("norm", "ladder + norm", "all weights", "all weights, mirrored")

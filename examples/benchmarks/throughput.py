@@ -14,7 +14,7 @@ import torch
 from _common import interleaved, linearized, publish, table
 from torch import Tensor, nn
 
-from fastntk_sk.heap import kept_heap
+from fastntk_sk.tangents.heap import kept_heap
 
 NETWORKS = {
     "lite0": {"source": "tf_efficientnet_lite0", "trainable": "norm"},

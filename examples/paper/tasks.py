@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from _common import CACHE, fashion_mnist
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.ladder import Ladder
+from fastntk_sk.tangents.ladder import Ladder
 
 FORGET = ("flipped labels", "random", "part of a class", "a class")
 VALIDATION = 1000  # the seed whose rows choose hyper-parameters: its test rows are training images

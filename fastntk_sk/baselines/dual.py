@@ -13,13 +13,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.func import functional_call
 
-from ..jacobians import TangentNetwork
-from ..linearized import Parameters
 from ..progress import progress
-from ..subsets import Subset, select
 from ..sums.memory import require
 from ..sums.ridge import solve
 from ..sums.solvers import published_step, solve_published, targets
+from ..tangents.jacobians import TangentNetwork
+from ..tangents.model import Parameters
+from ..tangents.subsets import Subset, select
 from .network import BaselineClassifier, Original
 
 logger = logging.getLogger(__name__)

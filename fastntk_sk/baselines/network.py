@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..backbones.inputs import Rows
 from ..finetuning import SubspaceNetwork
-from ..heap import kept_heap
-from ..linearized import LinearizedModel, Parameters
 from ..prediction import GivenScoresMixin
-from ..projection import Projection
+from ..tangents.heap import kept_heap
+from ..tangents.model import LinearizedModel, Parameters
+from ..tangents.projection import Projection
 from ..validation import encode_labels
 
 

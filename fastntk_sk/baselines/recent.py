@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ..finetuning import SubspaceNetwork
-from ..jacobians import TangentNetwork
+from ..tangents.jacobians import TangentNetwork
 from .gradient import cross_entropy, seeded, wrong_labels
 from .network import BaselineClassifier, Original, adamw, descend
 

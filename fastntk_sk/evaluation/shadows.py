@@ -11,9 +11,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ..backbones.inputs import Rows
-from ..linearized import LinearizedModel
 from ..progress import progress
 from ..sums.ridge import solve
+from ..tangents.model import LinearizedModel
 from ._checks import class_indices
 from .metrics import margins_of
 

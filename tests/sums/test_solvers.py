@@ -4,9 +4,9 @@ import reference
 import torch
 
 from fastntk_sk.exceptions import SolveError
-from fastntk_sk.projection import Projection
 from fastntk_sk.sums.solvers import Solution, factor, solve_dual, solve_published, solve_schur
 from fastntk_sk.sums.statistics import Statistics, add_gram
+from fastntk_sk.tangents.projection import Projection
 
 SCALES = {"alpha": 0.3, "tangent_scale": 1.7, "target_scale": 2.0}
 

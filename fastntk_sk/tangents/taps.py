@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .exceptions import JacobianError
+from ..exceptions import JacobianError
 from .subsets import PromptTokens
 
 

@@ -20,7 +20,7 @@ from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .exceptions import JacobianError
+from ..exceptions import JacobianError
 from .subsets import Subset
 from .taps import BatchNormTap, Tap, make_tap, plain_attention
 
@@ -61,8 +61,8 @@ class TangentNetwork(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from fastntk_sk.jacobians import TangentNetwork
-    >>> from fastntk_sk.subsets import select
+    >>> from fastntk_sk.tangents.jacobians import TangentNetwork
+    >>> from fastntk_sk.tangents.subsets import select
     >>> net = torch.nn.Linear(2, 1).requires_grad_(False).eval()
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> tangent = TangentNetwork(net, select(net, "weight"), probe=x)

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from ..exceptions import SubsetError
 from .blocks import find_blocks
-from .exceptions import SubsetError
 from .rungs import SIDES
 
 KINDS = (
@@ -80,7 +80,7 @@ def select(net: nn.Module, trainable: str | Sequence[str]) -> Subset:
     Examples
     --------
     >>> from torch import nn
-    >>> from fastntk_sk.subsets import select
+    >>> from fastntk_sk.tangents.subsets import select
     >>> select(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "norm").names
     ('1.weight', '1.bias')
     """
@@ -126,7 +126,7 @@ def split_ladder(trainable: str | Sequence[str]) -> tuple[tuple[str, ...], tuple
 
     Examples
     --------
-    >>> from fastntk_sk.subsets import split_ladder
+    >>> from fastntk_sk.tangents.subsets import split_ladder
     >>> split_ladder(["norm", "ladder"])
     (('ladder-grid', 'ladder-gap'), ('norm',))
     """

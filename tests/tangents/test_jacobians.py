@@ -6,9 +6,9 @@ from cases import JACOBIANS, randomise
 from torch import nn
 
 from fastntk_sk.exceptions import JacobianError
-from fastntk_sk.jacobians import TangentNetwork
-from fastntk_sk.subsets import insert_prompts, select
-from fastntk_sk.taps import BatchNormTap, Tap
+from fastntk_sk.tangents.jacobians import TangentNetwork
+from fastntk_sk.tangents.subsets import insert_prompts, select
+from fastntk_sk.tangents.taps import BatchNormTap, Tap
 
 
 def build(architecture, arguments, trainable, dtype=torch.float64):

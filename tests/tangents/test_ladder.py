@@ -15,11 +15,11 @@ import torchvision
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
-from fastntk_sk.blocks import find_blocks
 from fastntk_sk.evaluation import shadow_margins
 from fastntk_sk.exceptions import JacobianError, StateMismatchError, SubsetError
-from fastntk_sk.ladder import Ladder
-from fastntk_sk.rungs import SIDES, find_rungs
+from fastntk_sk.tangents.blocks import find_blocks
+from fastntk_sk.tangents.ladder import Ladder
+from fastntk_sk.tangents.rungs import SIDES, find_rungs
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)

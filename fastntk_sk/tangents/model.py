@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .backbones.loading import Backbone
-from .exceptions import JacobianError
+from ..backbones.loading import Backbone
+from ..exceptions import JacobianError
+from ..sums.memory import BUFFER_NUMBERS, block_sizes, memory_needed
+from ..sums.statistics import Statistics
 from .heap import kept_heap
 from .jacobians import TangentNetwork, flushed_denormals
 from .ladder import Ladder
 from .projection import Projection
 from .saved import own_names
-from .sums.memory import BUFFER_NUMBERS, block_sizes, memory_needed
-from .sums.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from .randomness import generator
+from ..randomness import generator
 
 
 class Projection:
@@ -44,7 +44,7 @@ class Projection:
     Examples
     --------
     >>> import torch
-    >>> from fastntk_sk.projection import Projection
+    >>> from fastntk_sk.tangents.projection import Projection
     >>> Q = Projection(p=6, k=3, seed=0)
     >>> dense = Q.project(torch.eye(6, dtype=torch.float64))
     >>> bool(torch.allclose(dense.T @ dense, torch.eye(3, dtype=torch.float64)))

@@ -6,12 +6,13 @@ import reference
 import torch
 from test_classifier import gap
 
-from fastntk_sk import FastNTKClassifier, jacobians
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import fast_ntk_dual, retrain
 from fastntk_sk.exceptions import StateMismatchError
 from fastntk_sk.sums import memory
 from fastntk_sk.sums.solvers import solve_schur
 from fastntk_sk.sums.statistics import Statistics, add_gram, multiply_symmetric
+from fastntk_sk.tangents import jacobians
 
 
 def make(**changes):
@@ -147,7 +148,7 @@ def test_a_subspace_that_is_drawn_otherwise_is_noticed(blobs, tmp_path, monkeypa
         clf.save(tmp_path / f"{kernel} state")
         clf.save_pretrained(tmp_path / kernel)
         with monkeypatch.context() as patch:
-            patch.setattr("fastntk_sk.projection.Projection.digest", lambda self: "0" * 32)
+            patch.setattr("fastntk_sk.tangents.projection.Projection.digest", lambda self: "0" * 32)
             with pytest.raises(StateMismatchError, match="another random subspace"):
                 FastNTKClassifier.load(tmp_path / f"{kernel} state")
             if depends:

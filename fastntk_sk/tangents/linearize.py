@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones.loading import Backbone, load_backbone, origin
-from .exceptions import JacobianError, PrecisionError, SubsetError
+from ..backbones.loading import Backbone, load_backbone, origin
+from ..exceptions import JacobianError, PrecisionError, SubsetError
+from ..randomness import generator
+from ..sums.memory import AUTO_COMPONENTS, check_memory, choose_components
 from .heap import kept_heap
 from .jacobians import TangentNetwork
 from .ladder import Ladder
-from .linearized import LinearizedModel, relative_gap, working_dtype
+from .model import LinearizedModel, relative_gap, working_dtype
 from .projection import Projection
-from .randomness import generator
 from .saved import Saved
 from .subsets import insert_prompts, prompt_width, resolve, select, split_ladder
-from .sums.memory import AUTO_COMPONENTS, check_memory, choose_components
 
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8

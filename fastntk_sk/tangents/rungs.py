@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..exceptions import JacobianError, SubsetError
 from .blocks import find_blocks, is_activation
-from .exceptions import JacobianError, SubsetError
 
 SIDES = ("ladder-grid", "ladder-gap")
 _GRID = 4  # places a side that are kept apart

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from fastntk_sk import heap
+from fastntk_sk.tangents import heap
 
 FAULTS = """
 import resource, sys, torch
 from contextlib import nullcontext
-from fastntk_sk.heap import kept_heap
+from fastntk_sk.tangents.heap import kept_heap
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

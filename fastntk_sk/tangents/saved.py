@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .backbones.loading import Backbone, load_backbone
-from .exceptions import StateMismatchError
+from ..backbones.loading import Backbone, load_backbone
+from ..exceptions import StateMismatchError
 from .subsets import Subset
 
 

@@ -47,7 +47,7 @@ def find_blocks(net: nn.Module) -> list[str]:
     Examples
     --------
     >>> from torch import nn
-    >>> from fastntk_sk.blocks import find_blocks
+    >>> from fastntk_sk.tangents.blocks import find_blocks
     >>> find_blocks(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU()))
     ['1', '3']
     """

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .exceptions import StateMismatchError
+from ..exceptions import StateMismatchError
+from ..randomness import generator
 from .jacobians import check_rows_are_independent, frozen_copy
-from .randomness import generator
 from .rungs import Rung, changed_shape, find_rungs, tensors_of
 
 TENSORS = ("units", "order", "signs", "sizes")
@@ -88,7 +88,7 @@ class Ladder(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from fastntk_sk.ladder import Ladder
+    >>> from fastntk_sk.tangents.ladder import Ladder
     >>> layers = [torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2), torch.nn.ReLU()]
     >>> ladder = Ladder(torch.nn.Sequential(*layers).eval(), ["ladder-gap"], torch.ones(2, 2))
     >>> ladder.draw_sketch(3, seed=0)

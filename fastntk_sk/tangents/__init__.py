@@ -1,0 +1,1 @@
+"""Trainable subsets, per-sample Jacobians, the ladder, and the linearised model of one backbone."""
