@@ -20,7 +20,6 @@ from .backbones.loading import takes_vectors
 from .checkpoints import Checkpoint, Partial
 from .distributed import Group
 from .exceptions import LinearityWarning, StateMismatchError, SubsetError
-from .finetuning import FineTuned, SubspaceNetwork, finetune
 from .ledger import KEY_BYTES, Ledger, Segment
 from .state import Progress, State
 from .sums.memory import require
@@ -29,6 +28,7 @@ from .sums.statistics import Statistics
 from .tangents.linearize import linearize, linearize_at
 from .tangents.model import Parameters, relative_gap
 from .tangents.subsets import split_ladder
+from .training.finetuning import FineTuned, SubspaceNetwork, finetune
 from .validation import check_parameters, check_training_rows, draw_seed, encode_labels
 
 _LINEARITY_ROWS = 200

@@ -16,7 +16,7 @@ from _common import in_new_process, linearized, publish, table, training_images
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.inputs import Rows
-from fastntk_sk.finetuning import SubspaceNetwork, finetune
+from fastntk_sk.training.finetuning import SubspaceNetwork, finetune
 
 EPOCHS, ALPHA, BACKBONE = 15, 0.1, "vit_base_patch32_224"
 MODELS = {

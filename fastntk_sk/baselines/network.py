@@ -12,11 +12,11 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 
 from ..backbones.inputs import Rows
-from ..finetuning import SubspaceNetwork
 from ..prediction import GivenScoresMixin
 from ..tangents.heap import kept_heap
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
+from ..training.finetuning import SubspaceNetwork
 from ..validation import encode_labels
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from ..finetuning import SubspaceNetwork
 from ..tangents.jacobians import TangentNetwork
+from ..training.finetuning import SubspaceNetwork
 from .gradient import cross_entropy, seeded, wrong_labels
 from .network import BaselineClassifier, Original, adamw, descend
 

@@ -21,9 +21,9 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnsavedParameterWarning,
 )
-from fastntk_sk.finetuning import SquaredLoss
 from fastntk_sk.ledger import Ledger
 from fastntk_sk.state import State
+from fastntk_sk.training.finetuning import SquaredLoss
 
 
 def tuned(**changes):

@@ -15,12 +15,12 @@ from skorch.callbacks import LRScheduler
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .backbones.inputs import InputSpec, Rows
-from .exceptions import FineTuningError
-from .randomness import generator
-from .tangents.heap import kept_heap
-from .tangents.projection import Projection
-from .tangents.subsets import Subset
+from ..backbones.inputs import InputSpec, Rows
+from ..exceptions import FineTuningError
+from ..randomness import generator
+from ..tangents.heap import kept_heap
+from ..tangents.projection import Projection
+from ..tangents.subsets import Subset
 
 _BATCH = 50
 _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little
@@ -63,7 +63,7 @@ class SquaredLoss(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from fastntk_sk.finetuning import SquaredLoss
+    >>> from fastntk_sk.training.finetuning import SquaredLoss
     >>> SquaredLoss(scale=2.0)(torch.tensor([[1.0, -1.0]]), torch.tensor([0]))
     tensor([0.])
     """

@@ -1,0 +1,1 @@
+"""Fine-tuning by SGD, for anchor=\"finetuned\"."""
