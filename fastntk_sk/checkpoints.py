@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
 from .exceptions import StateFormatError, StateMismatchError
-from .schema import MAX_INTEGER, integer, section, text
+from .publishing import files
+from .publishing.schema import MAX_INTEGER, integer, section, text
 from .sums.statistics import Statistics
 
 _FORMAT = 1

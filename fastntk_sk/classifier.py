@@ -13,14 +13,14 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.metaestimators import available_if
 from torch import nn
 
-from .adapter import Adapter
 from .backbones.inputs import Rows
 from .deletion import UnlearningMixin
 from .exporting import ExportMixin
 from .fitting import first_state, with_classes
-from .html import state_table
 from .prediction import PredictionMixin
 from .progress import progress
+from .publishing.adapter import Adapter
+from .publishing.html import state_table
 from .state import State
 from .sums.ridge import at_least
 from .validation import check_training_rows, encode_labels

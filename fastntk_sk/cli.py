@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from . import files, persistence
+from . import persistence
 from .backbones.recipes import find_recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
 from .exceptions import FastNTKError
+from .publishing import files
 from .sums import memory
 from .sums.statistics import Statistics
 

@@ -12,10 +12,11 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from . import files, hub, persistence, receipts
+from . import persistence, receipts
 from .backbones.loading import save_for_timm
-from .card import Earlier, model_card
-from .onnx_export import onnx_bytes
+from .publishing import files, hub
+from .publishing.card import Earlier, model_card
+from .publishing.onnx_export import onnx_bytes
 from .state import Halves
 
 

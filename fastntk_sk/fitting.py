@@ -13,14 +13,14 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.multiclass import unique_labels
 
-from . import files
-from .adapter import Frozen
 from .backbones.inputs import Rows
 from .backbones.loading import takes_vectors
 from .checkpoints import Checkpoint, Partial
 from .distributed import Group
 from .exceptions import LinearityWarning, StateMismatchError, SubsetError
 from .ledger import KEY_BYTES, Ledger, Segment
+from .publishing import files
+from .publishing.adapter import Frozen
 from .state import Progress, State
 from .sums.memory import require
 from .sums.ridge import at_least, number

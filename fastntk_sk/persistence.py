@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import files, private_state
-from .adapter import Adapter
-from .config import FORMAT, class_labels, describe, intact
+from . import private_state
 from .exceptions import (
     DecryptionError,
     NoPrivateStateError,
@@ -27,8 +25,11 @@ from .exceptions import (
     PublicationError,
     StateFormatError,
 )
-from .rebuilding import build_model, check_sizes, frozen_at_fit, read_adapter, unfitted
-from .schema import integer, section, text
+from .publishing import files
+from .publishing.adapter import Adapter
+from .publishing.config import FORMAT, class_labels, describe, intact
+from .publishing.rebuilding import build_model, check_sizes, frozen_at_fit, read_adapter, unfitted
+from .publishing.schema import integer, section, text
 from .state import State
 from .tangents.model import Parameters
 

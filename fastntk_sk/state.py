@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
-from .adapter import Adapter, Frozen
 from .backbones.inputs import Rows, content
 from .checkpoints import Checkpoint
 from .distributed import Group
@@ -26,6 +24,8 @@ from .exceptions import (
     StateMismatchError,
 )
 from .ledger import KEY_BYTES, Ledger, Removal
+from .publishing import files
+from .publishing.adapter import Adapter, Frozen
 from .receipts import chain_heads, environment, make_receipt, senses
 from .sums.ridge import GRID, solve
 from .sums.statistics import Statistics

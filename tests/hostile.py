@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier, files, verify_receipts
+from fastntk_sk import FastNTKClassifier, verify_receipts
 from fastntk_sk.exceptions import FastNTKError, ReceiptError, StateFormatError, StateMismatchError
+from fastntk_sk.publishing import files
 
 KEY = "aGFsZiBvZiB0aGUgYnl0ZXMgb2YgYSBrZXkgYXJlISE="
 MIB = 2**20

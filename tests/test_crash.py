@@ -24,9 +24,10 @@ import torch
 from hostile import tiny
 from tqdm import tqdm
 
-from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV, files
+from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
 from fastntk_sk.evaluation import shadow_margins
 from fastntk_sk.exceptions import PrivacyWarning, StateFormatError
+from fastntk_sk.publishing import files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 slow = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hostile import KEY, KINDS, MIB, Case, Parts, X, fitted, outcome, peak, reader, save, write_state
 
-from fastntk_sk import FastNTKClassifier, files, verify_receipts
+from fastntk_sk import FastNTKClassifier, verify_receipts
 from fastntk_sk.exceptions import (
     InsufficientMemoryError,
     PrivacyWarning,
@@ -23,6 +23,7 @@ from fastntk_sk.exceptions import (
     UnknownKeyWarning,
 )
 from fastntk_sk.private_state import encrypt
+from fastntk_sk.publishing import files
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ CODE = [
     "os.system",
     "torch.nn.Linear",
     "builtins.eval",
-    "fastntk_sk.files",
+    "fastntk_sk.publishing.files",
     "https://evil/x",
     "file:///etc",
 ]

@@ -24,8 +24,9 @@ from hostile import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastntk_sk import files, verify_receipts
+from fastntk_sk import verify_receipts
 from fastntk_sk.exceptions import ReceiptError, StateFormatError
+from fastntk_sk.publishing import files
 
 # the same examples every time: those that failed once are in the tests of named forgeries
 FUZZ = settings(deadline=None, derandomize=True, database=None)

@@ -9,7 +9,7 @@ import timm
 import torch
 from hostile import EACH, MIB, NAMED, STATES, Parts, outcome, peak, pooling, put, y
 
-from fastntk_sk import FastNTKClassifier, files
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.loading import outline
 from fastntk_sk.exceptions import (
     FastNTKError,
@@ -19,6 +19,7 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnknownKeyWarning,
 )
+from fastntk_sk.publishing import files
 from fastntk_sk.sums import memory
 
 

@@ -9,7 +9,7 @@ from cryptography.fernet import Fernet
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fastntk_sk import FastNTKClassifier, files, unlearn
+from fastntk_sk import FastNTKClassifier, unlearn
 from fastntk_sk.exceptions import (
     DecryptionError,
     InexactDeletionWarning,
@@ -17,6 +17,7 @@ from fastntk_sk.exceptions import (
     StateFormatError,
     StateMismatchError,
 )
+from fastntk_sk.publishing import files
 
 
 def make(**changes):

@@ -8,7 +8,7 @@ import pytest
 
 from fastntk_sk import FastNTKClassifier, verify_receipts
 from fastntk_sk.exceptions import PrivacyWarning, ReceiptError, StateFormatError
-from fastntk_sk.files import signed
+from fastntk_sk.publishing.files import signed
 
 
 def make(**changes):

@@ -35,7 +35,7 @@ from tqdm import tqdm
 # after tasks, which makes the benchmarks' module importable
 from _common import COMMIT, put, stamp, table  # isort: skip
 
-from fastntk_sk import FastNTKClassifier, files
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import before_solve, retrain, untrained
 from fastntk_sk.baselines.dual import dual_bytes
 from fastntk_sk.evaluation import (
@@ -46,6 +46,7 @@ from fastntk_sk.evaluation import (
     unlearning_report,
 )
 from fastntk_sk.evaluation.report import Remembering
+from fastntk_sk.publishing import files
 
 HERE = Path(__file__).parent
 COLUMNS = {

@@ -19,8 +19,8 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from .. import files
 from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
+from ..publishing import files
 from ..randomness import generator
 from . import torchvision_models
 from .inputs import InputSpec

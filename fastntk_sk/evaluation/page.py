@@ -12,8 +12,8 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 from sklearn.utils.validation import check_is_fitted
 
-from ..adapter import LADDER_IS_EXACT
-from ..html import state_table
+from ..publishing.adapter import LADDER_IS_EXACT
+from ..publishing.html import state_table
 from ._checks import optional
 from .pictures import ChangedPredictionsDisplay, ForgettingTimelineDisplay
 

@@ -1,1 +1,1 @@
-"""Fine-tuning by SGD, for anchor=\"finetuned\"."""
+"""Fine-tuning by SGD, for the anchor "finetuned"."""

@@ -11,11 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files
-from .adapter import Frozen
-from .backbones.loading import outline
-from .config import check
-from .exceptions import (
+from ..backbones.loading import outline
+from ..exceptions import (
     BackboneNotFoundError,
     FastNTKError,
     StateFormatError,
@@ -23,13 +20,16 @@ from .exceptions import (
     SubsetError,
     UnknownKeyWarning,
 )
-from .private_state import check_tensors
-from .sums.memory import block_sizes, require
-from .tangents.ladder import TENSORS
-from .tangents.linearize import linearize
-from .tangents.model import LinearizedModel, working_dtype
-from .tangents.saved import Saved
-from .tangents.subsets import split_ladder
+from ..private_state import check_tensors
+from ..sums.memory import block_sizes, require
+from ..tangents.ladder import TENSORS
+from ..tangents.linearize import linearize
+from ..tangents.model import LinearizedModel, working_dtype
+from ..tangents.saved import Saved
+from ..tangents.subsets import split_ladder
+from . import files
+from .adapter import Frozen
+from .config import check
 
 _ADVICE = "Load it on a larger machine."
 _PLANES = 64  # that an early layer of a network of images makes of one

@@ -20,7 +20,7 @@ from hub_server import connected_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 
-from fastntk_sk import FastNTKClassifier, hub
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
     FastNTKError,
     HubError,
@@ -28,6 +28,7 @@ from fastntk_sk.exceptions import (
     PublicationError,
     WeightsUnavailableError,
 )
+from fastntk_sk.publishing import hub
 
 TOKEN, REPO = "hf_test", "me/adapter"
 KEY = base64.urlsafe_b64encode(bytes(32))

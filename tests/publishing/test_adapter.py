@@ -24,8 +24,8 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnknownKeyWarning,
 )
-from fastntk_sk.files import canonical, dump, signed
-from fastntk_sk.html import state_table
+from fastntk_sk.publishing.files import canonical, dump, signed
+from fastntk_sk.publishing.html import state_table
 
 PUBLIC = {"README.md", "adapter.safetensors", "config.json"}
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbones.loading import with_readout
+from ..backbones.loading import with_readout
+from ..tangents.jacobians import plain_copy
+from ..tangents.model import LinearizedModel, Parameters
+from ..tangents.rungs import SIDES
 from .files import tensors_digest
-from .tangents.jacobians import plain_copy
-from .tangents.model import LinearizedModel, Parameters
-from .tangents.rungs import SIDES
 
 LADDER_IS_EXACT = (
     "With the ladder nothing is linearised away: the model is linear in its parameters, so that what is "

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier, files
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import StateFormatError, StateMismatchError, UnknownKeyWarning
 from fastntk_sk.private_state import decrypt, encrypt
+from fastntk_sk.publishing import files
 
 PUBLIC = ["adapter of tangents", "adapter of a ladder", "adapter at a tuned anchor"]
 PRIVATE = ["state", "encrypted state"]

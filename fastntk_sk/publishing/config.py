@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from ..backbones.inputs import MAX_SIDE
+from ..backbones.recipes import portable
+from ..exceptions import StateFormatError, UnsavedParameterWarning
+from ..tangents.model import LinearizedModel
 from .adapter import Adapter
-from .backbones.inputs import MAX_SIDE
-from .backbones.recipes import portable
-from .exceptions import StateFormatError, UnsavedParameterWarning
 from .files import canonical, check_signed, parse_json, signed
 from .schema import MAX_INTEGER, integer, list_of, number, one_of, optional, section, text
-from .tangents.model import LinearizedModel
 
 FORMAT = 1
 _FORBIDDEN = {"trust_remote_code", "auto_map", "custom_code"}

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from .backbones.inputs import InputSpec
+from ..backbones.inputs import InputSpec
 
 _TOO_LARGE = 2**31  # bytes of one protocol buffer
 

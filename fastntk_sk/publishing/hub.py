@@ -26,12 +26,12 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 
+from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError
+from ..persistence import ADAPTER, CARD, CONFIG
 from .adapter import Adapter
 from .card import Earlier
 from .config import check
-from .exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError
 from .files import parse_json, read
-from .persistence import ADAPTER, CARD, CONFIG
 
 PRIVATE = "private_state"
 _ATTEMPTS = 3

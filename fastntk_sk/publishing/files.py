@@ -21,8 +21,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from .exceptions import StateFormatError
-from .sums.memory import require
+from ..exceptions import StateFormatError
+from ..sums.memory import require
 
 PARTIAL = r"\.fastntk-[0-9a-f]{16}\.partial"
 PRIVATE, PUBLIC = 0o600, 0o644

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from .exceptions import StateFormatError, UnknownKeyWarning
+from ..exceptions import StateFormatError, UnknownKeyWarning
 
 Check = Callable[[Any], bool]
 MAX_INTEGER = 2**53  # up to which every integer is a float too

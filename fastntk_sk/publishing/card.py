@@ -9,11 +9,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..backbones.recipes import find_recipe
+from ..sums.ridge import TANGENT_ALPHA
+from ..tangents.model import LinearizedModel
 from .adapter import LADDER_IS_EXACT, Adapter
-from .backbones.recipes import find_recipe
 from .config import public_name
-from .sums.ridge import TANGENT_ALPHA
-from .tangents.model import LinearizedModel
 
 _TEXT = """\
 # {title}

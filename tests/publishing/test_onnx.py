@@ -87,7 +87,7 @@ def test_tangents_have_no_plain_weights(blobs, tmp_path):
 
 
 def test_weights_that_one_file_cannot_hold(blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastntk_sk.onnx_export._TOO_LARGE", 1000)
+    monkeypatch.setattr("fastntk_sk.publishing.onnx_export._TOO_LARGE", 1000)
     with pytest.raises(ValueError, match="2 GiB"):
         FastNTKClassifier(random_state=0).fit(*blobs).export_onnx(tmp_path / "model.onnx")
     assert not [*tmp_path.iterdir()]
