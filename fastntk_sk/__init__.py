@@ -8,7 +8,7 @@ from .backbones.recipes import Recipe, list_recipes, load_recipe, register_recip
 from .classifier import FastNTKClassifier
 from .crossvalidation import FastNTKClassifierCV
 from .deletion import unlearn
-from .receipts import verify_receipts
+from .store.receipts import verify_receipts
 
 __version__ = "0.1.0"
 

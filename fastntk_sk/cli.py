@@ -16,11 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from . import persistence
 from .backbones.recipes import find_recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
 from .exceptions import FastNTKError
 from .publishing import files
+from .store import persistence
 from .sums import memory
 from .sums.statistics import Statistics
 

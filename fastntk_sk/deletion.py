@@ -23,8 +23,8 @@ from .exceptions import (
     SampleError,
     StateMismatchError,
 )
-from .ledger import Removal
 from .state import Halves, Progress, State
+from .store.ledger import Removal
 from .validation import check_choice, check_ids, encode_labels
 
 _COMMITTING = threading.Lock()

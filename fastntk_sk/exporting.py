@@ -12,12 +12,12 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from . import persistence, receipts
 from .backbones.loading import save_for_timm
 from .publishing import files, hub
 from .publishing.card import Earlier, model_card
 from .publishing.onnx_export import onnx_bytes
 from .state import Halves
+from .store import persistence, receipts
 
 
 class ExportMixin(Halves):

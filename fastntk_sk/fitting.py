@@ -15,13 +15,13 @@ from sklearn.utils.multiclass import unique_labels
 
 from .backbones.inputs import Rows
 from .backbones.loading import takes_vectors
-from .checkpoints import Checkpoint, Partial
 from .distributed import Group
 from .exceptions import LinearityWarning, StateMismatchError, SubsetError
-from .ledger import KEY_BYTES, Ledger, Segment
 from .publishing import files
 from .publishing.adapter import Frozen
 from .state import Progress, State
+from .store.checkpoints import Checkpoint, Partial
+from .store.ledger import KEY_BYTES, Ledger, Segment
 from .sums.memory import require
 from .sums.ridge import at_least, number
 from .sums.statistics import Statistics

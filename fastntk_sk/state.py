@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .backbones.inputs import Rows, content
-from .checkpoints import Checkpoint
 from .distributed import Group
 from .exceptions import (
     ForgetsEverythingError,
@@ -23,10 +22,11 @@ from .exceptions import (
     PrivacyWarning,
     StateMismatchError,
 )
-from .ledger import KEY_BYTES, Ledger, Removal
 from .publishing import files
 from .publishing.adapter import Adapter, Frozen
-from .receipts import chain_heads, environment, make_receipt, senses
+from .store.checkpoints import Checkpoint
+from .store.ledger import KEY_BYTES, Ledger, Removal
+from .store.receipts import chain_heads, environment, make_receipt, senses
 from .sums.ridge import GRID, solve
 from .sums.statistics import Statistics
 from .tangents.model import LinearizedModel, Parameters, relative_gap

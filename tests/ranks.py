@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastntk_sk import FastNTKClassifier, checkpoints
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import DistributedError, StateMismatchError
+from fastntk_sk.store import checkpoints
 
 draws = np.random.default_rng(0)
 y = np.arange(61) % 3

@@ -27,7 +27,7 @@ from huggingface_hub.utils import (
 )
 
 from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError
-from ..persistence import ADAPTER, CARD, CONFIG
+from ..store.persistence import ADAPTER, CARD, CONFIG
 from .adapter import Adapter
 from .card import Earlier
 from .config import check

@@ -20,7 +20,7 @@ from ..exceptions import (
     SubsetError,
     UnknownKeyWarning,
 )
-from ..private_state import check_tensors
+from ..store.private_state import check_tensors
 from ..sums.memory import block_sizes, require
 from ..tangents.ladder import TENSORS
 from ..tangents.linearize import linearize

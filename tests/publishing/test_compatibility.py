@@ -10,8 +10,8 @@ from torch import nn
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import StateFormatError, StateMismatchError, UnknownKeyWarning
-from fastntk_sk.private_state import decrypt, encrypt
 from fastntk_sk.publishing import files
+from fastntk_sk.store.private_state import decrypt, encrypt
 
 PUBLIC = ["adapter of tangents", "adapter of a ladder", "adapter at a tuned anchor"]
 PRIVATE = ["state", "encrypted state"]

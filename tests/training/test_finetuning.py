@@ -21,8 +21,8 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnsavedParameterWarning,
 )
-from fastntk_sk.ledger import Ledger
 from fastntk_sk.state import State
+from fastntk_sk.store.ledger import Ledger
 from fastntk_sk.training.finetuning import SquaredLoss
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from .exceptions import ReceiptError, StateFormatError
-from .publishing import files
-from .publishing.schema import MAX_INTEGER, Check, integer, list_of, number, one_of, text
+from ..exceptions import ReceiptError, StateFormatError
+from ..publishing import files
+from ..publishing.schema import MAX_INTEGER, Check, integer, list_of, number, one_of, text
 
 EXACT = "exact for the linearised model"
 _RECEIPT: dict[str, Check] = {  # what is read of one again

@@ -17,21 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import private_state
-from .exceptions import (
+from ..exceptions import (
     DecryptionError,
     NoPrivateStateError,
     PrivacyWarning,
     PublicationError,
     StateFormatError,
 )
-from .publishing import files
-from .publishing.adapter import Adapter
-from .publishing.config import FORMAT, class_labels, describe, intact
-from .publishing.rebuilding import build_model, check_sizes, frozen_at_fit, read_adapter, unfitted
-from .publishing.schema import integer, section, text
-from .state import State
-from .tangents.model import Parameters
+from ..publishing import files
+from ..publishing.adapter import Adapter
+from ..publishing.config import FORMAT, class_labels, describe, intact
+from ..publishing.rebuilding import build_model, check_sizes, frozen_at_fit, read_adapter, unfitted
+from ..publishing.schema import integer, section, text
+from ..state import State
+from ..tangents.model import Parameters
+from . import private_state
 
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
 MANIFEST = "manifest.json"

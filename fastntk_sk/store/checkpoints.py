@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .exceptions import StateFormatError, StateMismatchError
-from .publishing import files
-from .publishing.schema import MAX_INTEGER, integer, section, text
-from .sums.statistics import Statistics
+from ..exceptions import StateFormatError, StateMismatchError
+from ..publishing import files
+from ..publishing.schema import MAX_INTEGER, integer, section, text
+from ..sums.statistics import Statistics
 
 _FORMAT = 1
 _SECONDS = 120.0  # between two checkpoints

@@ -1,7 +1,7 @@
 import pytest
 
 from fastntk_sk.exceptions import AmbiguousSampleError, UnknownSampleError
-from fastntk_sk.ledger import Ledger
+from fastntk_sk.store.ledger import Ledger
 
 
 def learned(*rows, ids=None):

@@ -22,8 +22,8 @@ from fastntk_sk.exceptions import (
     StateFormatError,
     UnknownKeyWarning,
 )
-from fastntk_sk.private_state import encrypt
 from fastntk_sk.publishing import files
+from fastntk_sk.store.private_state import encrypt
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ import pytest
 import torch
 from test_classifier import parameters
 
-from fastntk_sk import FastNTKClassifier, checkpoints
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import StateFormatError, StateMismatchError
+from fastntk_sk.store import checkpoints
 
 
 class Interrupted(Exception):
@@ -161,7 +162,8 @@ def test_nothing_is_written_between_checkpoints(problem, tmp_path, monkeypatch):
 CODE = """
 import sys, time
 import numpy as np
-from fastntk_sk import FastNTKClassifier, checkpoints
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.store import checkpoints
 checkpoints._SECONDS = 0.0
 class Slow(FastNTKClassifier):
     def _progress(self, rows, what, total):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .exceptions import AmbiguousSampleError, UnknownSampleError
+from ..exceptions import AmbiguousSampleError, UnknownSampleError
 
 KEY_BYTES = 32
 
@@ -81,7 +81,7 @@ class Ledger:
 
     Examples
     --------
-    >>> from fastntk_sk.ledger import Ledger
+    >>> from fastntk_sk.store.ledger import Ledger
     >>> empty = Ledger()
     >>> digests = [empty.digest(content) for content in (b"a", b"b")]
     >>> ledger = empty.added(digests, labels=[0, 1], weights=[1.0, 1.0])

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .exceptions import DecryptionError, StateFormatError
+from ..exceptions import DecryptionError, StateFormatError
+from ..publishing.adapter import Frozen
+from ..publishing.files import dump, parse_json, parse_tensors, under
+from ..publishing.schema import MAX_INTEGER, integer, list_of, real, section, text
+from ..state import State
+from ..sums.ridge import GRID
+from ..sums.statistics import Statistics
+from ..tangents.model import LinearizedModel, Parameters
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
-from .publishing.adapter import Frozen
-from .publishing.files import dump, parse_json, parse_tensors, under
-from .publishing.schema import MAX_INTEGER, integer, list_of, real, section, text
 from .receipts import lines, parse_receipts
-from .state import State
-from .sums.ridge import GRID
-from .sums.statistics import Statistics
-from .tangents.model import LinearizedModel, Parameters
 
 FILES = {"statistics": "safetensors", "ledger": "safetensors", "receipts": "jsonl"}
 

@@ -1,0 +1,1 @@
+"""The private half of a fitted estimator: ledger, receipts, and the folder that holds the statistics."""
