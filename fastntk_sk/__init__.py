@@ -6,8 +6,8 @@ and deletion is the closed-form solution without the forgotten rows.
 
 from .backbones.recipes import Recipe, list_recipes, load_recipe, register_recipe
 from .classifier import FastNTKClassifier
-from .crossvalidation import FastNTKClassifierCV
 from .deletion import unlearn
+from .search import FastNTKClassifierCV
 from .store.receipts import verify_receipts
 
 __version__ = "0.1.0"
