@@ -163,11 +163,6 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         5 %, as batch norms make them, it is an error. Predictions, fine-tuning, sums and solves are
         never in bfloat16.
 
-    compile : bool, default=False
-        Fuse passes over the activations of batch norms with torch.compile. Needs a C++ compiler and
-        some seconds at the first pass. Faster on some processors, slower on others:
-        ``examples/benchmarks/jacobian_speed.py`` tells.
-
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
 
@@ -281,7 +276,6 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         finetune_params: dict[str, Any] | None = None,
         predict_with: str = "auto",
         precision: str = "auto",
-        compile: bool = False,
         num_workers: int = 0,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
@@ -305,7 +299,6 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
         self.finetune_params = finetune_params
         self.predict_with = predict_with
         self.precision = precision
-        self.compile = compile
         self.num_workers = num_workers
         self.device = device
         self.random_state = random_state
@@ -421,7 +414,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             y,
             sample_weight,
             sample_ids,
-            alpha=at_least(before.frozen.alpha),
+            alpha=at_least(before.settings.alpha),
             vectors=self._vectors,
             reset=False,
         )
@@ -458,7 +451,7 @@ class FastNTKClassifier(PredictionMixin, UnlearningMixin, ExportMixin, Classifie
             self.__dict__.pop(name, None)
         if state is not None:
             self.alpha_, self.alpha_path_ = state.alpha, dict(state.alpha_path)
-        if state is not None and adapter.frozen.anchor == "finetuned":
+        if state is not None and adapter.settings.is_finetuned:
             self.history_, self.linearity_ = state.history, state.linearity
         return self
 

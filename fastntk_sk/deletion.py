@@ -124,7 +124,7 @@ class UnlearningMixin(Halves):
         if self._private is None:
             return report | {"n_rows": 0, "n_bytes": 0, "seconds": 0.0}
         model = state.model
-        padded = math.ceil(len(removals) / model.batch_size) * model.batch_size
+        padded = math.ceil(len(removals) / model.settings.batch_size) * model.settings.batch_size
         report["n_rows"] = len(removals)
         report["n_bytes"] = model.memory_needed()
         report["seconds"] = padded * state.seconds_per_row + state.seconds_per_solve
@@ -338,7 +338,7 @@ def unlearn(
                 f"either, got {type(inner).__name__}. Call unlearn on the classifier inside it."
             )
     check_is_fitted(inner)
-    if strict and inner._state.frozen.anchor == "finetuned":
+    if strict and inner._state.settings.anchor == "finetuned":
         raise InexactDeletionError(
             "The fine-tuned anchor has seen the forgotten rows: the deletion is exact for the model "
             'linearised there, and approximate against a retraining. Fit with anchor="pretrained", or '

@@ -42,7 +42,7 @@ class ExportMixin(Halves):
             For tangents at the pretrained anchor: W reads the linearised model and not a network.
         """
         check_is_fitted(self)
-        if self._adapter.frozen.anchor == "pretrained" and self._adapter.model.projection.p:
+        if self._adapter.settings.anchor == "pretrained" and self._adapter.model.projection.p:
             raise ValueError(
                 'Expected a ladder or the head alone with anchor="pretrained", got tangents of '
                 f"{self._adapter.trained}, whose predictions are not those of plain "
@@ -102,7 +102,7 @@ class ExportMixin(Halves):
             )
         module = self.to_module()
         model = self._adapter.model
-        example = model.backbone.synthetic(2, 0, model.n_features, torch.float32)
+        example = model.backbone.synthetic(2, 0, model.settings.n_features, torch.float32)
         labels = [str(label) for label in self.classes_]
         data = onnx_bytes(module.float().cpu(), example, model.backbone.spec, labels)
         files.make_folder(path.parent)

@@ -18,7 +18,7 @@ from .backbones.loading import takes_vectors
 from .distributed import Group
 from .exceptions import LinearityWarning, StateMismatchError, SubsetError
 from .publishing import files
-from .publishing.adapter import Frozen
+from .settings import Settings
 from .state import Progress, State
 from .store.checkpoints import Checkpoint, Partial
 from .store.ledger import KEY_BYTES, Ledger, Segment
@@ -119,41 +119,35 @@ def prepare(
         )
     if predict_with == "auto":
         predict_with = "network" if get("anchor") == "finetuned" else "linear"
-    frozen = Frozen(
+    settings = Settings(
         seed=seed,
+        n_classes=len(names),
+        n_features=X.shape[1] if vectors else None,
+        backbone=get("backbone") if isinstance(get("backbone"), str) else None,
+        trainable=get("trainable"),
+        anchor=get("anchor"),
+        kernel=get("kernel"),
+        n_directions=get("n_directions"),
+        n_components=get("n_components"),
+        n_prompts=get("n_prompts"),
+        image_size=get("image_size"),
+        pretrained=get("pretrained"),
+        batch_size=get("batch_size"),
+        precision=precision,
+        device=device,
         alpha=number(get("alpha")),
         tangent_scale=float(get("tangent_scale")),
         target_scale=1.0 if get("target_scale") == "auto" else float(get("target_scale")),
-        anchor=get("anchor"),
-        network=predict_with == "network",
-        device=device,
+        predict_with=predict_with,
     )
-    model = linearize(
-        get("backbone"),
-        X,
-        n_classes=len(names),
-        kernel=get("kernel"),
-        n_directions=get("n_directions"),
-        trainable=get("trainable"),
-        anchor=get("anchor"),
-        n_prompts=get("n_prompts"),
-        n_components=get("n_components"),
-        pretrained=get("pretrained"),
-        image_size=get("image_size"),
-        batch_size=get("batch_size"),
-        n_features=X.shape[1] if vectors else None,
-        precision=precision,
-        compiled=get("compile"),
-        device=device,
-        seed=seed,
-    )
+    model = linearize(get("backbone"), X, settings)
     if model.ladder is not None and predict_with == "network":
         raise ValueError(
             'Expected predict_with="linear" or "auto" with a ladder, whose rungs read the network '
             'at the pretrained anchor, got "network". Choose trainable="norm" to displace weights.'
         )
     rows = Rows(X, model.backbone.spec, get("num_workers"))
-    state = State.empty(model, frozen, Ledger([Segment(key)]), chain)
+    state = State.empty(model, Ledger([Segment(key)]), chain)
     return Prepared(state, rows, labels, weights, ids, names)
 
 
@@ -195,18 +189,18 @@ def first_state(
     prepared = prepare(estimator, X, y, classes, sample_weight, sample_ids, found)
     state, rows = prepared.state, prepared.rows
     if checkpoint is not None:
-        sums = Statistics.n_bytes(*state.model.sizes, state.model.n_classes)
+        sums = Statistics.n_bytes(*state.model.sizes, state.settings.n_classes)
         require(
             state.model.memory_needed() + 2 * sums,
             "The statistics, and a copy of them that is written to the checkpoint, need",
             "Take fewer components, or go without checkpoint_dir.",
         )
-    if state.frozen.anchor == "finetuned":
+    if state.settings.is_finetuned:
         state = _at_tuned_anchor(estimator, prepared, group)
     state = state.learn(rows, prepared.labels, prepared.weights, prepared.ids, progress, checkpoint)
-    if state.frozen.anchor == "finetuned":
+    if state.settings.is_finetuned:
         state = replace(state, linearity=_linearity(state, rows))
-        if state.frozen.network and state.linearity > _NOT_FOLLOWED:
+        if state.settings.predict_with == "network" and state.linearity > _NOT_FOLLOWED:
             warnings.warn(
                 f"The displaced network's scores are {state.linearity:.0%} away from those of the "
                 "linearised model (linearity_), for which alone deletion is exact. Predict with the "
@@ -260,7 +254,7 @@ def with_classes(
     if len(names) == len(known):
         return state, known
     new = np.setdiff1d(names, known).tolist()
-    if state.frozen.anchor == "finetuned":
+    if state.settings.is_finetuned:
         raise ValueError(
             f"Expected labels among classes_ = {known.tolist()}, got {new}: SGD tuned the anchor for "
             'those classes. Call fit again with all rows, or take anchor="pretrained".'
@@ -277,7 +271,7 @@ def with_classes(
     class_rows[places] = state.class_rows
     grown = replace(
         state,
-        model=replace(state.model, n_classes=len(names)),
+        model=replace(state.model, settings=replace(state.settings, n_classes=len(names))),
         statistics=state.statistics.with_classes(places, len(names)),
         ledger=state.ledger.relabelled(places),
         class_rows=class_rows,
@@ -289,13 +283,13 @@ def _at_tuned_anchor(estimator: BaseEstimator, prepared: Prepared, group: Group)
     """Return the state without a row where SGD ended."""
     get = estimator.get_params(deep=False).__getitem__
     state, model = prepared.state, prepared.state.model
-    frozen = state.frozen
+    settings = state.settings
     tuned = finetune(
         SubspaceNetwork(
             model.backbone.net,
             model.tangent.subset,
             model.projection,
-            model.readout.new_zeros(model.n_classes, model.d + 1),
+            model.directions.new_zeros(settings.n_classes, model.d + 1),
         ),
         prepared.rows,
         prepared.labels,
@@ -303,17 +297,19 @@ def _at_tuned_anchor(estimator: BaseEstimator, prepared: Prepared, group: Group)
         max_epochs=get("max_epochs"),
         learning_rate=float(get("learning_rate")),
         params=get("finetune_params"),
-        device=frozen.device,
-        seed=frozen.seed,
+        device=settings.device,
+        seed=settings.seed,
         verbose=get("verbose"),
     )
     tuned = _of_first_rank(group, tuned)
     if get("target_scale") == "auto":
         # logits that SGD left without any margin still need targets to tell the classes apart
-        frozen = replace(frozen, target_scale=max(1.0, tuned.logit_scale))
-    model = linearize_at(model, tuned.z, tuned.W[:, :-1].to(model.readout), frozen.seed)
+        settings = replace(settings, target_scale=max(1.0, tuned.logit_scale))
+    model = linearize_at(
+        replace(model, settings=settings), tuned.z, tuned.W[:, :-1].to(model.directions)
+    )
     at_anchor = Parameters(tuned.W, torch.zeros(model.projection.p, dtype=tuned.W.dtype))
-    empty = State.empty(model, frozen, state.ledger, state.chain)
+    empty = State.empty(model, state.ledger, state.chain)
     return replace(empty, sgd=at_anchor, history=tuned.history)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_STREAMS = ("readout", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch")
+_STREAMS = ("directions", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch")
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
@@ -16,7 +16,7 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     seed : int
         The seed drawn from `random_state` at fit.
 
-    stream : {"readout", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch"}
+    stream : {"directions", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch"}
         What the numbers are for. Streams of one seed are independent.
 
     index : int, default=0
@@ -31,8 +31,8 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     --------
     >>> import torch
     >>> from fastntk_sk.randomness import generator
-    >>> a = torch.randn(3, generator=generator(0, "readout", 1))
-    >>> b = torch.randn(3, generator=generator(0, "readout", 1))
+    >>> a = torch.randn(3, generator=generator(0, "directions", 1))
+    >>> b = torch.randn(3, generator=generator(0, "directions", 1))
     >>> bool((a == b).all())
     True
     """

@@ -258,9 +258,9 @@ class _TangentRows:
         state, rows = prepared.state, prepared.rows
         model = state.model
         width, components = model.sizes
-        numbers = len(rows) * (width + 1 + model.n_classes * components)
+        numbers = len(rows) * (width + 1 + model.settings.n_classes * components)
         require(
-            numbers * model.readout.itemsize + model.memory_needed(),
+            numbers * model.directions.itemsize + model.memory_needed(),
             f"Statistics, and features and Jacobians of {len(rows):,} rows, need",
             'Take fewer components, kernel="pseudo" or fewer rows, or GridSearchCV, which holds none.',
         )
@@ -293,8 +293,8 @@ class _TangentRows:
     ) -> Iterator[Any]:
         """Yield what predicts a fold's rows after learning the others, for every alpha and scale."""
         state, labels = self.prepared.state, self.prepared.labels
-        counts = np.bincount(np.delete(labels, fold), minlength=state.model.n_classes)
-        ridges, target_scale = [number(alpha) for alpha in alphas], state.frozen.target_scale
+        counts = np.bincount(np.delete(labels, fold), minlength=state.model.settings.n_classes)
+        ridges, target_scale = [number(alpha) for alpha in alphas], state.settings.target_scale
         by_scale = [
             solve_each(rest, ridges, tangent_scale=scale, target_scale=target_scale) for scale in scales
         ]

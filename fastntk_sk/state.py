@@ -23,7 +23,8 @@ from .exceptions import (
     StateMismatchError,
 )
 from .publishing import files
-from .publishing.adapter import Adapter, Frozen
+from .publishing.adapter import Adapter
+from .settings import Settings
 from .store.checkpoints import Checkpoint
 from .store.ledger import KEY_BYTES, Ledger, Removal
 from .store.receipts import chain_heads, environment, make_receipt, senses
@@ -62,8 +63,6 @@ class State:
     ----------
     model : LinearizedModel
         Fixed before the first row of the statistics was seen (a fine-tuned anchor has seen rows).
-
-    frozen : Frozen
 
     statistics : Statistics
 
@@ -111,7 +110,6 @@ class State:
     """
 
     model: LinearizedModel
-    frozen: Frozen
     statistics: Statistics
     ledger: Ledger
     class_rows: np.ndarray
@@ -132,18 +130,17 @@ class State:
     chain: str = ""
 
     @classmethod
-    def empty(cls, model: LinearizedModel, frozen: Frozen, ledger: Ledger, chain: str) -> State:
+    def empty(cls, model: LinearizedModel, ledger: Ledger, chain: str) -> State:
         """Return the state before the first row, with an empty ledger."""
         nothing = torch.zeros(0)
         return cls(
             model,
-            frozen,
             model.empty_statistics(),
             ledger,
-            np.zeros(model.n_classes, dtype=np.int64),
+            np.zeros(model.settings.n_classes, dtype=np.int64),
             Parameters(nothing, nothing),
-            environment(frozen.device, model.precision, model.tangent.compiled),
-            [model.probe(frozen.seed)],
+            environment(model.settings.device, model.settings.precision),
+            [model.probe()],
             session=_SESSION,
             chain=chain,
         )
@@ -189,7 +186,7 @@ class State:
             if checkpoint is not None:
                 checkpoint.save(
                     sums,
-                    seed=self.frozen.seed,
+                    seed=self.settings.seed,
                     key=self.ledger.segments[0].key,
                     problem=problem,
                     digests=digests[: n_done + n],
@@ -262,7 +259,7 @@ class State:
             drift=drift,
             seen_by=seen_by,
             searched_by=searched_by,
-            anchor=self.frozen.anchor,
+            anchor=self.settings.anchor,
             environment=here,
             n_left=None if sample_ids is None else changed.ledger.owned_rows(set(sample_ids)),
         )
@@ -271,11 +268,15 @@ class State:
         return replace(changed, receipts=[*self.receipts, receipt])
 
     @property
+    def settings(self) -> Settings:
+        """Settings of the fit."""
+        return self.model.settings
+
+    @property
     def adapter(self) -> Adapter:
         """The public half."""
         return Adapter(
             self.model,
-            self.frozen,
             self.parameters,
             self.model.displacement(self.parameters),
             self.class_rows == 0,
@@ -287,8 +288,9 @@ class State:
 
     def resettled(self, alpha: float | None, tangent_scale: float | None = None) -> State:
         """Return the state with another ridge, which the next solve will take."""
-        s = self.frozen.tangent_scale if tangent_scale is None else tangent_scale
-        return replace(self, frozen=replace(self.frozen, alpha=alpha, tangent_scale=s))
+        s = self.settings.tangent_scale if tangent_scale is None else tangent_scale
+        changed = replace(self.settings, alpha=alpha, tangent_scale=s)
+        return replace(self, model=replace(self.model, settings=changed))
 
     def resolved(self, *, alpha: float, tangent_scale: float | None = None) -> State:
         """Return the state solved again with another ridge, without another pass."""
@@ -356,7 +358,7 @@ class State:
             changed,
             environment=self._environment_here(),
             session=_SESSION,
-            probes=_everywhere(group, [self.model.probe(self.frozen.seed)]),
+            probes=_everywhere(group, [self.model.probe()]),
         )
 
     def _check_same_rows(self, rows: Rows, part: range, digests: list[bytes]) -> None:
@@ -385,7 +387,7 @@ class State:
         here = self._environment_here()
         if here == self.environment and self.session == _SESSION and len(self.probes) == 1:
             return 0.0, self.probes
-        probe = self.model.probe(self.frozen.seed)
+        probe = self.model.probe()
         gaps = [relative_gap(probe, learned) for learned in self.probes]
         if max(gaps):
             changed = [key for key, value in here.items() if self.environment.get(key) != value]
@@ -402,17 +404,17 @@ class State:
         """Return what two states must share so that their statistics can be added."""
         model = self.model
         return {
-            "random_state": self.frozen.seed,
+            "random_state": self.settings.seed,
             "backbone weights": model.backbone.digest(),
             "trainable": model.tangent.subset.names,
             "n_components": model.projection.digest(),
             "ladder": None if model.ladder is None else model.ladder.digest(),
-            "number of classes": model.n_classes,
-            "kernel": (model.kernel, len(model.readout)),
+            "number of classes": model.settings.n_classes,
+            "kernel": (model.settings.kernel, len(model.directions)),
             "energy units": (model.scale_h, model.scale_J),
             "preprocessing": model.backbone.spec,
-            "precision": model.precision,
-            "batch_size": model.batch_size,
+            "precision": model.settings.precision,
+            "batch_size": model.settings.batch_size,
         }
 
     def _summed(
@@ -448,19 +450,19 @@ class State:
             yield row
 
     def _environment_here(self) -> dict[str, Any]:
-        return environment(self.frozen.device, self.model.precision, self.model.tangent.compiled)
+        return environment(self.settings.device, self.settings.precision)
 
     def _solved(self, statistics: Statistics, class_rows: np.ndarray, **changes: Any) -> State:
         started = time.perf_counter()
-        frozen = self.frozen
+        settings = self.settings
         solution = solve(
             statistics,
-            alpha=frozen.alpha,
-            tangent_scale=frozen.tangent_scale,
-            target_scale=frozen.target_scale,
-            centre=self.model.centre(frozen.tangent_scale),
+            alpha=settings.alpha,
+            tangent_scale=settings.tangent_scale,
+            target_scale=settings.target_scale,
+            centre=self.model.centre(),
         )
-        parameters = self.model.publish(solution.W, solution.z, frozen.tangent_scale)
+        parameters = self.model.publish(solution.W, solution.z)
         return replace(
             self,
             statistics=statistics,

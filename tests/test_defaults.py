@@ -20,7 +20,7 @@ SHARED = [
 
 def trained(clf):
     """Return what the model was trained on, by name."""
-    return clf._adapter.model.setup["trainable"]
+    return [*clf._adapter.settings.trainable]
 
 
 def test_auto_by_network_and_anchor(digits, blobs):

@@ -116,7 +116,6 @@ def linearized(
         "batch_size": 32,
         "n_features": None,
         "precision": "float32",
-        "compiled": False,
         "device": "cpu",
         "seed": 0,
     }

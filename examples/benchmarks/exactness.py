@@ -36,12 +36,12 @@ def make(trainable, precision, pixels, k, batch_size=32, alpha=None):
 
 def solved(clf, alpha):
     """Return the float64 solution [W, z] of the estimator's sums, and the alpha in force."""
-    frozen = clf._state.frozen
+    settings = clf._state.settings
     solution = solve(
         clf._state.statistics,
         alpha=alpha,
-        tangent_scale=frozen.tangent_scale,
-        target_scale=frozen.target_scale,
+        tangent_scale=settings.tangent_scale,
+        target_scale=settings.target_scale,
     )
     return torch.cat([solution.W.flatten(), solution.z]), solution.alpha
 

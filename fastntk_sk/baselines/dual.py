@@ -80,7 +80,7 @@ def fast_ntk_dual(
     """
     check_is_fitted(estimator)
     original, state = Original(estimator), estimator._state
-    model, frozen = state.model, state.frozen
+    model, settings = state.model, state.settings
     n_classes, k = len(original.classes), model.projection.k
     n_rows = len(y_retain) + len(y_forget)
     width = n_classes * (model.d + 1) + k
@@ -92,8 +92,8 @@ def fast_ntk_dual(
     if not k:
         rest = model.empty_statistics()
         rest.add(kept, J[~forget], labels[~forget], torch.ones(len(kept)))
-        scales = {"tangent_scale": frozen.tangent_scale, "target_scale": frozen.target_scale}
-        alpha = solve(rest, alpha=frozen.alpha, **scales).alpha
+        scales = {"tangent_scale": settings.tangent_scale, "target_scale": settings.target_scale}
+        alpha = solve(rest, alpha=settings.alpha, **scales).alpha
         h = h.double() - kept.mean(0)
     solution = solve_published(
         h,
@@ -102,16 +102,16 @@ def fast_ntk_dual(
         torch.ones(n_rows),
         forget,
         alpha=alpha,
-        tangent_scale=frozen.tangent_scale,
-        target_scale=frozen.target_scale,
-        centre=model.centre(frozen.tangent_scale),
+        tangent_scale=settings.tangent_scale,
+        target_scale=settings.target_scale,
+        centre=model.centre(),
     )
     W = solution.W
     if not k:  # the last column is constant, and zero around the mean
-        wanted = targets(labels[~forget], n_classes, frozen.target_scale).mean(0)
+        wanted = targets(labels[~forget], n_classes, settings.target_scale).mean(0)
         W[:, -1] = (wanted - W @ kept.mean(0)) / rest.constant
-    parameters = model.publish(W, solution.z, frozen.tangent_scale)
-    return original.at(parameters, y_retain, frozen.network)
+    parameters = model.publish(W, solution.z)
+    return original.at(parameters, y_retain, settings.predict_with == "network")
 
 
 def dual_bytes(n_rows: int, n_classes: int, width: int = 0) -> int:
@@ -202,9 +202,9 @@ def full_ntk(
             "predictions are not those of a network with one set of weights. Fit with the other "
             "anchor, for which a ladder makes way for a subset of the network."
         )
-    frozen, model = estimator._state.frozen, original.model
+    settings, model = estimator._state.settings, original.model
     net = model.network_at(original.parameters.delta)
-    W = original.parameters.W.to(model.readout)
+    W = original.parameters.W.to(model.directions)
     start = -model.displacement(original.parameters)  # to the pretrained values
     n_classes = len(original.classes)
     batches, labels = original.all_batches((X_retain, y_retain), (X_forget, y_forget))
@@ -233,7 +233,7 @@ def full_ntk(
         J = _jacobian_block(net, everything, batches, W[:, :-1], first, first + size)
         kernel += (J @ J.T).double()
     energy = kernel.diagonal().mean().clamp_min(torch.finfo(kernel.dtype).tiny)
-    weight = frozen.tangent_scale / energy
+    weight = settings.tangent_scale / energy
     kernel *= weight
     view = kernel.view(len(labels), n_classes, len(labels), n_classes)
     readout_kernel = h @ h.T
@@ -243,7 +243,7 @@ def full_ntk(
     tangent = TangentNetwork(net, model.tangent.subset, batches[0][:2])
     change = torch.cat([tangent.directional(batch, start.to(W))[1].cpu() for batch in batches])
     at_centre = (change @ W[:, :-1].cpu().T).double()
-    error = (at_centre - targets(labels, n_classes, frozen.target_scale)).flatten()
+    error = (at_centre - targets(labels, n_classes, settings.target_scale)).flatten()
     forget = (torch.arange(len(labels)) >= len(y_retain)).repeat_interleave(n_classes)
     dual = published_step(kernel, error, forget, alpha=alpha)
     kernel.diagonal().add_(alpha)

@@ -94,7 +94,7 @@ class Original:
             self.model, self.parameters = adapter.model, adapter.parameters
             self.sharpness = adapter.sharpness
         self.classes = estimator.classes_
-        if self.model.kernel == "pseudo":
+        if self.model.settings.kernel == "pseudo":
             raise ValueError(
                 'Expected an estimator with kernel="full", got "pseudo", whose predictions are those of '
                 "no network to start from. Fit with the other kernel."
@@ -116,10 +116,10 @@ class Original:
         if model.ladder is not None and subset.names:
             raise ValueError(
                 "Expected a ladder or a subset of the network, got both, trainable="
-                f"{model.setup['trainable']}: the ladder reads the network at its pretrained weights, "
+                f"{model.settings.trainable}: the ladder reads the network at its pretrained weights, "
                 "so that there is no one set of weights to start from. Fit with one of them."
             )
-        V = model.readout * self.sharpness if model.moved is None and subset.names else None
+        V = model.directions * self.sharpness if model.moved is None and subset.names else None
         return SubspaceNetwork(
             model.backbone.net if model.ladder is None else model.ladder,
             subset,
@@ -127,7 +127,7 @@ class Original:
             self.parameters.W * self.sharpness,
             delta,
             V,
-        ).to(model.readout.device)
+        ).to(model.directions.device)
 
     def encode(self, y: Any) -> np.ndarray:
         """Return class indices of shape (n,)."""
@@ -152,7 +152,7 @@ class Original:
         if not len(rows):
             raise ValueError("Expected at least one row in a set that a baseline learns from, got none.")
         labels = torch.from_numpy(self.encode(y))
-        spec, readout = self.model.backbone.spec, self.model.readout
+        spec, readout = self.model.backbone.spec, self.model.directions
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
         with kept_heap():
             for chosen in order.split(size):
@@ -161,7 +161,7 @@ class Original:
 
     def all_batches(self, *sets: tuple[Any, Any]) -> tuple[list[Tensor], Tensor]:
         """Return the batches of several sets (X, y), of the model's size, and all class indices."""
-        parts = [part for X, y in sets for part in self.batches(X, y, self.model.batch_size)]
+        parts = [part for X, y in sets for part in self.batches(X, y, self.model.settings.batch_size)]
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
 
     def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:

@@ -80,7 +80,7 @@ def algebraic_gap(unlearned: Any, refit: Any) -> float:
             "refit moves the anchor: compare with copy.deepcopy(unlearned).rebuild(X_retain)."
         )
     found, expected = (
-        np.concatenate([model.readout_.ravel(), model.displacement_]).astype(np.float64)
+        np.concatenate([model.directions_.ravel(), model.displacement_]).astype(np.float64)
         for model in (unlearned, refit)
     )
     return _relative(found - expected, expected)
@@ -142,9 +142,9 @@ def linearisation_gap(unlearned: Any, oracle: Any, X: Any) -> float:
 
 def _problem(model: Any) -> dict[str, Any]:
     """Return what two estimators share if they solve the same ridge problem on their rows."""
-    frozen = model._state.frozen
+    settings = model._state.settings
     scales = ("alpha", "tangent_scale", "target_scale")
-    return model._state.signature() | {name: getattr(frozen, name) for name in scales}
+    return model._state.signature() | {name: getattr(settings, name) for name in scales}
 
 
 def _columns(scores: Any) -> np.ndarray:

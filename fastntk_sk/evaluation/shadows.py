@@ -115,17 +115,17 @@ def shadow_margins(
             "rows that are left over are those that a model never saw."
         )
     state = estimator._state
-    if state.frozen.anchor != "pretrained":
+    if state.settings.anchor != "pretrained":
         raise ValueError(
             'Expected anchor="pretrained", got anchor="finetuned", which has seen its rows: a shadow '
             "model would need its own fine-tuning. Retrain models and call u_lira on their margins."
         )
-    if state.frozen.network:
+    if state.settings.predict_with == "network":
         raise ValueError(
             'Expected predict_with="linear", got an estimator that predicts with the network, whose '
             'margins are not those of the small solves. Fit a clone with predict_with="linear".'
         )
-    model, frozen = state.model, state.frozen
+    model, settings = state.model, state.settings
     labels = class_indices(y, estimator.classes_)
     rows, n = estimator._rows(X), len(labels)
     n_retain, n_forget = round(retain * n), round(forget * n)
@@ -151,11 +151,11 @@ def shadow_margins(
                 statistics.add(*of_rows, truth[chosen], torch.full((len(chosen),), sign))
         solution = solve(
             statistics,
-            alpha=frozen.alpha,
-            tangent_scale=frozen.tangent_scale,
-            target_scale=frozen.target_scale,
+            alpha=settings.alpha,
+            tangent_scale=settings.tangent_scale,
+            target_scale=settings.target_scale,
         )
-        W, z = solution.W.to(h.dtype), (solution.z * frozen.tangent_scale**0.5).to(J.dtype)
+        W, z = solution.W.to(h.dtype), (solution.z * settings.tangent_scale**0.5).to(J.dtype)
         scores = state.adapter.sharpness * (h @ W.T + J @ z).double().numpy()
         gone = np.bincount(labels[order[:n_retain]], minlength=len(estimator.classes_)) == 0
         scores[:, gone] = -np.inf  # as an estimator never predicts a class without rows

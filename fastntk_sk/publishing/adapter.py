@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.loading import with_readout
+from ..settings import Settings
 from ..tangents.jacobians import plain_copy
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
@@ -23,45 +24,12 @@ LADDER_IS_EXACT = (
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """Parameters of the estimator as they were at fit; `set_params` does not reach them.
-
-    Parameters
-    ----------
-    seed : int
-        Drawn from `random_state`.
-
-    alpha : float or None
-        None: the sums choose it.
-
-    tangent_scale, target_scale : float
-
-    anchor : {"pretrained", "finetuned"}
-
-    network : bool
-        Predict with the displaced network instead of the linearised model.
-
-    device : str
-    """
-
-    seed: int
-    alpha: float | None
-    tangent_scale: float
-    target_scale: float
-    anchor: str
-    network: bool
-    device: str
-
-
-@dataclass(frozen=True)
 class Adapter:
     """What a fitted estimator publishes.
 
     Parameters
     ----------
     model : LinearizedModel
-
-    frozen : Frozen
 
     parameters : Parameters
 
@@ -84,7 +52,6 @@ class Adapter:
     """
 
     model: LinearizedModel
-    frozen: Frozen
     parameters: Parameters
     displacement: Tensor
     empty: np.ndarray
@@ -95,14 +62,19 @@ class Adapter:
     classes: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @property
+    def settings(self) -> Settings:
+        """Settings of the fit."""
+        return self.model.settings
+
+    @property
     def sharpness(self) -> float:
         r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
-        return math.log(99 * (len(self.empty) - 1)) / self.frozen.target_scale
+        return math.log(99 * (len(self.empty) - 1)) / self.settings.target_scale
 
     @property
     def trained(self) -> list[str]:
         """Sides of a ladder, subsets of the network, or "head" where there is neither."""
-        entries = self.model.setup["trainable"]
+        entries = self.settings.trainable
         return [entry for entry in entries if entry != "head"] or ["head"]
 
     @property
@@ -113,7 +85,7 @@ class Adapter:
     def described(self) -> dict[str, str]:
         """Return in words what was learned: ladder, tangents (where there are any) and readout."""
         model, ladder, parts = self.model, self.model.ladder, {}
-        p, k, r = model.projection.p, model.projection.k, len(model.readout)
+        p, k, r = model.projection.p, model.projection.k, len(model.directions)
         if ladder is not None:
             taps = "both sets of taps" if len(ladder.sides) > 1 else f"the taps {ladder.sides[0]!r}"
             parts["ladder"] = (
@@ -122,13 +94,15 @@ class Adapter:
             )
         if p:
             inside = [entry for entry in self.trained if entry not in SIDES]
-            each = f" for each of {r} directions" if model.kernel == "pseudo" else ""
+            each = f" for each of {r} directions" if model.settings.kernel == "pseudo" else ""
             parts["tangents"] = f"{', '.join(inside)}: {p:,} parameters in {k:,} components{each}"
         return parts | {"readout": f"{self.parameters.W.numel():,} parameters"}
 
     def scores(self, rows: Iterable[np.ndarray]) -> np.ndarray:
         """Return float64 scores of shape (n, n_classes); -inf for classes without rows."""
-        scores = self.model.scores(self.parameters, rows, network=self.frozen.network)
+        scores = self.model.scores(
+            self.parameters, rows, network=self.settings.predict_with == "network"
+        )
         scores[:, self.empty] = -np.inf
         return scores
 
@@ -141,7 +115,7 @@ class Adapter:
             "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what the
             source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the units and
             the sketch of a ladder, so that nobody needs to draw it again; at the pretrained anchor
-            "anchor.readout" (V, or the directions of the pseudo kernel); at the fine-tuned one the
+            "probe_directions" (V, or the directions of the pseudo kernel); at the fine-tuned one the
             subset's own values under "network.", and nothing of the anchor, which has seen rows
             that may be forgotten.
         """
@@ -150,8 +124,8 @@ class Adapter:
         tensors = {"readout": self.parameters.W, "displacement": self.displacement} | own
         if model.ladder is not None:
             tensors |= {f"ladder.{name}": tensor for name, tensor in model.ladder.tensors().items()}
-        if self.frozen.anchor == "pretrained":
-            return tensors | {"anchor.readout": model.readout}
+        if self.settings.anchor == "pretrained":
+            return tensors | {"probe_directions": model.directions}
         solved = model.displaced(self.parameters.delta)
         return tensors | {f"network.{name}": value for name, value in solved.items()}
 

@@ -151,9 +151,9 @@ def model_card(
         Its links to arXiv list the adapter on the page of the paper.
     """
     adapter: Adapter = classifier._adapter
-    model, frozen = adapter.model, adapter.frozen
-    name, origin = public_name(model), model.setup["origin"]
-    base, stored = origin["base_model"], model.setup["backbone"] is not None
+    model, settings = adapter.model, adapter.settings
+    name, origin = public_name(model), model.origin
+    base, stored = origin["base_model"], settings.backbone is not None
     arguments = [repr(repository)]
     arguments += [f"revision={revision!r}"] if revision else []
     arguments += [] if stored and name == model.backbone.name else ["backbone=..."]
@@ -187,8 +187,8 @@ def model_card(
         inputs="an array of shape (n, n_features)" if vectors else "arrays, PIL images or file paths",
         revision=f"revision {origin['revision']}" if origin["revision"] else "revision unknown",
         learned="\n".join(f"| {name} | {_cell(text)} |" for name, text in adapter.described().items()),
-        anchor=frozen.anchor,
-        kernel=model.kernel,
+        anchor=settings.anchor,
+        kernel=settings.kernel,
         alpha=_alpha(adapter),
         n_learned=adapter.n_learned,
         n_forgotten=adapter.n_forgotten,
@@ -197,7 +197,7 @@ def model_card(
         results=_results(metrics, dataset),
         deletions=_deletions(adapter, earlier),
         anchor_limit="; the fine-tuned anchor, which has seen every row"
-        if frozen.anchor == "finetuned"
+        if settings.anchor == "finetuned"
         else "",
         ladder_citation="" if model.ladder is None else _LADDER,
         backbone_citation=_backbone_citation(model, base),
@@ -228,8 +228,8 @@ def _cell(text: str) -> str:
 
 def _alpha(adapter: Adapter) -> str:
     """Return the ridge that was asked for; a value that the sums chose is as private as they are."""
-    if adapter.frozen.alpha is not None:
-        return f"{adapter.frozen.alpha:.4g}"
+    if adapter.settings.alpha is not None:
+        return f"{adapter.settings.alpha:.4g}"
     if adapter.model.projection.p:
         return f"{TANGENT_ALPHA:.4g} (auto)"
     return "chosen by the sums of the learned rows"

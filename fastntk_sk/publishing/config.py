@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -60,10 +60,10 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
     UnsavedParameterWarning
         If `finetune_params` holds objects: it is stored as None.
     """
-    model, frozen = adapter.model, adapter.frozen
+    model, settings = adapter.model, adapter.settings
     params = classifier.get_params(deep=False)
     del params["num_workers"]  # says how this machine reads, not what the model is
-    source = model.setup["backbone"]
+    source = settings.backbone
     source, params["backbone"] = (
         portable(name) if isinstance(name, str) else name for name in (source, params["backbone"])
     )
@@ -74,7 +74,7 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
     if not _NAME(params["backbone"]):
         params["backbone"] = None
     if not isinstance(params["random_state"], (int, np.integer, type(None))):
-        params["random_state"] = frozen.seed
+        params["random_state"] = settings.seed
     try:
         canonical(params["finetune_params"])
     except StateFormatError:
@@ -85,33 +85,25 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
             stacklevel=4,
         )
         params["finetune_params"] = None
-    setup, spec = model.setup, model.backbone.spec
+    spec = model.backbone.spec
     names = getattr(classifier, "feature_names_in_", None)
     classes = classifier.classes_
     config = {
         "format": FORMAT,
         "version": version("fastntk_sk"),
         "params": params,
-        "frozen": asdict(frozen) | ({"device": "cpu"} if public else {}),
+        "settings": asdict(replace(settings, backbone=None)) | ({"device": "cpu"} if public else {}),
         "backbone": {
             "source": source,
             "name": public_name(model) if public else model.backbone.name,
-            **setup["origin"],
+            **model.origin,
             "digest": model.backbone.digest(model.own_tensors()),
         },
         "tensors": adapter.digest(),
-        "preprocessing": asdict(spec) | {"n_features": model.n_features},
-        "setup": {
-            "trainable": setup["trainable"],
-            "n_prompts": setup["n_prompts"],
-            "pretrained": setup["pretrained"],
-            "kernel": model.kernel,
-            "n_components": model.projection.k,
-            "projection": model.projection.digest(),
-            "ladder": None if model.ladder is None else model.ladder.digest(),
-            "batch_size": model.batch_size,
-            "precision": model.precision,
-            "compiled": model.tangent.compiled,
+        "preprocessing": asdict(spec),
+        "projection": model.projection.digest(),
+        "ladder": None if model.ladder is None else model.ladder.digest(),
+        "units": {
             "scale_h": model.scale_h,
             "scale_J": model.scale_J,
             "position_gap": model.position_gap,
@@ -174,7 +166,7 @@ def check(document: dict[str, Any], name: str) -> dict[str, Any]:
             f"{name} names classes without rows that it does not list, or all that it lists. Restore "
             "a backup."
         )
-    columns, n_features = checked["feature_names"], checked["preprocessing"]["n_features"]
+    columns, n_features = checked["feature_names"], checked["settings"]["n_features"]
     if columns is not None and len(columns) != n_features:
         raise StateFormatError(
             f"Expected the names of {n_features} features in {name}, got {len(columns)}. Restore a "
@@ -245,14 +237,26 @@ _COLOURS = list_of(lambda value: type(value) in (int, float) and abs(value) < 1e
 _SCHEMA: dict[str, Any] = {
     "format": integer(1, FORMAT),
     "params": lambda value: isinstance(value, dict) and optional(_NAME)(value.get("backbone")),
-    "frozen": {
+    "settings": {
         "seed": integer(0, 2**31),
+        "n_classes": integer(2, 10**6),
+        "n_features": optional(integer(1, 10**6)),
+        "backbone": one_of(None),
+        "trainable": list_of(text(length=200), 1, 1000),
+        "anchor": one_of("pretrained", "finetuned"),
+        "kernel": one_of("full", "pseudo"),
+        "n_directions": integer(1, 10**6),
+        "n_components": integer(0, 10**9),
+        "n_prompts": integer(1, 10**4),
+        "image_size": optional(_SIDES),
+        "pretrained": _FLAG,
+        "batch_size": integer(1, 10**6),
+        "precision": one_of("float32", "float64", "bfloat16"),
+        "device": text(_DEVICE),
         "alpha": optional(number(5e-324)),
         "tangent_scale": number(0),
         "target_scale": number(5e-324),
-        "anchor": one_of("pretrained", "finetuned"),
-        "network": _FLAG,
-        "device": text(_DEVICE),
+        "predict_with": one_of("linear", "network"),
     },
     "backbone": {
         "source": optional(_NAME),
@@ -268,19 +272,10 @@ _SCHEMA: dict[str, Any] = {
         "mean": _COLOURS,
         "std": _COLOURS,
         "interpolation": text(),
-        "n_features": optional(integer(1, 10**6)),
     },
-    "setup": {
-        "trainable": list_of(text(length=200), 1, 1000),
-        "n_prompts": integer(1, 10**4),
-        "pretrained": _FLAG,
-        "kernel": one_of("full", "pseudo"),
-        "n_components": integer(0, 10**9),
-        "projection": text(_HEX),
-        "ladder": optional(text(_HEX)),
-        "batch_size": integer(1, 10**6),
-        "precision": one_of("float32", "float64", "bfloat16"),
-        "compiled": _FLAG,
+    "projection": text(_HEX),
+    "ladder": optional(text(_HEX)),
+    "units": {
         "scale_h": number(1e-150),
         "scale_J": number(1e-150),
         "position_gap": number(0),

@@ -24,7 +24,7 @@ def state_table(classifier: Any) -> str:
         "forgotten": f"{classifier.n_samples_forgotten_:,} rows",
         "deletions": "; ".join(adapter.exactness) or "none yet",
         "state": "public adapter only" if classifier._private is None else "public and private",
-        "anchor": adapter.frozen.anchor,
+        "anchor": adapter.settings.anchor,
     }
     cells |= adapter.described()
     if hasattr(classifier, "alpha_"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..exceptions import (
     SubsetError,
     UnknownKeyWarning,
 )
+from ..settings import Settings
 from ..store.private_state import check_tensors
 from ..sums.memory import block_sizes, require
 from ..tangents.ladder import TENSORS
@@ -28,7 +30,6 @@ from ..tangents.model import LinearizedModel, working_dtype
 from ..tangents.saved import Saved
 from ..tangents.subsets import split_ladder
 from . import files
-from .adapter import Frozen
 from .config import check
 
 _ADVICE = "Load it on a larger machine."
@@ -68,25 +69,25 @@ def read_adapter(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tens
     if files.tensors_digest(tensors) != config["tensors"]:
         raise StateFormatError(f"The tensors of {name} were changed after it was saved.")
     expected = {"readout", "displacement"}
-    if config["frozen"]["anchor"] == "pretrained":
-        expected.add("anchor.readout")
-    if split_ladder(config["setup"]["trainable"])[0]:
+    if config["settings"]["anchor"] == "pretrained":
+        expected.add("probe_directions")
+    if split_ladder(config["settings"]["trainable"])[0]:
         expected |= {f"ladder.{tensor}" for tensor in TENSORS}
     found = {tensor for tensor in tensors if not tensor.startswith("network.")}
     if found != expected:
         raise StateFormatError(
             f"{name}: expected the tensors {sorted(expected)}, got {sorted(found)}. Restore a backup."
         )
-    n_classes, setup = len(config["classes"]["values"]), config["setup"]
-    W, dtype = tensors["readout"], working_dtype(setup["precision"])
-    V = tensors.get("anchor.readout", W)
+    n_classes, settings = len(config["classes"]["values"]), config["settings"]
+    W, dtype = tensors["readout"], working_dtype(settings["precision"])
+    V = tensors.get("probe_directions", W)
     shaped = W.ndim == 2 and W.shape[1] > 1 and len(W) == n_classes
     if shaped and V is not W:
         shaped = V.ndim == 2 and V.shape[1] > 0
-        if setup["kernel"] == "full":
-            shaped = shaped and len(V) == (n_classes if setup["n_components"] else 0)
+        if settings["kernel"] == "full":
+            shaped = shaped and len(V) == (n_classes if settings["n_components"] else 0)
         d = shaped and (tensors["ladder.sizes"].numel() if "ladder.sizes" in tensors else V.shape[1])
-        sizes = shaped and block_sizes(setup["kernel"], d, setup["n_components"], len(V))
+        sizes = shaped and block_sizes(settings["kernel"], d, settings["n_components"], len(V))
         shaped = sizes and sizes[0] + 1 == W.shape[1]
     if not shaped or {W.dtype, V.dtype} != {dtype}:
         raise StateFormatError(
@@ -99,33 +100,41 @@ def read_adapter(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, Tens
 
 def _check_widths(config: dict[str, Any], tensors: dict[str, Tensor], name: str) -> None:
     """Check what decides how much is allocated against the size of tensors that are there."""
-    setup, frozen = config["setup"], config["frozen"]
-    if setup["kernel"] == "pseudo" and (frozen["network"] or frozen["anchor"] != "pretrained"):
+    settings = config["settings"]
+    network = settings["predict_with"] == "network"
+    if settings["kernel"] == "pseudo" and (network or settings["anchor"] != "pretrained"):
         raise StateFormatError(f"{name} has a pseudo kernel where there can be none. Restore a backup.")
-    if frozen["network"] and "ladder.sizes" in tensors:
+    if network and "ladder.sizes" in tensors:
         raise StateFormatError(f"{name} displaces a network that a ladder reads. Restore a backup.")
-    if setup["kernel"] == "full" and setup["n_components"] > tensors["displacement"].numel():
+    if settings["kernel"] == "full" and settings["n_components"] > tensors["displacement"].numel():
         raise StateFormatError(f"{name} has more components than parameters. Restore a backup.")
     inputs = config["preprocessing"]
-    if (inputs["size"] is None) != (inputs["n_features"] is not None):
+    if (inputs["size"] is None) != (settings["n_features"] is not None):
         raise StateFormatError(f"{name} describes neither images nor vectors. Restore a backup.")
 
 
-def frozen_at_fit(config: dict[str, Any], device: str | None) -> Frozen:
-    """Return the parameters of the fit, on a device of this machine."""
-    frozen = Frozen(**(config["frozen"] | ({} if device is None else {"device": device})))
+def settings_at_fit(config: dict[str, Any], device: str | None) -> Settings:
+    """Return the settings of the fit, on a device of this machine."""
+    found = config["settings"]
+    settings = Settings(
+        **(
+            found
+            | {"trainable": tuple(found["trainable"]), "device": device or found["device"]}
+            | {"image_size": found["image_size"] and tuple(found["image_size"])}
+        )
+    )
     try:
-        torch.empty(0, device=frozen.device)
+        torch.empty(0, device=settings.device)
     except (AssertionError, RuntimeError) as error:
         raise StateMismatchError(
-            f'Expected a device of this machine, got "{frozen.device}". Pass device="cpu".'
+            f'Expected a device of this machine, got "{settings.device}". Pass device="cpu".'
         ) from error
-    return frozen
+    return settings
 
 
 def build_model(
     config: dict[str, Any],
-    frozen: Frozen,
+    settings: Settings,
     backbone: Any,
     network: dict[str, Tensor],
     V: Tensor,
@@ -140,7 +149,7 @@ def build_model(
     config : dict
         Of `read_adapter`.
 
-    frozen : Frozen
+    settings : Settings
 
     backbone : str, nn.Module, callable or None
         None takes what the configuration names.
@@ -165,7 +174,7 @@ def build_model(
     StateMismatchError
         If the backbone is not the one that was saved.
     """
-    setup, inputs, source = config["setup"], config["preprocessing"], config["backbone"]["source"]
+    inputs, source, units = config["preprocessing"], config["backbone"]["source"], config["units"]
     given = backbone
     backbone = _pinned(source, config["backbone"]["revision"]) if given is None else given
     if backbone is None:
@@ -173,11 +182,11 @@ def build_model(
             f"The saved backbone was a module or a callable ({config['backbone']['name']}), which is "
             "not stored. Pass it: backbone=..."
         )
-    dtype = working_dtype(setup["precision"])
-    units = (setup["scale_h"], setup["scale_J"], setup["position_gap"])
-    saved = Saved(network, V, units, None if moved is None else moved.to(dtype), learns, ladder)
+    dtype = working_dtype(settings.precision)
+    scales = (units["scale_h"], units["scale_J"], units["position_gap"])
+    saved = Saved(network, V, scales, None if moved is None else moved.to(dtype), learns, ladder)
     if backbone == "mlp":
-        saved.check_mlp(inputs["n_features"])
+        saved.check_mlp(settings.n_features)
     elif isinstance(backbone, str):
         _check_outline(backbone, config, V)
     elif inputs["size"]:
@@ -185,26 +194,8 @@ def build_model(
         n_bytes = n_pixels * dtype.itemsize
         require(n_bytes, f"A pass over images of {inputs['size']} pixels takes", _ADVICE)
     try:
-        model = linearize(
-            backbone,
-            None,
-            n_classes=len(config["classes"]["values"]),
-            kernel=setup["kernel"],
-            n_directions=len(V),
-            trainable=setup["trainable"],
-            anchor="pretrained" if moved is None else "finetuned",
-            n_prompts=setup["n_prompts"],
-            n_components=setup["n_components"],
-            pretrained=setup["pretrained"],
-            image_size=tuple(inputs["size"]) if inputs["size"] else None,
-            batch_size=setup["batch_size"],
-            n_features=inputs["n_features"],
-            precision=setup["precision"],
-            compiled=setup["compiled"] and learns,
-            device=frozen.device,
-            seed=frozen.seed,
-            saved=saved,
-        )
+        asked = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
+        model = linearize(backbone, None, asked, saved)
     except (BackboneNotFoundError, SubsetError) as error:
         raise StateFormatError(f"What was saved names something that is not here. {error}") from error
     except FastNTKError:
@@ -219,12 +210,12 @@ def build_model(
             f"{config['backbone']['name']!r} ({revision or 'revision unknown'}), got {found}. Pass "
             "backbone=... with the weights that it was learned with."
         )
-    if (learns or model.kernel == "pseudo") and model.projection.digest() != setup["projection"]:
+    if (learns or settings.kernel == "pseudo") and model.projection.digest() != config["projection"]:
         raise StateMismatchError(
             "This version of torch draws another random subspace for the saved seed. Load with the "
             "version that it was saved with; the receipts and the statistics name it."
         )
-    if model.ladder is not None and model.ladder.digest() != setup["ladder"]:
+    if model.ladder is not None and model.ladder.digest() != config["ladder"]:
         raise StateMismatchError(
             f"The rungs of the ladder in backbone {model.backbone.name!r} are not those that were "
             "saved: its blocks lie in other modules here, or give grids of another form. Load with the "
@@ -242,8 +233,8 @@ def build_model(
         model.backbone.name = str(source)
     if source is not None and not (given and source.startswith("local-dir:")):
         # the same weights, wherever they came from this time: others find them where they were
-        model.setup["backbone"] = source
-        model.setup["origin"] = {key: config["backbone"][key] for key in ("base_model", "revision")}
+        model.settings = replace(model.settings, backbone=source)
+        model.origin = {key: config["backbone"][key] for key in ("base_model", "revision")}
     return model
 
 
@@ -263,7 +254,7 @@ def _check_outline(backbone: str, config: dict[str, Any], V: Tensor) -> None:
             f"Expected a backbone with {V.shape[1]} features, got {found.n_features} from "
             f"{backbone!r:.100}. Pass the backbone that was saved: backbone=..."
         )
-    dtype = working_dtype(config["setup"]["precision"])
+    dtype = working_dtype(config["settings"]["precision"])
     n_bytes = found.n_bytes * dtype.itemsize // torch.float32.itemsize
     require(n_bytes, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE)
 
@@ -289,7 +280,7 @@ def check_sizes(model: LinearizedModel, tensors: dict[str, Tensor]) -> None:
     found = {name: tensors[name] for name in ("readout", "displacement")}
     expected = {"readout": (len(W), model.sizes[0] + 1), "displacement": (model.n_displaced,)}
     check_tensors(
-        found, {name: (model.readout.dtype, shape) for name, shape in expected.items()}, "The adapter"
+        found, {name: (model.directions.dtype, shape) for name, shape in expected.items()}, "The adapter"
     )
 
 
@@ -312,8 +303,8 @@ def unfitted(cls: type, config: dict[str, Any], backbone: Any) -> Any:
     if params.get("backbone") is None:
         params["backbone"] = backbone
     classifier = cls(**params)
-    if config["preprocessing"]["n_features"] is not None:
-        classifier.n_features_in_ = config["preprocessing"]["n_features"]
+    if config["settings"]["n_features"] is not None:
+        classifier.n_features_in_ = config["settings"]["n_features"]
     if config["feature_names"] is not None:
         names = np.array(config["feature_names"], dtype=object)
         classifier.feature_names_in_ = names

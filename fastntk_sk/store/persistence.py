@@ -27,7 +27,7 @@ from ..exceptions import (
 from ..publishing import files
 from ..publishing.adapter import Adapter
 from ..publishing.config import FORMAT, class_labels, describe, intact
-from ..publishing.rebuilding import build_model, check_sizes, frozen_at_fit, read_adapter, unfitted
+from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 from ..publishing.schema import integer, section, text
 from ..state import State
 from ..tangents.model import Parameters
@@ -102,7 +102,7 @@ def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> No
 
 def check_publishable(adapter: Adapter) -> None:
     """Raise PublicationError where predictions need a fine-tuned anchor, which has seen every row."""
-    if adapter.frozen.anchor == "finetuned" and not adapter.frozen.network:
+    if adapter.settings.is_finetuned and adapter.settings.predict_with == "linear":
         raise PublicationError(
             'With anchor="finetuned" and predict_with="linear", predictions need the weights that SGD '
             "left, which have seen forgotten rows too: they are private. Fit with "
@@ -161,23 +161,22 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
             f"{ADAPTER} names a folder as backbone ({source!r:.100}), which is not read: whoever wrote "
             "the file could name any. If it is yours, pass from_pretrained(..., backbone=...)."
         )
-    frozen = frozen_at_fit(config, device)
-    if frozen.anchor == "finetuned" and not frozen.network:
+    settings = settings_at_fit(config, device)
+    if settings.is_finetuned and settings.predict_with == "linear":
         raise StateFormatError(f"{ADAPTER} lacks the anchor that its predictions need.")
-    V = tensors.get("anchor.readout")
+    V = tensors.get("probe_directions")
     if V is None:
         V = torch.zeros_like(tensors["readout"][:, :-1])
-    moved = torch.zeros(config["setup"]["n_components"]) if frozen.anchor == "finetuned" else None
+    moved = torch.zeros(config["settings"]["n_components"]) if settings.is_finetuned else None
     network = files.under(tensors, "network.")
     ladder = files.under(tensors, "ladder.")
-    model = build_model(config, frozen, backbone, network, V, moved, ladder, learns=False)
+    model = build_model(config, settings, backbone, network, V, moved, ladder, learns=False)
     check_sizes(model, tensors)
     displacement = tensors["displacement"]
     empty = np.zeros(len(tensors["readout"]), dtype=bool)
     empty[config["without_rows"]] = True
     adapter = Adapter(
         model,
-        frozen,
         Parameters(
             tensors["readout"], displacement if moved is None else torch.zeros_like(displacement)
         ),
@@ -286,18 +285,18 @@ def load(
     contents, names = _read_private(folder, key)
     config, tensors = read_adapter(contents["adapter"], names["adapter"])
     sums, anchor = private_state.parse_statistics(contents["statistics"], names["statistics"])
-    frozen = frozen_at_fit(config, device)
-    if (anchor is None) == (frozen.anchor == "finetuned"):
+    settings = settings_at_fit(config, device)
+    if (anchor is None) == (settings.is_finetuned):
         raise StateFormatError("The statistics are of another anchor. Restore a backup.")
     if anchor is None:
-        network, V, moved = files.under(tensors, "network."), tensors["anchor.readout"], None
+        network, V, moved = files.under(tensors, "network."), tensors["probe_directions"], None
     else:
-        network, V, moved = anchor.network, anchor.readout, anchor.moved
+        network, V, moved = anchor.network, anchor.directions, anchor.moved
         W = tensors["readout"]
         wanted = {"readout": (W.dtype, (len(W), W.shape[1] - 1))}
         private_state.check_tensors({"readout": V}, wanted, names["statistics"])
     ladder = files.under(tensors, "ladder.")
-    model = build_model(config, frozen, backbone, network, V, moved, ladder, learns=True)
+    model = build_model(config, settings, backbone, network, V, moved, ladder, learns=True)
     check_sizes(model, tensors)
     if anchor is not None:
         found = {"moved": anchor.moved, "delta": anchor.delta, "sgd": anchor.sgd}
@@ -309,7 +308,6 @@ def load(
         )
     state = private_state.restore(
         model,
-        frozen,
         tensors["readout"],
         tensors["displacement"],
         sums,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ..exceptions import DecryptionError, StateFormatError
-from ..publishing.adapter import Frozen
 from ..publishing.files import dump, parse_json, parse_tensors, under
 from ..publishing.schema import MAX_INTEGER, integer, list_of, real, section, text
 from ..state import State
@@ -60,7 +59,7 @@ class Anchor:
     network : dict of str to Tensor
         The trainable subset as SGD left it, and prompts.
 
-    readout : Tensor of shape (C, d)
+    directions : Tensor of shape (C, d)
         V.
 
     moved : Tensor of shape (k,)
@@ -73,7 +72,7 @@ class Anchor:
     """
 
     network: dict[str, Tensor]
-    readout: Tensor
+    directions: Tensor
     moved: Tensor
     delta: Tensor
     sgd: Tensor
@@ -103,7 +102,7 @@ def pack(state: State) -> dict[str, bytes]:
         own = state.model.own_tensors()
         tensors |= {f"anchor.network.{name}": tensor for name, tensor in own.items()}
         tensors |= {
-            "anchor.readout": state.model.readout,
+            "anchor.directions": state.model.directions,
             "anchor.moved": state.model.moved,
             "anchor.delta": state.parameters.delta,
             "anchor.sgd": state.sgd.W,
@@ -137,14 +136,13 @@ def parse_statistics(data: bytes, name: str) -> tuple[dict[str, Tensor], Anchor 
         return tensors, None
     network = under(parts, "network.")
     single = {n: t for n, t in parts.items() if not n.startswith("network.")}
-    if single.keys() != {"readout", "moved", "delta", "sgd"}:
+    if single.keys() != {"directions", "moved", "delta", "sgd"}:
         raise StateFormatError(f"{name} does not hold a whole anchor. Restore a backup.")
     return tensors, Anchor(network, **single)
 
 
 def restore(
     model: LinearizedModel,
-    frozen: Frozen,
     W: Tensor,
     displacement: Tensor,
     tensors: dict[str, Tensor],
@@ -157,8 +155,6 @@ def restore(
     Parameters
     ----------
     model : LinearizedModel
-
-    frozen : Frozen
 
     W, displacement : Tensor
         Of the adapter.
@@ -183,7 +179,7 @@ def restore(
         empty = model.empty_statistics()
     shapes = {name: (t.dtype, tuple(t.shape)) for name, t in empty.tensors().items()}
     check_tensors(tensors, shapes, "The statistics")
-    n_probe = model.d + min(10, len(model.readout)) * model.projection.k
+    n_probe = model.d + min(10, len(model.directions)) * model.projection.k
     for probe in probes:
         check_tensors({"probe": probe}, {"probe": (torch.float64, (n_probe,))}, "The statistics")
     if not probes:
@@ -202,7 +198,6 @@ def restore(
     delta = displacement if anchor is None else anchor.delta
     return State(
         model,
-        frozen,
         Statistics.from_tensors(tensors, empty.constant, empty.n_tangents),
         known,
         np.array(counted, dtype=np.int64),

@@ -36,7 +36,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
 
 
-def environment(device: str, precision: str, compiled: bool) -> dict[str, Any]:
+def environment(device: str, precision: str) -> dict[str, Any]:
     """Return what decides whether a Jacobian comes out bitwise the same.
 
     Parameters
@@ -45,8 +45,6 @@ def environment(device: str, precision: str, compiled: bool) -> dict[str, Any]:
 
     precision : str
         Of the backbone's passes.
-
-    compiled : bool
 
     Returns
     -------
@@ -59,7 +57,6 @@ def environment(device: str, precision: str, compiled: bool) -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": device,
         "precision": precision,
-        "compiled": compiled,
         "threads": torch.get_num_threads(),
     }
 

@@ -49,10 +49,6 @@ class TangentNetwork(nn.Module):
         Two inputs, on which every row of the Jacobian is checked against its own plain gradient.
         Where a module is not used the way its tap expects, the whole network becomes one tap.
 
-    compiled : bool, default=False
-        Fuse what can be fused with torch.compile, which needs a C++ compiler and some seconds at the
-        first pass.
-
     Raises
     ------
     JacobianError
@@ -66,15 +62,15 @@ class TangentNetwork(nn.Module):
     >>> net = torch.nn.Linear(2, 1).requires_grad_(False).eval()
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> tangent = TangentNetwork(net, select(net, "weight"), probe=x)
-    >>> tangent.jacobian(x, readout=torch.ones(1, 1))[1]
+    >>> tangent.jacobian(x, directions=torch.ones(1, 1))[1]
     tensor([[[1., 2.]],
     <BLANKLINE>
             [[3., 4.]]])
     """
 
-    def __init__(self, net: nn.Module, subset: Subset, probe: Tensor, compiled: bool = False) -> None:
+    def __init__(self, net: nn.Module, subset: Subset, probe: Tensor) -> None:
         super().__init__()
-        self.subset, self.compiled = subset, compiled
+        self.subset = subset
         check_rows_are_independent(net, probe, type(net).__name__)
         self.net = frozen_copy(net)
         self._taps: dict[str, Tap] = {}
@@ -98,7 +94,7 @@ class TangentNetwork(nn.Module):
     def _install(self, owner: str) -> None:
         prefix = f"{owner}." if owner else ""
         names = [n.removeprefix(prefix) for n in self.subset.names if n.startswith(prefix)]
-        tap = make_tap(self.net.get_submodule(owner) if owner else self.net, names, self.compiled)
+        tap = make_tap(self.net.get_submodule(owner) if owner else self.net, names)
         self._taps[prefix] = tap
         if owner:
             self.net.set_submodule(owner, tap)
@@ -137,7 +133,7 @@ class TangentNetwork(nn.Module):
             return problem
         try:
             doubled = copy.deepcopy(net).double()
-            twin = TangentNetwork(doubled, self.subset, probe.double(), self.compiled)
+            twin = TangentNetwork(doubled, self.subset, probe.double())
         except (JacobianError, RuntimeError, TypeError, ValueError, AssertionError):
             return problem  # also of a network or a device that takes no float64
         return None if twin._taps.keys() == self._taps.keys() else problem
@@ -166,10 +162,10 @@ class TangentNetwork(nn.Module):
     def jacobian(
         self,
         x: Tensor,
-        readout: Tensor,
+        directions: Tensor,
         project: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute features and the Jacobian of `readout @ features`, row by row.
+        """Compute features and the Jacobian of `directions @ features`, row by row.
 
         One forward and C backward passes over the batch; a frozen weight never gets a gradient.
         For one batch shape, a row's result does not depend on the other rows.
@@ -179,10 +175,10 @@ class TangentNetwork(nn.Module):
         x : Tensor of shape (n, ...)
             A batch as the network takes it.
 
-        readout : Tensor of shape (C, d)
+        directions : Tensor of shape (C, d)
 
         project : callable, default=None
-            Applied to the (n, p) rows of each readout row, so that (n, C, p) is never stored.
+            Applied to the (n, p) rows of each direction, so that (n, C, p) is never stored.
 
         Returns
         -------
@@ -193,12 +189,12 @@ class TangentNetwork(nn.Module):
         """
         if not self._taps:
             features = self.features(x)
-            return features, features.new_zeros(len(x), len(readout), 0)
+            return features, features.new_zeros(len(x), len(directions), 0)
         classes = []
         with flushed_denormals():
             features, leaves = self._recorded(x)
-            for c, row in enumerate(readout):
-                flat = _pulled(features, leaves, row.expand_as(features), c + 1 < len(readout))
+            for c, row in enumerate(directions):
+                flat = _pulled(features, leaves, row.expand_as(features), c + 1 < len(directions))
                 classes.append(flat if project is None else project(flat))
         return features.detach(), torch.stack(classes, dim=1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..backbones.loading import Backbone, load_backbone, origin
 from ..exceptions import JacobianError, PrecisionError, SubsetError
 from ..randomness import generator
+from ..settings import Settings
 from ..sums.memory import AUTO_COMPONENTS, check_memory, choose_components
 from .heap import kept_heap
 from .jacobians import TangentNetwork
@@ -27,30 +27,26 @@ _PRECISION_ROWS = 8
 _LARGEST_ERROR = 0.05  # of Jacobians in bfloat16: transformers have 1-2 %, batch norms 20-40 %
 
 
-def linearize(
-    backbone: Any,
-    X: Any,
-    *,
-    n_classes: int,
-    kernel: str,
-    n_directions: int,
-    trainable: str | Sequence[str],
-    anchor: str,
-    n_prompts: int,
-    n_components: int | str | None,
-    pretrained: bool,
-    image_size: int | tuple[int, int] | None,
-    batch_size: int,
-    n_features: int | None,
-    precision: str,
-    compiled: bool,
-    device: str,
-    seed: int,
-    saved: Saved | None = None,
-) -> LinearizedModel:
+def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
     """Load the backbone, choose the subset and measure the energy units.
 
-    The arguments are those of `FastNTKClassifier`; `saved` is given when one is loaded.
+    Parameters
+    ----------
+    backbone : str, nn.Module or callable
+
+    X : array-like
+        The first picture gives the size for a module that does not say one.
+
+    settings : Settings
+        As the user gave them: `trainable` and `n_components` may be "auto".
+
+    saved : Saved, default=None
+        Given where a model is loaded.
+
+    Returns
+    -------
+    model : LinearizedModel
+        Its settings are resolved.
 
     Raises
     ------
@@ -66,23 +62,25 @@ def linearize(
     InsufficientMemoryError
         If the statistics would not fit; raised before they are allocated.
     """
-    dtype = working_dtype(precision)
+    seed, device, n_classes = settings.seed, settings.device, settings.n_classes
+    batch_size, kernel = settings.batch_size, settings.kernel
+    dtype = working_dtype(settings.precision)
     loaded = load_backbone(
         backbone,
-        pretrained=pretrained,
-        image_size=image_size,
+        pretrained=settings.pretrained,
+        image_size=settings.image_size,
         X=X,
-        n_features=n_features,
+        n_features=settings.n_features,
         seed=seed,
     )
-    sides, entries = split_ladder(resolve(trainable, loaded.net, anchor))
+    sides, entries = split_ladder(resolve(settings.trainable, loaded.net, settings.anchor))
     prompts = {"prompt", "prompt-deep"} & set(entries)
     if prompts:
         if saved is not None:
-            saved.check_prompts(n_prompts, prompt_width(loaded.net))
+            saved.check_prompts(settings.n_prompts, prompt_width(loaded.net))
         insert_prompts(
             loaded.net,
-            n_prompts,
+            settings.n_prompts,
             deep="prompt-deep" in prompts,
             generator=generator(seed, "prompts"),
         )
@@ -91,7 +89,7 @@ def linearize(
     if saved is not None:
         saved.install(loaded, subset)
     n_synthetic = _SYNTHETIC_ROWS if saved is None else 2
-    synthetic = loaded.synthetic(n_synthetic, seed, n_features, dtype).to(device)
+    synthetic = loaded.synthetic(n_synthetic, seed, settings.n_features, dtype).to(device)
     features = _first_pass(loaded, synthetic[:2])
     alone = _first_pass(loaded, synthetic[:1])
     if features.ndim != 2 or alone.shape != (1, features.shape[1]):
@@ -100,54 +98,41 @@ def linearize(
             f"{tuple(features.shape)} of two rows and {tuple(alone.shape)} of one. Wrap it in a module "
             "that pools them, and leaves the rows."
         )
-    d, n_rows = features.shape[1], n_classes if kernel == "full" else n_directions
-    if not subset.size and anchor == "pretrained":
+    d, n_rows = features.shape[1], n_classes if kernel == "full" else settings.n_directions
+    if not subset.size and settings.anchor == "pretrained":
         n_rows = 0  # nothing is linearised: V would read no tangents
     if saved is not None:
-        saved.check_readout(n_rows, d, dtype)
+        saved.check_directions(n_rows, d, dtype)
     try:
         ladder = Ladder(loaded.net, sides, synthetic[:2]) if sides else None
     except SubsetError:
-        if trainable != "auto":
+        if settings.trainable != "auto":
             raise
         ladder, sides = None, ()
     if ladder is not None:
         if saved is None:
-            width = AUTO_COMPONENTS if n_components == "auto" else n_components
+            asked = settings.n_components
+            width = AUTO_COMPONENTS if asked == "auto" else asked
             ladder.draw_sketch(
                 sum(ladder.widths) * len(ladder.sides) if width is None else int(width), seed
             )
         else:
             ladder.install(saved.ladder)
         d = ladder.width
-    k = choose_components(n_components, subset.size, kernel, d, n_rows)
+    k = choose_components(settings.n_components, subset.size, kernel, d, n_rows)
     if saved is None or saved.learns:
         batch_bytes = batch_size * subset.size * dtype.itemsize
         sizes = (d, k, n_rows, n_classes, batch_bytes, batch_size)
         check_memory(kernel, *sizes, ladder=ladder is not None)
-    tangent = TangentNetwork(loaded.net, subset, synthetic[:2], compiled)
-    readout = draw_readout(seed, n_rows, features.shape[1]) if saved is None else saved.readout
+    V = draw_directions(seed, n_rows, features.shape[1]) if saved is None else saved.directions
     model = LinearizedModel(
         loaded,
-        tangent,
+        TangentNetwork(loaded.net, subset, synthetic[:2]),
         Projection(subset.size, k, seed, dtype),
-        readout.to(dtype=dtype, device=device),
-        n_classes,
-        kernel,
-        precision,
-        1.0,
-        1.0,
-        0.0,
-        batch_size,
-        n_features,
-        {
-            "backbone": backbone if isinstance(backbone, str) else None,
-            "trainable": [*sides, *entries],
-            "n_prompts": n_prompts,
-            "pretrained": pretrained,
-            "image_size": loaded.spec.size,
-            "origin": origin(loaded, backbone, pretrained),
-        },
+        V.to(dtype=dtype, device=device),
+        replace(settings, trainable=(*sides, *entries), n_components=k, image_size=loaded.spec.size),
+        origin(loaded, backbone, settings.pretrained),
+        *((1.0, 1.0, 0.0) if saved is None else saved.units),
         None if saved is None else saved.moved,
         ladder,
     )
@@ -155,10 +140,7 @@ def linearize(
         if ladder is not None:
             ladder.calibrate(synthetic.split(batch_size))
         _check_precision(model, synthetic[:_PRECISION_ROWS])
-        units = _measure(model, synthetic)
-    else:
-        units = saved.units
-    model.scale_h, model.scale_J, model.position_gap = units
+        model.scale_h, model.scale_J, model.position_gap = _measure(model, synthetic)
     return model
 
 
@@ -182,7 +164,7 @@ def _first_pass(backbone: Backbone, batch: Tensor) -> Tensor:
     return features
 
 
-def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: int) -> LinearizedModel:
+def linearize_at(model: LinearizedModel, moved: Tensor, directions: Tensor) -> LinearizedModel:
     """Return the model that is linearised at a fine-tuned anchor.
 
     Parameters
@@ -193,10 +175,8 @@ def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: i
     moved : Tensor of shape (k,)
         The anchor is theta_0 + Q moved.
 
-    readout : Tensor of shape (C, d)
+    directions : Tensor of shape (C, d)
         V, the fine-tuned readout on the features.
-
-    seed : int
 
     Returns
     -------
@@ -205,13 +185,14 @@ def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: i
     """
     net = model.network_at(model.projection.expand(moved))
     backbone = replace(model.backbone, net=net)
-    dtype, device = model.readout.dtype, model.readout.device
-    synthetic = backbone.synthetic(_SYNTHETIC_ROWS, seed, model.n_features, dtype).to(device)
+    dtype, device = model.directions.dtype, model.directions.device
+    settings = model.settings
+    synthetic = backbone.synthetic(_SYNTHETIC_ROWS, settings.seed, settings.n_features, dtype).to(device)
     tuned = replace(
         model,
         backbone=backbone,
-        tangent=TangentNetwork(net, model.tangent.subset, synthetic[:2], model.tangent.compiled),
-        readout=readout,
+        tangent=TangentNetwork(net, model.tangent.subset, synthetic[:2]),
+        directions=directions,
         moved=moved,
     )
     tuned.scale_h, tuned.scale_J, tuned.position_gap = _measure(tuned, synthetic)
@@ -221,11 +202,11 @@ def linearize_at(model: LinearizedModel, moved: Tensor, readout: Tensor, seed: i
     return tuned
 
 
-def draw_readout(seed: int, n_rows: int, d: int) -> Tensor:
+def draw_directions(seed: int, n_rows: int, d: int) -> Tensor:
     """Return V, float64 of shape (n_rows, d), N(0, 1/d); row c depends on the seed and c only."""
     V = torch.empty(n_rows, d, dtype=torch.float64)
     for c, row in enumerate(V):
-        row.normal_(generator=generator(seed, "readout", c))
+        row.normal_(generator=generator(seed, "directions", c))
     return V / d**0.5
 
 
@@ -233,7 +214,7 @@ def draw_readout(seed: int, n_rows: int, d: int) -> Tensor:
 def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, float]:
     """Return the scales of features and Jacobians, and the effect of a row's place."""
     energies, first = [], None
-    for batch in synthetic.split(model.batch_size):
+    for batch in synthetic.split(model.settings.batch_size):
         h, J = model.passes(batch)
         first = first or (h, J)
         energies.append((h.square().sum(1) + 1, J.square().sum((1, 2)) / max(1, J.shape[1])))
@@ -244,7 +225,7 @@ def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, f
             "inputs. Check its weights, or use precision='float64'."
         )
     assert first is not None
-    elsewhere = model.passes(synthetic[: model.batch_size].roll(1, 0))
+    elsewhere = model.passes(synthetic[: model.settings.batch_size].roll(1, 0))
     moved = [part.roll(-1, 0) for part in elsewhere]
     gap = max(relative_gap(new, old) for new, old in zip(moved, first, strict=True))
     scale_h = 1.0 if model.ladder is not None else _power_of_two(mean_h)
@@ -253,7 +234,7 @@ def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, f
 
 def _check_precision(model: LinearizedModel, synthetic: Tensor) -> None:
     """Raise PrecisionError where bfloat16 changes features or Jacobians by more than a few percent."""
-    if model.precision != "bfloat16":
+    if model.settings.precision != "bfloat16":
         return
     parts = zip(*(model.passes(synthetic, full_precision=full) for full in (False, True)), strict=True)
     error = max(relative_gap(coarse, fine) for coarse, fine in parts)

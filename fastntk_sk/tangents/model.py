@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.func import functional_call
 
 from ..backbones.loading import Backbone
 from ..exceptions import JacobianError
+from ..settings import Settings
 from ..sums.memory import BUFFER_NUMBERS, block_sizes, memory_needed
 from ..sums.statistics import Statistics
 from .heap import kept_heap
@@ -67,18 +67,17 @@ class LinearizedModel:
     projection : Projection
         Q, from p trainable parameters to k components.
 
-    readout : Tensor of shape (C, d), or (r, d) for the pseudo kernel
-        V, or the directions. At the pretrained anchor N(0, 1/d), seeded for each row by its index,
+    directions : Tensor of shape (C, d), or (r, d) for the pseudo kernel
+        V, the probe directions. At the pretrained anchor N(0, 1/d), seeded for each row by its index,
         never a function of the data, and without rows where no parameter is displaced; at a
         fine-tuned one what SGD learned.
 
-    n_classes : int
-        C.
+    settings : Settings
+        Every learning pass pads its batches to `batch_size`, so that a row's result does not depend on
+        the request that it comes in.
 
-    kernel : {"full", "pseudo"}
-
-    precision : {"float32", "float64", "bfloat16"}
-        Of the passes that learn and forget; "bfloat16" is torch's autocast around float32 weights.
+    origin : dict
+        "base_model" and "revision" of the backbone's weights, as far as they are known.
 
     scale_h, scale_J : float
         Powers of two that bring the mean energy (squared norm of a row) of augmented features and
@@ -87,16 +86,6 @@ class LinearizedModel:
     position_gap : float
         Relative change of synthetic rows' Jacobians when they change places in their batch; 0 where
         it is within float64 rounding.
-
-    batch_size : int
-        Every learning pass pads its batches to this size, so that a row's result does not depend on
-        the request that it comes in.
-
-    n_features : int or None
-        Length of input vectors.
-
-    setup : dict
-        The arguments that decide which network is built, for a saved state.
 
     moved : Tensor of shape (k,), default=None
         For a fine-tuned anchor: its displacement from the pretrained values, within span(Q).
@@ -108,56 +97,49 @@ class LinearizedModel:
     backbone: Backbone
     tangent: TangentNetwork
     projection: Projection
-    readout: Tensor
-    n_classes: int
-    kernel: str
-    precision: str
+    directions: Tensor
+    settings: Settings
+    origin: dict[str, str | None]
     scale_h: float
     scale_J: float
     position_gap: float
-    batch_size: int
-    n_features: int | None
-    setup: dict[str, Any]
     moved: Tensor | None = None
     ladder: Ladder | None = None
 
     @property
     def d(self) -> int:
         """Number of features that W reads: the network's, or the ladder's."""
-        return self.readout.shape[1] if self.ladder is None else self.ladder.width
+        return self.directions.shape[1] if self.ladder is None else self.ladder.width
 
     @property
     def sizes(self) -> tuple[int, int]:
         """Columns that all classes share (without the constant), and those of each class's own block."""
-        return block_sizes(self.kernel, self.d, self.projection.k, len(self.readout))
+        return block_sizes(self.settings.kernel, self.d, self.projection.k, len(self.directions))
 
     @property
     def units(self) -> Tensor:
         """What the columns of the shared block are divided by, of shape (width + 1,)."""
-        units = self.readout.new_full((self.sizes[0] + 1,), self.scale_h).cpu()
+        units = self.directions.new_full((self.sizes[0] + 1,), self.scale_h).cpu()
         units[self.d : -1] = self.scale_J
         return units
 
-    def centre(self, tangent_scale: float) -> Tensor | None:
+    def centre(self) -> Tensor | None:
         r"""Return where the ridge on z is centred: the pretrained values, as seen from the anchor.
-
-        Parameters
-        ----------
-        tangent_scale : float
 
         Returns
         -------
         centre : float64 Tensor of shape (k,), or None
             :math:`-c_J z^* / \sqrt{s}` for an anchor at theta_0 + Q z*; None stands for zero.
         """
-        if self.moved is None or not tangent_scale:
+        s = self.settings.tangent_scale
+        if self.moved is None or not s:
             return None
-        return self.moved.double() * (-self.scale_J / math.sqrt(tangent_scale))
+        return self.moved.double() * (-self.scale_J / math.sqrt(s))
 
     @property
     def n_displaced(self) -> int:
         """How many parameters a solution displaces: p, or none with the pseudo kernel."""
-        return self.projection.p if self.kernel == "full" else 0
+        return self.projection.p if self.settings.kernel == "full" else 0
 
     def displacement(self, parameters: Parameters) -> Tensor:
         """Return theta - theta_0 of shape (n_displaced,), the anchor's own displacement included."""
@@ -183,18 +165,18 @@ class LinearizedModel:
     def displaced(self, delta: Tensor) -> dict[str, Tensor]:
         """Return the values of the subset, displaced from the anchor, by name."""
         net = self.backbone.net
-        parts = self.tangent.subset.split(delta.to(self.readout))
+        parts = self.tangent.subset.split(delta.to(self.directions))
         return {name: net.get_parameter(name).detach() + part for name, part in parts.items()}
 
     def memory_needed(self) -> int:
         """Estimate the peak bytes of a deletion."""
-        batch_bytes = self.batch_size * self.projection.p * self.readout.itemsize
-        return memory_needed(*self.sizes, self.n_classes, batch_bytes, self.batch_size)
+        batch_bytes = self.settings.batch_size * self.projection.p * self.directions.itemsize
+        return memory_needed(*self.sizes, self.settings.n_classes, batch_bytes, self.settings.batch_size)
 
     def empty_statistics(self) -> Statistics:
         """Return zero sums of the right size."""
         width, components = self.sizes
-        return Statistics(width, components, self.n_classes, 1 / self.scale_h, width - self.d)
+        return Statistics(width, components, self.settings.n_classes, 1 / self.scale_h, width - self.d)
 
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and projected Jacobians (n, rows of the readout, k), not scaled.
@@ -208,24 +190,24 @@ class LinearizedModel:
             Without autocast.
         """
         n = len(batch)
-        if n < self.batch_size:
-            batch = torch.cat([batch, batch[:1].expand(self.batch_size - n, *batch.shape[1:])])
+        if n < self.settings.batch_size:
+            batch = torch.cat([batch, batch[:1].expand(self.settings.batch_size - n, *batch.shape[1:])])
             if batch.ndim == 4:
                 batch = batch.contiguous(memory_format=torch.channels_last)
-        low = self.precision == "bfloat16" and not full_precision
+        low = self.settings.precision == "bfloat16" and not full_precision
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
             if self.ladder is None:
-                h, J = self.tangent.jacobian(batch, self.readout, self._project)
+                h, J = self.tangent.jacobian(batch, self.directions, self._project)
             else:
                 with flushed_denormals():
                     h = self.ladder(batch)
-                J = h.new_zeros(len(h), len(self.readout), 0)
+                J = h.new_zeros(len(h), len(self.directions), 0)
                 if self.tangent.subset.names:
-                    _, J = self.tangent.jacobian(batch, self.readout, self._project)
-        return h[:n].to(self.readout.dtype).cpu(), J[:n]
+                    _, J = self.tangent.jacobian(batch, self.directions, self._project)
+        return h[:n].to(self.directions.dtype).cpu(), J[:n]
 
     def _project(self, rows: Tensor) -> Tensor:
-        return self.projection.project(rows.to(self.readout.dtype).cpu())
+        return self.projection.project(rows.to(self.directions.dtype).cpu())
 
     def tangents(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return the rows of the linear problem, in energy units.
@@ -248,28 +230,27 @@ class LinearizedModel:
         h, J = self.passes(batch, full_precision=full_precision)
         h, J = h / self.scale_h, J / self.scale_J
         constant = h.new_full((len(h), 1), 1 / self.scale_h)
-        none = h.new_zeros(len(h), self.n_classes, 0)
+        none = h.new_zeros(len(h), self.settings.n_classes, 0)
         if not self.projection.k:
             return torch.cat([h, constant], 1), none
-        if self.kernel == "full":
+        if self.settings.kernel == "full":
             return torch.cat([h, constant], 1), J
-        phi = J.flatten(1) / math.sqrt(len(self.readout))
+        phi = J.flatten(1) / math.sqrt(len(self.directions))
         return torch.cat([h, phi, constant], 1), none
 
-    def probe(self, seed: int) -> Tensor:
+    def probe(self) -> Tensor:
         """Return tangent features of a synthetic row: they show drift between two machines.
-
-        Parameters
-        ----------
-        seed : int
 
         Returns
         -------
         probe : float64 Tensor
             Features, and the Jacobians of at most ten rows of the readout.
         """
-        dtype = self.readout.dtype
-        batch = self.backbone.synthetic(1, seed, self.n_features, dtype).to(self.readout.device)
+        dtype = self.directions.dtype
+        settings = self.settings
+        batch = self.backbone.synthetic(1, settings.seed, settings.n_features, dtype).to(
+            self.directions.device
+        )
         h, J = self.passes(batch)
         return torch.cat([h[0] / self.scale_h, J[0, :10].flatten() / self.scale_J]).double()
 
@@ -299,9 +280,9 @@ class LinearizedModel:
             Called with the number of rows in the statistics each time that it has grown.
         """
         width, components = self.sizes
-        numbers = max(width, self.n_classes * components)
+        numbers = max(width, self.settings.n_classes * components)
         at_once = 256 if components else 512  # with class blocks a row is longer
-        capacity = max(self.batch_size, min(at_once, BUFFER_NUMBERS // numbers))
+        capacity = max(self.settings.batch_size, min(at_once, BUFFER_NUMBERS // numbers))
         held: list[tuple[Tensor, Tensor]] = []
         start = stop = 0
 
@@ -326,13 +307,13 @@ class LinearizedModel:
 
     def batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
         """Group contents into batches as they enter the backbone."""
-        dtype, device = self.readout.dtype, self.readout.device
+        dtype, device = self.directions.dtype, self.directions.device
         rows = iter(rows)
         with kept_heap():
-            while chunk := list(islice(rows, self.batch_size)):
+            while chunk := list(islice(rows, self.settings.batch_size)):
                 yield self.backbone.spec.normalise(chunk, dtype).to(device)
 
-    def publish(self, W: Tensor, z: Tensor, tangent_scale: float) -> Parameters:
+    def publish(self, W: Tensor, z: Tensor) -> Parameters:
         """Turn a solution in energy units into parameters of the backbone.
 
         Parameters
@@ -341,17 +322,15 @@ class LinearizedModel:
 
         z : float64 Tensor of shape (components,)
 
-        tangent_scale : float
-
         Returns
         -------
         parameters : Parameters
             Rounded to the precision of the backbone's passes.
         """
-        dtype = self.readout.dtype
+        dtype = self.directions.dtype
         delta = z
-        if self.kernel == "full":
-            delta = self.projection.expand(z) * (math.sqrt(tangent_scale) / self.scale_J)
+        if self.settings.kernel == "full":
+            delta = self.projection.expand(z) * (math.sqrt(self.settings.tangent_scale) / self.scale_J)
         return Parameters((W / self.units).to(dtype), delta.to(dtype))
 
     @torch.no_grad()
@@ -376,24 +355,24 @@ class LinearizedModel:
         -------
         scores : float64 ndarray of shape (n, C)
         """
-        W, delta = (t.to(self.readout.device) for t in (parameters.W, parameters.delta))
+        W, delta = (t.to(self.directions.device) for t in (parameters.W, parameters.delta))
         net, displaced = self.backbone.net, self.displaced(delta) if network else {}
         scores = []
         for batch in self.batches(rows):
-            if self.kernel == "pseudo":
+            if self.settings.kernel == "pseudo":
                 shared, _ = self.tangents(batch, full_precision=True)
                 out = shared @ (parameters.W * self.units).T
             elif not network:
                 h, change = self._directional(batch, delta)
                 out = h @ W[:, :-1].T + W[:, -1]
                 if change is not None:
-                    out = out + change @ self.readout.T
+                    out = out + change @ self.directions.T
             else:
                 with flushed_denormals():
                     h = functional_call(net, displaced, (batch,))
                     out = h @ W[:, :-1].T + W[:, -1]
                     if self.moved is None and displaced:
-                        out = out + (h - net(batch)) @ self.readout.T
+                        out = out + (h - net(batch)) @ self.directions.T
             scores.append(out.double().cpu().numpy())
         return np.concatenate(scores)
 

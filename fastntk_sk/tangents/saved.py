@@ -21,7 +21,7 @@ class Saved:
     network : dict of str to Tensor
         The tensors of `own_names`.
 
-    readout : Tensor of shape (C, d)
+    directions : Tensor of shape (C, d)
         V.
 
     units : tuple of float
@@ -38,7 +38,7 @@ class Saved:
     """
 
     network: dict[str, Tensor]
-    readout: Tensor
+    directions: Tensor
     units: tuple[float, float, float]
     moved: Tensor | None = None
     learns: bool = True
@@ -70,13 +70,13 @@ class Saved:
                 "backbone that was saved: backbone=..."
             )
 
-    def check_readout(self, n_classes: int, d: int, dtype: torch.dtype) -> None:
+    def check_directions(self, n_classes: int, d: int, dtype: torch.dtype) -> None:
         """Raise StateMismatchError unless V reads the backbone's features."""
-        if tuple(self.readout.shape) != (n_classes, d) or self.readout.dtype != dtype:
+        if tuple(self.directions.shape) != (n_classes, d) or self.directions.dtype != dtype:
             raise StateMismatchError(
-                f"Expected a readout of {n_classes} classes on {d} features in {dtype}, got "
-                f"{tuple(self.readout.shape)} in {self.readout.dtype}. Load with the backbone that was "
-                "saved: backbone=..."
+                f"Expected probe directions of {n_classes} classes on {d} features in {dtype}, got "
+                f"{tuple(self.directions.shape)} in {self.directions.dtype}. Load with the backbone "
+                "that was saved: backbone=..."
             )
 
     def install(self, backbone: Backbone, subset: Subset) -> None:

@@ -9,7 +9,6 @@ image.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -235,53 +234,6 @@ class BatchNormTap(Tap):
         return [sums[name] for name in self.names]
 
 
-class FusedBatchNormTap(BatchNormTap):
-    """The same with its activation, in one compiled pass over the activations in either direction."""
-
-    def __init__(self, module: nn.modules.batchnorm._BatchNorm, names: Sequence[str]) -> None:
-        super().__init__(module, names)
-        after = [getattr(module, name, nn.Identity()) for name in ("drop", "act")]
-        self.act = copy.deepcopy(nn.Sequential(*after))
-        for part in self.act.modules():
-            if hasattr(part, "inplace"):
-                part.__dict__["inplace"] = False
-
-        def activated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-            return self.act(x * scale + shift)
-
-        def pulled(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
-            (grad,) = vjp(self.act, x * scale + shift)[1](grad)
-            axes = tuple(range(2, x.ndim))
-            return grad * scale, grad.sum(axes), (grad * x).sum(axes)
-
-        self._activated = torch.compile(activated, dynamic=True)
-        self._pulled = torch.compile(pulled, dynamic=True)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the affine map and the activation."""
-        if self.leaves is None:
-            return super().forward(x)
-        return _PerSample.apply(x, self, (), {}, *(self.leaves[name] for name in self.names))
-
-    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scale = torch.ones_like(self.shift) if self.scale is None else self.scale
-        return self._wide(scale, x), self._wide(self.shift, x)
-
-    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Keep the input."""
-        x = x.detach()
-        ctx.save_for_backward(x)
-        return self._activated(x, *self._operands(x))
-
-    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        """Mask, channel sums and the gradient of the input at once."""
-        (x,) = ctx.saved_tensors
-        if grad.stride() != x.stride():  # another layout would be compiled for again
-            grad = torch.empty_like(x).copy_(grad)
-        below, bias, weight = self._pulled(grad, x, *self._operands(x))
-        return below, self._sums(ctx, bias, weight)
-
-
 class LayerNormTap(Tap):
     """Layer norm over the last axis; the normalised input is kept, not recomputed."""
 
@@ -352,7 +304,7 @@ class PromptTap(Tap):
         return below, [prompt]
 
 
-def make_tap(module: nn.Module, names: Sequence[str], compiled: bool = False) -> Tap:
+def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
     """Return the fastest tap that is right for a module and its trainable parameters."""
     from timm.layers import BatchNormAct2d
     from timm.layers import LayerNorm as TimmLayerNorm
@@ -360,8 +312,7 @@ def make_tap(module: nn.Module, names: Sequence[str], compiled: bool = False) ->
     plain_names = set(names) <= {"weight", "bias"}
     batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
     if plain_names and type(module) in batch_norms and module.running_var is not None:
-        tap = FusedBatchNormTap if compiled else BatchNormTap
-        return tap(module, names)  # type: ignore[arg-type]
+        return BatchNormTap(module, names)  # type: ignore[arg-type]
     layer_norm = type(module) in (nn.LayerNorm, TimmLayerNorm)
     if plain_names and layer_norm and len(module.normalized_shape) == 1:  # type: ignore[arg-type]
         return LayerNormTap(module, names)

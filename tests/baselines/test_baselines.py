@@ -230,7 +230,7 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
     X, y = blobs[0][:25], blobs[1][:25]
     clf = FastNTKClassifier(anchor="finetuned", max_epochs=3, random_state=0).fit(X, y)
     found = full_ntk(clf, X[5:], y[5:], X[:5], y[:5], block_bytes=block_bytes)
-    model, frozen = clf._state.model, clf._state.frozen
+    model, settings = clf._state.model, clf._state.settings
     net = model.network_at(clf._state.parameters.delta)
     names = [name for name, _ in net.named_parameters()]
     W = clf._state.parameters.W
@@ -239,7 +239,7 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
     J = reference.jacobian(net, names, x, W[:, :-1]).detach()
     h = torch.cat([net(x), torch.ones(len(x), 1)], 1).detach() / model.scale_h
     kernel = torch.einsum("icp,jdp->icjd", J, J).reshape(75, 75)
-    weight = frozen.tangent_scale / kernel.diagonal().mean()
+    weight = settings.tangent_scale / kernel.diagonal().mean()
     theta = {name: p.detach().clone() for name, p in net.named_parameters()}
     moved = dict(model.tangent.subset.split(torch.from_numpy(clf.displacement_)))
     start = torch.cat(
@@ -250,7 +250,7 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
     retain = np.repeat(np.arange(25) < 20, 3)
     blocks = torch.kron(h @ h.T, torch.eye(3, dtype=torch.float64))
     full = (kernel * weight + blocks)[retain][:, retain].numpy()
-    targets = frozen.target_scale * (np.eye(3)[labels] - 1 / 3)
+    targets = settings.target_scale * (np.eye(3)[labels] - 1 / 3)
     dual_of = np.linalg.solve(full + clf._state.alpha * np.eye(60), (targets - offset).ravel()[retain])
     expected_W = (dual_of.reshape(20, 3).T @ h[:20].numpy()) / model.scale_h
     np.testing.assert_allclose(found.parameters.W, expected_W, rtol=1e-6, atol=1e-9)

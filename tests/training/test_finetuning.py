@@ -81,7 +81,7 @@ def test_the_solve_is_the_offset_problem_of_the_whole_displacement(blobs):
 def test_unlearning_is_the_solve_on_the_rest_at_the_same_anchor(blobs, monkeypatch):
     X, y = blobs
     clf = tuned().fit(X, y)
-    rest = State.empty(clf._state.model, clf._state.frozen, Ledger(), "").learn(
+    rest = State.empty(clf._state.model, Ledger(), "").learn(
         clf._rows(X[15:]), y[15:], np.ones(45), None, lambda rows, *_: rows
     )
     monkeypatch.setattr(fitting, "finetune", lambda *args, **kwargs: pytest.fail("SGD"))
