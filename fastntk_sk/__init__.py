@@ -6,7 +6,8 @@ and deletion is the closed-form solution without the forgotten rows.
 
 from .backbones.recipes import Recipe, list_recipes, load_recipe, register_recipe
 from .classifier import FastNTKClassifier
-from .deletion import unlearn
+from .distributed import share_rows
+from .metaestimators import unlearn
 from .search import FastNTKClassifierCV
 from .store.receipts import verify_receipts
 
@@ -19,6 +20,7 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "register_recipe",
+    "share_rows",
     "unlearn",
     "verify_receipts",
 ]

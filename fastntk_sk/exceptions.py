@@ -38,6 +38,10 @@ class AmbiguousSampleError(SampleError):
     """The same content was learned under several labels, weights or ids."""
 
 
+class HeavyRowError(SampleError):
+    """A row is so heavy that rounding would leave traces of it when it is forgotten."""
+
+
 class ForgetsEverythingError(FastNTKError, ValueError):
     """A deletion would leave no row to rest on."""
 

@@ -31,8 +31,11 @@ class Settings:
     alpha : float or None
         None: the sums choose it.
 
+    searched_by : tuple of str
+        Searches that chose parameters with the rows, such as "FastNTKClassifierCV".
+
     anchor, kernel, n_directions, tangent_scale, target_scale, n_prompts, image_size, pretrained, \
-batch_size, predict_with, precision, device
+batch_size, predict_with, precision, device, backbone_has_seen
         As the parameters of the classifier, without "auto".
     """
 
@@ -55,6 +58,8 @@ batch_size, predict_with, precision, device
     tangent_scale: float
     target_scale: float
     predict_with: str
+    backbone_has_seen: bool | str = False
+    searched_by: tuple[str, ...] = ()
 
     @property
     def is_finetuned(self) -> bool:

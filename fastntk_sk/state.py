@@ -1,72 +1,92 @@
-"""The fitted state of an estimator and the four things that happen to it."""
+"""What a fitted estimator rests on: to learn, subtract, merge or solve returns a new state."""
 
 from __future__ import annotations
 
-import secrets
+import platform
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .backbones.inputs import Rows, content
-from .distributed import Group
-from .exceptions import (
-    ForgetsEverythingError,
-    NoPrivateStateError,
-    NumericalDriftWarning,
-    PrivacyWarning,
-    StateMismatchError,
-)
-from .publishing import files
-from .publishing.adapter import Adapter
+from .exceptions import HeavyRowError, StateMismatchError
 from .settings import Settings
-from .store.checkpoints import Checkpoint
-from .store.ledger import KEY_BYTES, Ledger, Removal
-from .store.receipts import chain_heads, environment, make_receipt, senses
 from .sums.ridge import GRID, solve
 from .sums.statistics import Statistics
 from .tangents.model import LinearizedModel, Parameters, relative_gap
 
-_CHECKED = 1000  # rows of a checkpoint that are read again
-_SESSION = secrets.token_hex(8)
-Progress = Callable[[Iterable[np.ndarray], str, int], Iterable[np.ndarray]]
+ROUNDING = 1e-8  # the largest eps * sum w |x|^2 / alpha of what is subtracted from exact sums
+_PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
+AddUp = Callable[[Iterable[Tensor]], None]
 
 
-class Halves:
-    """A fitted estimator as a public and a private half; the second is None for a pulled adapter."""
-
-    _adapter: Adapter
-    _private: State | None
-
-    @property
-    def _state(self) -> State:
-        """Both halves."""
-        if self._private is None:
-            raise NoPrivateStateError(
-                "Expected an estimator with its private state, got a published adapter, which only "
-                "predicts: it holds no statistics, no ledger and no receipts. Load what save() wrote "
-                "with FastNTKClassifier.load."
-            )
-        return self._private
+def alone(tensors: Iterable[Tensor]) -> None:
+    """Leave sums as they are: all rows are here."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Sums:
+    """Sums over some rows, before they enter a state.
+
+    Parameters
+    ----------
+    statistics : Statistics
+
+    class_rows : int64 ndarray of shape (n_classes,)
+        Number of rows of each class.
+
+    energies : float64 ndarray of shape (n,)
+        Weighted energies :math:`w \\|x\\|^2` of the rows that were summed here.
+
+    energy : float
+        Their sum over all ranks.
+
+    seconds_per_row : float
+    """
+
+    statistics: Statistics
+    class_rows: np.ndarray
+    energies: np.ndarray
+    energy: float
+    seconds_per_row: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What SGD left at a fine-tuned anchor, on all rows of the fit.
+
+    Parameters
+    ----------
+    W : Tensor of shape (C, d + 1)
+        The readout.
+
+    history : list of dict
+        Its epochs.
+
+    linearity : float
+        Relative difference between the scores of the network and of the linearised model.
+    """
+
+    W: Tensor
+    history: list[dict[str, Any]]
+    linearity: float = 0.0
+
+
+@dataclass(frozen=True)
 class State:
-    """What an estimator knows after fit; `learn`, `forget`, `merge` and `rebuild` return another.
+    """Sums over the learned rows, their solution, and the model in which they were taken.
 
     Parameters
     ----------
     model : LinearizedModel
-        Fixed before the first row of the statistics was seen (a fine-tuned anchor has seen rows).
+        Fixed before the first row was summed (a fine-tuned anchor has seen rows).
 
     statistics : Statistics
-
-    ledger : Ledger
 
     class_rows : int64 ndarray of shape (n_classes,)
         Number of learned rows of each class.
@@ -75,197 +95,54 @@ class State:
         What predicts.
 
     environment : dict
-        Where Jacobians were last seen to be those that were learned.
+        Versions, device, precision and number of threads that the rows were learned with.
 
     probes : list of Tensor
-        Tangent features of a synthetic row, one for each place that rows were learned in.
+        What the backbone gave for synthetic rows, once for each place that rows were learned in.
 
-    n_forgotten : int, default=0
-
-    receipts : list of dict, default=[]
+    removed : float, default=0.0
+        Energy of all rows that were subtracted since the statistics were made.
 
     residual : float, default=0.0
-        Of the last solve.
+        Of the last solve: norm of the residual of the normal equations over that of their right side.
 
     alpha, alpha_path : float and dict of float to float
         The ridge in force, and what each value was worth where the sums chose it.
 
     seconds_per_row, seconds_per_solve : float, default=0.0
-        Measured; they feed estimates only.
+        Measured, for estimates.
 
-    sgd : Parameters, default=None
-        For a fine-tuned anchor: the readout as SGD left it, without a displacement from the anchor.
-
-    history : list of dict, default=[]
-        Epochs of fine-tuning, on all rows of the fit.
-
-    linearity : float, default=0.0
-        Relative difference between the network and the linearised model on rows of the fit.
-
-    session : str, default=""
-        The process of `environment`; empty after a load.
-
-    chain : str
-        Names the chain of this site's receipts.
+    tuning : Tuning, default=None
+        Of a fine-tuned anchor.
     """
 
     model: LinearizedModel
     statistics: Statistics
-    ledger: Ledger
     class_rows: np.ndarray
     parameters: Parameters
     environment: dict[str, Any]
     probes: list[Tensor]
-    n_forgotten: int = 0
-    receipts: list[dict[str, Any]] = field(default_factory=list)
+    removed: float = 0.0
     residual: float = 0.0
     alpha: float = 0.0
     alpha_path: dict[float, float] = field(default_factory=dict)
     seconds_per_row: float = 0.0
     seconds_per_solve: float = 0.0
-    sgd: Parameters | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    linearity: float = 0.0
-    session: str = ""
-    chain: str = ""
+    tuning: Tuning | None = None
 
     @classmethod
-    def empty(cls, model: LinearizedModel, ledger: Ledger, chain: str) -> State:
-        """Return the state before the first row, with an empty ledger."""
-        nothing = torch.zeros(0)
+    def empty(cls, model: LinearizedModel, tuning: Tuning | None = None) -> State:
+        """Return the state of a model before its first row."""
+        nothing, here = torch.zeros(0), environment(model.settings)
         return cls(
             model,
             model.empty_statistics(),
-            ledger,
             np.zeros(model.settings.n_classes, dtype=np.int64),
             Parameters(nothing, nothing),
-            environment(model.settings.device, model.settings.precision),
-            [model.probe()],
-            session=_SESSION,
-            chain=chain,
+            here,
+            [model.probe(here["threads"])],
+            tuning=tuning,
         )
-
-    def learn(
-        self,
-        rows: Rows,
-        labels: np.ndarray,
-        weights: np.ndarray,
-        sample_ids: Sequence[object] | None,
-        progress: Progress,
-        checkpoint: Checkpoint | None = None,
-    ) -> State:
-        """Return the state that has also learned these rows, a share of them in every rank."""
-        group, started = Group(), time.perf_counter()
-        _, probes = self.drift()
-        asked = [
-            labels.tobytes(),
-            weights.tobytes(),
-            repr(sample_ids and [*map(str, sample_ids)]).encode(),
-        ]
-        # hashes every weight: for those only who compare
-        signature = None if group.alone and checkpoint is None else self.signature()
-        if not group.alone:
-            seen = [content(rows[i]) for i in {0, len(rows) // 2, len(rows) - 1}]
-            known = self.adapter.digest() if self.ledger.n_rows else ""
-            group.check_same(files.digest(*asked, *seen, repr((known, signature)).encode()).encode())
-        part = group.share(len(labels))
-        sums, digests = self.model.empty_statistics(), list[bytes]()
-        if checkpoint is not None:
-            problem = files.digest(*asked, repr((signature, part)).encode(), *map(_bytes, probes))
-            sums, digests = checkpoint.resume(problem, sums)
-            self._check_same_rows(rows, part, digests)
-        n_done = len(digests)
-        todo = part[n_done:]
-
-        def noted() -> Iterator[np.ndarray]:
-            for row in progress(rows.read(todo), "learning", len(todo)):
-                digests.append(self.ledger.digest(content(row)))
-                yield row
-
-        def added(n: int) -> None:
-            if checkpoint is not None:
-                checkpoint.save(
-                    sums,
-                    seed=self.settings.seed,
-                    key=self.ledger.segments[0].key,
-                    problem=problem,
-                    digests=digests[: n_done + n],
-                )
-
-        self.model.learn(sums, noted(), labels[todo], weights[todo], added)
-        per_row = (time.perf_counter() - started) / max(1, len(todo))
-        group.add_up(sums.tensors().values())
-        if self.ledger.n_rows:
-            sums.merge(self.statistics)
-        digests = _cut(b"".join(group.gather(b"".join(digests))), KEY_BYTES)
-        changed = replace(self, seconds_per_row=per_row, probes=_everywhere(group, probes))
-        changed = changed.grown(sums, digests, labels, weights, sample_ids)
-        group.take_first([changed.parameters.W, changed.parameters.delta])
-        return changed
-
-    def grown(
-        self,
-        statistics: Statistics,
-        digests: list[bytes],
-        labels: np.ndarray,
-        weights: np.ndarray,
-        sample_ids: Sequence[object] | None,
-    ) -> State:
-        """Return the state that has also learned rows which are in these statistics already."""
-        return self._solved(
-            statistics,
-            self.class_rows + np.bincount(labels, minlength=len(self.class_rows)),
-            ledger=self.ledger.added(digests, labels.tolist(), weights.tolist(), sample_ids),
-            environment=self._environment_here(),
-            session=_SESSION,
-        )
-
-    def forget(
-        self,
-        rows: Rows,
-        removals: list[Removal],
-        progress: Progress,
-        *,
-        sample_ids: Sequence[object] | None = None,
-        seen_by: Sequence[str] = (),
-        searched_by: Sequence[str] = (),
-    ) -> State:
-        """Return the state that never learned these rows."""
-        self.check_rest(removals)
-        group, started = Group(), time.perf_counter()
-        drift = group.largest(max(self.drift()[0], self.model.position_gap))
-        sums, labels = self._summed(group, rows, removals, progress, "forgetting", -1.0)
-        sums.merge(self.statistics)
-        class_rows = self.class_rows - np.bincount(labels, minlength=len(self.class_rows))
-        changed = self._solved(
-            sums,
-            class_rows,
-            ledger=self.ledger.removed(removals),
-            n_forgotten=self.n_forgotten + len(removals),
-        )
-        group.take_first([changed.parameters.W, changed.parameters.delta])
-        here = self._environment_here()
-        if not drift:
-            changed = replace(changed, environment=here, session=_SESSION)
-        receipt = make_receipt(
-            chain=self.chain,
-            earlier=self.receipts,
-            adapter_before=self.adapter.digest(),
-            adapter_after=changed.adapter.digest(),
-            n_rows=len(removals),
-            n_learned=int(class_rows.sum()),
-            residual=changed.residual,
-            seconds=time.perf_counter() - started,
-            drift=drift,
-            seen_by=seen_by,
-            searched_by=searched_by,
-            anchor=self.settings.anchor,
-            environment=here,
-            n_left=None if sample_ids is None else changed.ledger.owned_rows(set(sample_ids)),
-        )
-        if not group.alone:
-            receipt = files.parse_json(group.first(files.canonical(receipt)), "The receipt of rank 0")
-        return replace(changed, receipts=[*self.receipts, receipt])
 
     @property
     def settings(self) -> Settings:
@@ -273,47 +150,104 @@ class State:
         return self.model.settings
 
     @property
-    def adapter(self) -> Adapter:
-        """The public half."""
-        return Adapter(
-            self.model,
-            self.parameters,
-            self.model.displacement(self.parameters),
-            self.class_rows == 0,
-            int(self.class_rows.sum()),
-            self.n_forgotten,
-            senses(self.receipts),
-            chain_heads(self.receipts),
+    def n_rows(self) -> int:
+        """Number of learned rows."""
+        return int(self.class_rows.sum())
+
+    @property
+    def rounding(self) -> float:
+        r"""Bound on what subtracting has left: :math:`\varepsilon \sum w \|x\|^2 / \alpha`."""
+        return np.finfo(np.float64).eps * self.removed / self.alpha
+
+    def sum_rows(
+        self, rows: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray, add_up: AddUp = alone
+    ) -> Sums:
+        """Take the sums over rows, with the number of threads that the others were learned with.
+
+        Parameters
+        ----------
+        rows : iterable of ndarray
+            Contents, as `Rows` gives them.
+
+        labels : int64 ndarray of shape (n,)
+
+        weights : float64 ndarray of shape (n,)
+
+        add_up : callable
+            Adds tensors up over the ranks that share rows, in place.
+        """
+        started, statistics = time.perf_counter(), self.model.empty_statistics()
+        energies = self.model.learn(
+            statistics, rows, labels, weights, n_threads=self.environment["threads"]
         )
+        seconds = (time.perf_counter() - started) / max(1, len(labels))
+        class_rows = torch.from_numpy(np.bincount(labels, minlength=len(self.class_rows)))
+        energy = torch.tensor(energies.sum())
+        add_up([*statistics.tensors().values(), class_rows, energy])
+        return Sums(statistics, class_rows.numpy(), energies, float(energy), seconds)
 
-    def resettled(self, alpha: float | None, tangent_scale: float | None = None) -> State:
-        """Return the state with another ridge, which the next solve will take."""
-        s = self.settings.tangent_scale if tangent_scale is None else tangent_scale
-        changed = replace(self.settings, alpha=alpha, tangent_scale=s)
-        return replace(self, model=replace(self.model, settings=changed))
+    def learn(self, sums: Sums, add_up: AddUp = alone) -> State:
+        """Return the state that has also learned the rows of some sums, which become its own.
 
-    def resolved(self, *, alpha: float, tangent_scale: float | None = None) -> State:
-        """Return the state solved again with another ridge, without another pass."""
-        return self.resettled(alpha, tangent_scale)._solved(self.statistics, self.class_rows)
-
-    def check_rest(self, removals: list[Removal]) -> None:
-        """Raise ForgetsEverythingError if no row would be left."""
-        if len(removals) >= self.ledger.n_rows:
-            raise ForgetsEverythingError(
-                f"The request covers all {self.ledger.n_rows} learned rows; a model cannot rest on "
-                "nothing. Delete the model instead, or keep at least one row."
+        Raises
+        ------
+        HeavyRowError
+            If a row is so heavy that rounding would leave traces of it when it is forgotten.
+        """
+        if self.n_rows:
+            sums.statistics.merge(self.statistics)
+        learned = replace(
+            self,
+            statistics=sums.statistics,
+            class_rows=self.class_rows + sums.class_rows,
+            seconds_per_row=sums.seconds_per_row,
+        ).solve()
+        bounds = np.finfo(np.float64).eps * sums.energies / learned.alpha
+        n_heavy = torch.tensor(int((bounds > ROUNDING).sum()))
+        add_up([n_heavy])
+        if n_heavy:
+            raise HeavyRowError(
+                f"Expected eps * weight * |features and Jacobians|^2 / alpha of every row to be at most "
+                f"{ROUNDING:g} (alpha={learned.alpha:g}), got more in {int(n_heavy)} rows"
+                f"{_heaviest(bounds)}: rounding would leave traces of such a row when it is forgotten. "
+                "Scale its features, lower its weight, raise alpha, or leave it out.",
+                np.flatnonzero(bounds > ROUNDING),
             )
+        return learned
+
+    def subtract(self, sums: Sums) -> State:
+        """Return the state that never learned the rows of some sums, which are used up."""
+        sums.statistics.subtract_from(self.statistics)
+        return replace(
+            self,
+            statistics=sums.statistics,
+            class_rows=self.class_rows - sums.class_rows,
+            removed=self.removed + sums.energy,
+            seconds_per_row=sums.seconds_per_row,
+        ).solve()
+
+    def rebuild(self, sums: Sums) -> State:
+        """Return the state that rests on fresh sums over the same rows."""
+        here = environment(self.settings)
+        return replace(
+            self,
+            statistics=sums.statistics,
+            removed=0.0,
+            environment=here | {"threads": self.environment["threads"]},
+            probes=[self.probe()],
+            seconds_per_row=sums.seconds_per_row,
+        ).solve()
 
     def merge(self, others: Sequence[State]) -> State:
-        """Return the state that has learned what all have."""
-        keys = [segment.key for part in (self, *others) for segment in part.ledger.segments]
-        if len(set(keys)) < len(keys):
-            raise StateMismatchError(
-                "Expected models that learned apart, got copies of one fit, whose rows would count "
-                "twice. Let each site fit by itself; partial_fit adds rows to a model."
-            )
-        statistics, class_rows = self.statistics.copy(), self.class_rows
-        mine = self.signature()
+        """Return the state that has learned what all have.
+
+        Raises
+        ------
+        StateMismatchError
+            If the states do not share what decides the sums.
+        """
+        mine, statistics, class_rows = self.signature(), self.statistics.copy(), self.class_rows
+        probes, removed = self.probes, self.removed
         for other in others:
             theirs = other.signature()
             differing = [name for name, value in mine.items() if theirs[name] != value]
@@ -323,180 +257,110 @@ class State:
                     "all of them with the same parameters, an integer random_state and the same "
                     "classes (partial_fit(X, y, classes=...))."
                 )
-            width, _ = self.model.sizes
-            if other.class_rows.sum() <= width:
-                warnings.warn(
-                    f"Statistics of {other.class_rows.sum()} rows in {width} features can be "
-                    "inverted into the rows themselves. Do not let them travel.",
-                    PrivacyWarning,
-                    stacklevel=3,
-                )
             statistics.merge(other.statistics)
             class_rows = class_rows + other.class_rows
-        parts = (self, *others)
-        return self._solved(
-            statistics,
-            class_rows,
-            ledger=Ledger([segment for part in parts for segment in part.ledger.segments]),
-            n_forgotten=sum(part.n_forgotten for part in parts),
-            receipts=[receipt for part in parts for receipt in part.receipts],
-            probes=_distinct(probe for part in parts for probe in part.probes),
-        )
-
-    def rebuild(self, rows: Rows, removals: list[Removal], progress: Progress) -> State:
-        """Return the state with statistics made anew from the rows that are still learned."""
-        if len(removals) != self.ledger.n_rows:
-            raise StateMismatchError(
-                f"Expected exactly the {self.ledger.n_rows} rows that are learned, got "
-                f"{len(removals)} of them. Pass every row once for each time it was learned."
-            )
-        group = Group()
-        sums, _ = self._summed(group, rows, removals, progress, "rebuilding", 1.0)
-        changed = self._solved(sums, self.class_rows)
-        group.take_first([changed.parameters.W, changed.parameters.delta])
+            probes, removed = distinct([*probes, *other.probes]), removed + other.removed
         return replace(
-            changed,
-            environment=self._environment_here(),
-            session=_SESSION,
-            probes=_everywhere(group, [self.model.probe()]),
+            self, statistics=statistics, class_rows=class_rows, probes=probes, removed=removed
+        ).solve()
+
+    def with_classes(self, places: Sequence[int], n_classes: int) -> State:
+        """Return a state of more classes, not solved yet; class c becomes class places[c]."""
+        class_rows = np.zeros(n_classes, dtype=self.class_rows.dtype)
+        class_rows[places] = self.class_rows
+        settings = replace(self.settings, n_classes=n_classes)
+        return replace(
+            self,
+            model=replace(self.model, settings=settings),
+            statistics=self.statistics.with_classes(places, n_classes),
+            class_rows=class_rows,
         )
 
-    def _check_same_rows(self, rows: Rows, part: range, digests: list[bytes]) -> None:
-        """Raise StateMismatchError unless rows are those of a checkpoint: looked up here and there."""
-        for i in np.unique(np.linspace(0, len(digests) - 1, min(len(digests), _CHECKED)).astype(int)):
-            if self.ledger.digest(content(rows[part[int(i)]])) != digests[i]:
-                raise StateMismatchError(
-                    f"The checkpoint is of another fit: row {part[int(i)]} is another, or the rows have "
-                    "another order. Pass the rows as before, or delete the folder to start anew."
-                )
+    def with_ridge(self, alpha: float | None, tangent_scale: float | None = None) -> State:
+        """Return the state with another ridge, and perhaps another weight of tangents; not solved yet."""
+        s = self.settings.tangent_scale if tangent_scale is None else tangent_scale
+        changed = replace(self.settings, alpha=alpha, tangent_scale=s)
+        return replace(self, model=replace(self.model, settings=changed))
 
-    def drift(self) -> tuple[float, list[Tensor]]:
-        """Measure how far Jacobians here are from those that were learned, and warn.
-
-        Nothing is measured in the process, versions, device, precision and threads of the last
-        time.
-
-        Returns
-        -------
-        drift : float
-            Largest relative difference on a synthetic row.
-
-        probes : list of Tensor
-            One for each place that rows were learned in, this one included.
-        """
-        here = self._environment_here()
-        if here == self.environment and self.session == _SESSION and len(self.probes) == 1:
-            return 0.0, self.probes
-        probe = self.model.probe()
-        gaps = [relative_gap(probe, learned) for learned in self.probes]
-        if max(gaps):
-            changed = [key for key, value in here.items() if self.environment.get(key) != value]
-            warnings.warn(
-                f"What the backbone gives differs by {max(gaps):.1e} (relative) from what was learned"
-                f"{' because of ' + ', '.join(changed) if changed else ''}: sums learned there and "
-                "rows subtracted here do not cancel exactly. rebuild(X, y) restores exactness.",
-                NumericalDriftWarning,
-                stacklevel=4,
-            )
-        return max(gaps), self.probes if min(gaps) == 0 else [*self.probes, probe]
-
-    def signature(self) -> dict[str, Any]:
-        """Return what two states must share so that their statistics can be added."""
-        model = self.model
-        return {
-            "random_state": self.settings.seed,
-            "backbone weights": model.backbone.digest(),
-            "trainable": model.tangent.subset.names,
-            "n_components": model.projection.digest(),
-            "ladder": None if model.ladder is None else model.ladder.digest(),
-            "number of classes": model.settings.n_classes,
-            "kernel": (model.settings.kernel, len(model.directions)),
-            "energy units": (model.scale_h, model.scale_J),
-            "preprocessing": model.backbone.spec,
-            "precision": model.settings.precision,
-            "batch_size": model.settings.batch_size,
-        }
-
-    def _summed(
-        self,
-        group: Group,
-        rows: Rows,
-        removals: list[Removal],
-        progress: Progress,
-        what: str,
-        sign: float,
-    ) -> tuple[Statistics, np.ndarray]:
-        """Return the sums over learned rows times a sign, and their labels in the ledger."""
-        if not group.alone:
-            asked = repr((self.adapter.digest(), removals)).encode()
-            group.check_same(files.digest(asked).encode())
-        labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
-        weights = np.array([removal.entry.weight for removal in removals])
-        part, sums = group.share(len(removals)), self.model.empty_statistics()
-        wanted = progress(rows.read([removals[i].row for i in part]), what, len(part))
-        same = self._as_matched(wanted, [removals[i] for i in part])
-        self.model.learn(sums, same, labels[part], sign * weights[part])
-        group.add_up(sums.tensors().values())
-        return sums, labels
-
-    def _as_matched(self, rows: Iterable[np.ndarray], removals: list[Removal]) -> Iterator[np.ndarray]:
-        """Yield rows that are read a second time, if they are what was matched the first time."""
-        for row, removal in zip(rows, removals, strict=True):
-            if self.ledger.segments[removal.segment].digest(content(row)) != removal.digest:
-                raise StateMismatchError(
-                    f"Expected row {removal.row} of the request to be the same each time it is read, "
-                    "got another content. Nothing was changed. Pass rows without random transforms."
-                )
-            yield row
-
-    def _environment_here(self) -> dict[str, Any]:
-        return environment(self.settings.device, self.settings.precision)
-
-    def _solved(self, statistics: Statistics, class_rows: np.ndarray, **changes: Any) -> State:
-        started = time.perf_counter()
-        settings = self.settings
+    def solve(self) -> State:
+        """Return the state with the solution of its sums."""
+        started, settings = time.perf_counter(), self.settings
         solution = solve(
-            statistics,
+            self.statistics,
             alpha=settings.alpha,
             tangent_scale=settings.tangent_scale,
             target_scale=settings.target_scale,
             centre=self.model.centre(),
         )
-        parameters = self.model.publish(solution.W, solution.z)
         return replace(
             self,
-            statistics=statistics,
-            class_rows=class_rows,
-            parameters=parameters,
+            parameters=self.model.publish(solution.W, solution.z),
             residual=solution.residual,
             alpha=solution.alpha,
             alpha_path=dict(zip(GRID, solution.path, strict=False)),
             seconds_per_solve=time.perf_counter() - started,
-            **changes,
         )
 
+    def probe(self) -> Tensor:
+        """Return what the backbone gives here for the synthetic rows."""
+        return self.model.probe(self.environment["threads"])
 
-def _everywhere(group: Group, probes: list[Tensor]) -> list[Tensor]:
-    """Return the tangent features of all ranks, each once."""
-    places = b"".join(group.gather(b"".join(map(_bytes, probes))))
-    return _distinct(
-        torch.frombuffer(bytearray(place), dtype=torch.float64)
-        for place in _cut(places, len(_bytes(probes[0])))
-    )
+    def drift(self, probe: Tensor) -> float:
+        """Return the largest relative difference between a probe and what was learned.
+
+        It includes the effect that the place of a row in its batch has on its Jacobian.
+        """
+        gaps = (relative_gap(probe, learned) for learned in self.probes)
+        return max(self.model.position_gap, *gaps)
+
+    def signature(self) -> dict[str, Any]:
+        """Return what two states must share so that their statistics can be added."""
+        model, settings = self.model, self.settings
+        return {
+            "random_state": settings.seed,
+            "backbone weights": model.backbone.digest(),
+            "trainable": model.tangent.subset.names,
+            "n_components": model.projection.digest(),
+            "ladder": None if model.ladder is None else model.ladder.digest(),
+            "number of classes": settings.n_classes,
+            "kernel": (settings.kernel, len(model.directions)),
+            "energy units": (model.scale_h, model.scale_J),
+            "preprocessing": model.backbone.spec,
+            "precision": settings.precision,
+            "batch_size": settings.batch_size,
+            "alpha": settings.alpha,
+            "tangent_scale": settings.tangent_scale,
+            "target_scale": settings.target_scale,
+        }
 
 
-def _distinct(probes: Iterable[Tensor]) -> list[Tensor]:
-    """Return tangent features without repetitions."""
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """Return what decides whether a Jacobian comes out bitwise the same, as plain Python values."""
+    return {
+        "versions": dict(_versions()),
+        "machine": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": settings.device,
+        "precision": settings.precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def distinct(probes: Iterable[Tensor]) -> list[Tensor]:
+    """Return probes without repetitions."""
     found: list[Tensor] = []
     for probe in probes:
-        if all(relative_gap(probe, known) for known in found):
+        if not any(torch.equal(probe, known) for known in found):
             found.append(probe)
     return found
 
 
-def _bytes(probe: Tensor) -> bytes:
-    return probe.numpy().tobytes()
-
-
-def _cut(data: bytes, width: int) -> list[bytes]:
-    return [data[i : i + width] for i in range(0, len(data), width)]
+def _heaviest(bounds: np.ndarray) -> str:
+    """Name the heaviest row, if it is one of those that were summed here."""
+    row = int(bounds.argmax()) if len(bounds) else 0
+    return f", {bounds[row]:.1e} in row {row}" if len(bounds) and bounds[row] > ROUNDING else ""

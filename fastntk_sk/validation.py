@@ -1,84 +1,87 @@
-"""Checks of parameters and training data, in scikit-learn's words."""
+"""Checks of parameters and training rows, in scikit-learn's words."""
 
 from __future__ import annotations
 
-import math
 import secrets
 import warnings
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state, check_scalar, column_or_1d
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
+from torch import nn
 from torch.utils.data import Subset
 
 from .backbones.inputs import MAX_SIDE, check_images
 
-_CHOICES = {
-    "anchor": ("pretrained", "finetuned"),
-    "kernel": ("full", "pseudo"),
-    "predict_with": ("auto", "linear", "network"),
-    "precision": ("auto", "float32", "float64", "bfloat16"),
-    "copies": ("one", "all"),
-}
-
 _LIGHTEST_MEAN = 0.2  # below it alpha="auto" is far too large
-_HEAVIEST = 1e9  # weight over ridge of a row, of which 1e-7 is left in scores when it is forgotten
+_POSITIVE, _COUNT = Interval(Real, 0, None, closed="neither"), Interval(Integral, 1, None, closed="left")
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "backbone": [str, nn.Module, callable],
+    "trainable": [str, list, tuple],
+    "anchor": [StrOptions({"pretrained", "finetuned"})],
+    "kernel": [StrOptions({"full", "pseudo"})],
+    "n_directions": [_COUNT],
+    "alpha": [_POSITIVE, StrOptions({"auto"})],
+    "tangent_scale": [Interval(Real, 0, None, closed="left")],
+    "target_scale": [_POSITIVE, StrOptions({"auto"})],
+    "n_components": [_COUNT, StrOptions({"auto"}), None],
+    "n_prompts": [_COUNT],
+    "image_size": [Interval(Integral, 1, MAX_SIDE, closed="both"), tuple, list, None],
+    "pretrained": ["boolean"],
+    "batch_size": [_COUNT],
+    "max_epochs": [_COUNT],
+    "learning_rate": [_POSITIVE],
+    "finetune_params": [dict, None],
+    "predict_with": [StrOptions({"auto", "linear", "network"})],
+    "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
+    "backbone_has_seen": ["boolean", StrOptions({"auto", "unknown"})],
+    "num_workers": [Interval(Integral, 0, None, closed="left")],
+    "device": [str, torch.device],
+    "random_state": ["random_state"],
+    "verbose": ["verbose"],
+}
 
 
 def draw_seed(random_state: Any) -> int:
-    """Return the seed of a scikit-learn random_state; None is fresh, and leaves global ones alone."""
+    """Return the seed of a scikit-learn random_state; None draws one from the system."""
     if random_state is None:
         return secrets.randbits(31)
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def check_choice(name: str, value: Any) -> None:
-    """Raise ValueError, listing the choices, unless a value is one of them."""
-    if value not in _CHOICES[name]:
-        raise ValueError(f"Expected {name} to be one of {_CHOICES[name]}, got {value!r}.")
-
-
-def check_parameters(estimator: BaseEstimator) -> None:
-    """Check the parameters of a classifier.
-
-    Parameters
-    ----------
-    estimator : FastNTKClassifier
-
-    Raises
-    ------
-    ValueError, TypeError
-        In scikit-learn's words.
-    """
-    get = estimator.get_params(deep=False).__getitem__
-    for name in ("anchor", "kernel", "predict_with", "precision"):
-        check_choice(name, get(name))
-    for name in ("alpha", "tangent_scale", "target_scale", "learning_rate"):
-        value = get(name)
-        if isinstance(value, Real) and not math.isfinite(value):
-            raise ValueError(f"Expected {name} to be finite, got {value}.")
-    if isinstance(get("alpha"), str) and get("alpha") != "auto":
-        raise ValueError(f'Expected alpha to be a positive number or "auto", got {get("alpha")!r}.')
-    if get("alpha") != "auto":
-        check_scalar(get("alpha"), "alpha", Real, min_val=0, include_boundaries="neither")
-    check_scalar(get("tangent_scale"), "tangent_scale", Real, min_val=0)
-    if get("target_scale") != "auto":
-        check_scalar(get("target_scale"), "target_scale", Real, min_val=0, include_boundaries="neither")
-    check_scalar(get("learning_rate"), "learning_rate", Real, min_val=0, include_boundaries="neither")
-    if not isinstance(get("finetune_params"), (dict, type(None))):
-        raise TypeError(
-            "Expected finetune_params to be a dict of arguments of skorch.NeuralNetClassifier, got "
-            f"{type(get('finetune_params')).__name__}."
+def check_together(estimator: BaseEstimator) -> None:
+    """Raise ValueError where parameters that are valid by themselves exclude one another."""
+    get = estimator.get_params(deep=False).get
+    for side in np.atleast_1d(get("image_size") or ()).tolist():
+        if not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
+            raise ValueError(
+                f"Expected image_size to be one or two integers from 1 to {MAX_SIDE}, got "
+                f"{get('image_size')!r}."
+            )
+    entries = [get("trainable")] if isinstance(get("trainable"), str) else get("trainable")
+    ladder = any(str(entry).startswith("ladder") for entry in entries)
+    if get("anchor") == "finetuned" and ladder:
+        raise ValueError(
+            'Expected anchor="pretrained" with a ladder, which reads the frozen network, got '
+            '"finetuned". Choose trainable="norm" or "prompt" to fine-tune.'
         )
-    if get("anchor") == "finetuned" and not get("tangent_scale"):
+    if get("predict_with") == "network" and ladder:
+        raise ValueError(
+            'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen network, '
+            'got "network". Choose trainable="norm" to displace weights.'
+        )
+    if get("anchor") == "finetuned" and get("tangent_scale") == 0:
         raise ValueError(
             'Expected tangent_scale > 0 with anchor="finetuned", got 0: the subset would stay where SGD '
-            "left it, forgotten rows and all."
+            "left it, and keep what it learned from forgotten rows."
         )
     if get("kernel") == "pseudo":
         for name, other in (("anchor", "finetuned"), ("predict_with", "network")):
@@ -87,14 +90,12 @@ def check_parameters(estimator: BaseEstimator) -> None:
                     f'Expected kernel="full" with {name}={other!r}, got "pseudo", in which every class '
                     "reads the tangents by itself: it cannot be written back as weights of a network."
                 )
-    for name in ("batch_size", "n_prompts", "n_directions", "max_epochs"):
-        check_scalar(get(name), name, Integral, min_val=1)
-    check_scalar(get("num_workers"), "num_workers", Integral, min_val=0)
-    if get("n_components") not in ("auto", None):
-        check_scalar(get("n_components"), "n_components", Integral, min_val=1)
-    if get("image_size") is not None:
-        for side in np.atleast_1d(get("image_size")).tolist():
-            check_scalar(side, "image_size", Integral, min_val=1, max_val=MAX_SIDE)
+
+
+def check_copies(copies: Any) -> None:
+    """Raise ValueError unless `copies` is "one" or "all"."""
+    if copies not in ("one", "all"):
+        raise ValueError(f"Expected copies to be 'one' or 'all', got {copies!r}.")
 
 
 def check_training_rows(
@@ -104,42 +105,13 @@ def check_training_rows(
     sample_weight: Any,
     sample_ids: Any,
     *,
-    alpha: float,
     vectors: bool,
     reset: bool,
 ) -> tuple[Any, np.ndarray, np.ndarray, list[object] | None]:
-    """Check training data and drop rows of weight zero.
+    """Return X, y, float64 weights and ids without the rows of weight zero.
 
-    Parameters
-    ----------
-    estimator : FastNTKClassifier
-        Gets `n_features_in_` and `feature_names_in_` if `reset` and `vectors`.
-
-    X, y, sample_weight, sample_ids
-        As in :meth:`FastNTKClassifier.fit`.
-
-    alpha : float
-        The ridge, beside which a weight is small or large.
-
-    vectors : bool
-        Whether X must be 2-D.
-
-    reset : bool
-
-    Returns
-    -------
-    X : float32 ndarray of shape (n, n_features), image array or list
-
-    y : ndarray of shape (n,)
-
-    weights : float64 ndarray of shape (n,)
-
-    ids : list or None
-
-    Warns
-    -----
-    UserWarning
-        If the mean weight is below 0.2 with alpha="auto".
+    With `vectors`, X is 2-D; with `reset` it gives the estimator its `n_features_in_` and `feature_names_in_`. A UserWarning
+    is raised where alpha="auto" meets a mean weight below 0.2.
     """
     if vectors:
         X, y = validate_data(estimator, X, y, dtype=np.float32, reset=reset)
@@ -156,27 +128,18 @@ def check_training_rows(
     keep = np.flatnonzero(weights)
     if not len(keep):
         raise ValueError("Expected at least one positive sample_weight, got only zeros.")
-    if sample_weight is not None and weights.max() > _HEAVIEST * alpha:
-        ridge = "the smallest of the automatic alphas" if estimator.alpha == "auto" else "alpha"
-        raise ValueError(
-            f"Expected sample weights of at most {_HEAVIEST * alpha:g} ({_HEAVIEST:g} times {ridge}), "
-            f"got {weights.max():g}: rounding would leave traces of so heavy a row when it is "
-            "forgotten. Divide all weights by the same number, or raise alpha."
-        )
     mean = weights[keep].mean()
-    if reset and estimator.alpha == "auto" and mean < _LIGHTEST_MEAN:
+    automatic = estimator.get_params(deep=False).get("alpha") == "auto"
+    if reset and automatic and mean < _LIGHTEST_MEAN:
         warnings.warn(
-            'alpha="auto" is made for sample weights with a mean near one, and these have a mean of '
-            f"{mean:.2g}: the ridge will be far too large. Scale the weights, or choose "
-            "alpha.",
+            'alpha="auto" expects sample weights with a mean near one, and these have a mean of '
+            f"{mean:.2g}: the ridge will be far too large. Scale the weights, or choose alpha.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=4,
         )
     if len(keep) < len(y):
-        if isinstance(X, np.ndarray) and not isinstance(X, np.memmap):
-            X = X[keep]
-        else:
-            X = Subset(X, keep.tolist())
+        in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
+        X = X[keep] if in_memory else Subset(X, keep.tolist())
         y, weights = y[keep], weights[keep]
         ids = None if ids is None else [ids[i] for i in keep]
     return X, y, weights, ids
@@ -190,6 +153,34 @@ def check_ids(sample_ids: Any, n: int) -> list[object] | None:
     if len(ids) != n:
         raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")
     return [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
+
+
+def check_classes(y: np.ndarray, classes: Any) -> np.ndarray:
+    """Return the class labels of a first fit; raise ValueError unless they are two or more, and all."""
+    names = np.unique(y) if classes is None else unique_labels(classes)
+    if len(names) < 2:
+        raise ValueError(
+            f"Expected at least 2 classes, got one class: {names.tolist()}. Pass rows of another "
+            "class too, or name all classes: classes=..."
+        )
+    unknown = np.setdiff1d(y, names).tolist()
+    if unknown:
+        raise ValueError(
+            f"Expected labels among classes={names.tolist()}, got {unknown}. Add them to classes."
+        )
+    return names
+
+
+def check_more_classes(known: np.ndarray, y: np.ndarray, classes: Any) -> np.ndarray:
+    """Return all class labels in order, those of new rows included."""
+    names = unique_labels(known, y, *([] if classes is None else [classes]))
+    missing = [] if classes is None else np.setdiff1d(names, unique_labels(classes)).tolist()
+    if missing:
+        raise ValueError(
+            "Expected classes to name every class of the rows learned and passed, got a list without "
+            f"{missing}. Leave classes out, or call fit to start with other classes."
+        )
+    return names
 
 
 def encode_labels(y: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -212,6 +212,17 @@ def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str |
     return {"base_model": base, "revision": revision or None}
 
 
+def is_public(backbone: Any) -> bool:
+    """Return whether a backbone's weights were trained by somebody who has not seen the user's rows.
+
+    True for random weights on vectors, and for names of timm, torchvision and their repositories.
+    """
+    if not isinstance(backbone, str):
+        return False
+    source = source_of(backbone)
+    return ":" not in source or source.startswith(("timm:", "torchvision:", "hf-hub:timm/"))
+
+
 def takes_vectors(backbone: Any, X: Any) -> bool:
     """Return whether X must be a 2-D array of plain features."""
     if isinstance(backbone, str):

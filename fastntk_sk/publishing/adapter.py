@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,16 +41,18 @@ class Adapter:
     empty : bool ndarray of shape (n_classes,)
         Classes without rows, which are never predicted.
 
-    n_learned, n_forgotten : int
+    n_learned : int
+
+    classes : ndarray of shape (n_classes,)
+        Class labels.
+
+    n_forgotten : int, default=0
 
     exactness : list of str
         In what senses the deletions were exact, each sense once.
 
     heads : list of str
-        Digests of the last receipt of each chain.
-
-    classes : ndarray of shape (n_classes,)
-        Class labels, from the moment that an estimator holds it.
+        Checksums of the last receipt of each chain.
     """
 
     model: LinearizedModel
@@ -56,10 +60,16 @@ class Adapter:
     displacement: Tensor
     empty: np.ndarray
     n_learned: int
-    n_forgotten: int
+    classes: np.ndarray
+    n_forgotten: int = 0
     exactness: list[str] = field(default_factory=list)
     heads: list[str] = field(default_factory=list)
-    classes: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def after(self, **deletions: Any) -> Adapter:
+        """Return the adapter with what is said of deletions; its tensors are the same."""
+        changed = replace(self, **deletions)
+        changed.__dict__["checksum"] = self.checksum  # of the same tensors: computed once
+        return changed
 
     @property
     def settings(self) -> Settings:
@@ -129,8 +139,9 @@ class Adapter:
         solved = model.displaced(self.parameters.delta)
         return tensors | {f"network.{name}": value for name, value in solved.items()}
 
-    def digest(self) -> str:
-        """Return the fingerprint of `tensors`."""
+    @cached_property
+    def checksum(self) -> str:
+        """Fingerprint of `tensors`."""
         return tensors_digest(self.tensors())
 
     def to_module(self) -> nn.Module:

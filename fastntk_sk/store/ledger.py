@@ -5,11 +5,19 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..exceptions import AmbiguousSampleError, UnknownSampleError
+import numpy as np
+
+from ..backbones.inputs import content
+from ..exceptions import (
+    AmbiguousSampleError,
+    ForgetsEverythingError,
+    StateMismatchError,
+    UnknownSampleError,
+)
 
 KEY_BYTES = 32
 
@@ -71,8 +79,11 @@ class Ledger:
     segments : list of Segment, default=None
         One fresh segment by default. New rows enter the first.
 
+    key : bytes, default=None
+        Of the fresh segment; drawn by default.
+
     n_rows : int, default=None
-        Number of rows in them, if it is known.
+        Number of rows in the segments, if it is known.
 
     Attributes
     ----------
@@ -89,8 +100,15 @@ class Ledger:
     1
     """
 
-    def __init__(self, segments: list[Segment] | None = None, n_rows: int | None = None) -> None:
-        self.segments = [Segment()] if segments is None else segments
+    def __init__(
+        self,
+        segments: list[Segment] | None = None,
+        *,
+        key: bytes | None = None,
+        n_rows: int | None = None,
+    ) -> None:
+        fresh = Segment() if key is None else Segment(key)
+        self.segments = [fresh] if segments is None else segments
         if n_rows is None:
             n_rows = sum(sum(c.values()) for s in self.segments for c in s.rows.values())
         self.n_rows = n_rows
@@ -133,6 +151,22 @@ class Ledger:
             changed.n_rows += 1
         return changed
 
+    def merged(self, others: Sequence[Ledger]) -> Ledger:
+        """Return the ledger of several sites, whose segments stay apart.
+
+        Raises
+        ------
+        StateMismatchError
+            If two hold the same segment: copies of one fit, whose rows would count twice.
+        """
+        segments = [segment for ledger in (self, *others) for segment in ledger.segments]
+        if len({segment.key for segment in segments}) < len(segments):
+            raise StateMismatchError(
+                "Expected models that learned apart, got copies of one fit, whose rows would count "
+                "twice. Let each site fit by itself; partial_fit adds rows to a model."
+            )
+        return Ledger(segments)
+
     def relabelled(self, places: Sequence[int]) -> Ledger:
         """Return the ledger with other class indices: label c becomes places[c]."""
         changed = self._copy()
@@ -146,7 +180,7 @@ class Ledger:
 
     def _copy(self) -> Ledger:
         """Copy the outer tables; the counters in them are replaced, never changed."""
-        return Ledger([Segment(s.key, dict(s.rows)) for s in self.segments], self.n_rows)
+        return Ledger([Segment(s.key, dict(s.rows)) for s in self.segments], n_rows=self.n_rows)
 
     def find(
         self,
@@ -245,6 +279,30 @@ class Ledger:
                 if label in (None, entry.label) and owner in (b"", entry.owner):
                     found.append(Candidate(s, digest, entry, count))
         return known, found
+
+    def check_rest(self, removals: Sequence[Removal]) -> None:
+        """Raise ForgetsEverythingError if no row would be left."""
+        if len(removals) >= self.n_rows:
+            raise ForgetsEverythingError(
+                f"The request covers all {self.n_rows} learned rows; a model cannot rest on nothing. "
+                "Delete the model instead, or keep at least one row."
+            )
+
+    def unchanged(self, rows: Iterable[np.ndarray], removals: Sequence[Removal]) -> Iterator[np.ndarray]:
+        """Yield rows that are read again for the sums.
+
+        Raises
+        ------
+        StateMismatchError
+            If a row is not what was matched when it was read before: a random transform, say.
+        """
+        for row, removal in zip(rows, removals, strict=True):
+            if self.segments[removal.segment].digest(content(row)) != removal.digest:
+                raise StateMismatchError(
+                    f"Expected row {removal.row} of the request to be the same each time it is read, "
+                    "got another content. Nothing was changed. Pass rows without random transforms."
+                )
+            yield row
 
     def removed(self, removals: Iterable[Removal]) -> Ledger:
         """Return the ledger without these copies; no digest of a content without copies is kept."""

@@ -122,6 +122,11 @@ class Statistics:
         for name in _FIELDS:
             getattr(self, name).add_(getattr(other, name))
 
+    def subtract_from(self, total: Statistics) -> None:
+        """Become `total` less these sums, in place."""
+        for name in _FIELDS:
+            getattr(self, name).neg_().add_(getattr(total, name))
+
     def with_classes(self, places: Sequence[int], n_classes: int) -> Statistics:
         """Return statistics of more classes, of sums in which all classes share their features.
 
