@@ -79,7 +79,7 @@ def _can_add(classifier: Any) -> bool:
     return True
 
 
-class _Training(NamedTuple):
+class Training(NamedTuple):
     """Checked rows of a fit, and the model that is to learn them."""
 
     rows: Rows
@@ -1172,7 +1172,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _takes_vectors(self) -> bool:
         return self._adapter.settings.n_features is not None
 
-    def _prepare(self, X, y, sample_weight, sample_ids, classes, **chosen: Any) -> _Training:
+    def _prepare(self, X, y, sample_weight, sample_ids, classes, **chosen: Any) -> Training:
         """Check everything and build the model; the estimator does not change."""
         check_together(self)
         vectors = takes_vectors(self.backbone, X)
@@ -1187,7 +1187,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         model = linearize(self.backbone, X, replace(settings, **chosen))
         rows = Rows(X, model.backbone.spec, self.num_workers)
         found = {name: getattr(columns, name) for name in _COLUMNS if hasattr(columns, name)}
-        return _Training(rows, encode_labels(y, names), weights, ids, names, model, found)
+        return Training(rows, encode_labels(y, names), weights, ids, names, model, found)
 
     def _settings(self, n_features: int | None, n_classes: int) -> Settings:
         """Resolve what the parameters leave open; `trainable` and `n_components` need the network."""
@@ -1229,7 +1229,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             backbone_has_seen=seen,
         )
 
-    def _first_state(self, training: _Training) -> State:
+    def _first_state(self, training: Training) -> State:
         """Return the state before the first row, at the anchor that is asked for."""
         shared = ranks()
         plain = (str, int, float, type(None))

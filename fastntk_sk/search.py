@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
+import math
+import secrets
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from scipy.stats import rankdata
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
-from sklearn.model_selection._search import BaseSearchCV
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import _check_sample_weight
+from torch import nn
 
 from .backbones.inputs import content
-from .classifier import FastNTKClassifier
-from .fitting import Prepared, prepare
-from .prediction import GivenScoresMixin
+from .classifier import FastNTKClassifier, Training
 from .progress import progress
+from .state import State, Sums
+from .store.ledger import Ledger
+from .store.private import Private
 from .sums.memory import require
-from .sums.ridge import at_least, number, solve_each
+from .sums.ridge import number, solve_each
 from .sums.solvers import Solution
 from .sums.statistics import Statistics
 from .tangents.model import check_finite
-from .validation import check_parameters
+from .validation import CONSTRAINTS
 
 _SCALES = (0.25, 1.0, 4.0)
 
 
-class FastNTKClassifierCV(BaseSearchCV):
-    """A grid search over `alpha` and `tangent_scale` that takes every Jacobian once.
+class FastNTKClassifierCV(FastNTKClassifier):
+    """A FastNTKClassifier that chooses `alpha` and `tangent_scale` by cross-validation.
 
     Neither parameter changes the Jacobians, and the fit needs the rows only through sums: the sums of a
     fold's training rows are those of all rows less those of the fold, and each candidate is one solve.
-    The result is that of :class:`~sklearn.model_selection.GridSearchCV` over the two parameters with an
-    integer `random_state`, whose fits all take their own passes.
+    The choice is that of :class:`~sklearn.model_selection.GridSearchCV` over the two parameters with an
+    integer `random_state`, whose fits would each take a pass of their own. The fitted estimator is the
+    classifier with the best parameters, learned from all rows. It can forget; its receipts say that the
+    choice of hyper-parameters has seen the rows.
 
     Parameters
     ----------
-    estimator : FastNTKClassifier
-        With anchor="pretrained": a fine-tuned anchor has seen the rows that a fold holds out.
+    backbone : str, nn.Module or callable, default="mlp"
+        As the further parameters in :class:`FastNTKClassifier`. The anchor is "pretrained": a
+        fine-tuned one has seen the rows that a fold holds out.
 
     alphas : sequence of float or "auto", default=("auto", 0.03, 0.1, 0.3, 1.0)
         Ridges to try.
 
     tangent_scales : sequence of float, default=None
-        Weights of the tangents to try; 0 is a linear probe. None is (0.25, 1.0, 4.0), or the
-        estimator's own where there are no tangents (a ladder or the head alone).
+        Weights of the tangents to try; 0 is a linear probe. None is (0.25, 1.0, 4.0), or 1.0 where
+        there are no tangents (a ladder or the head alone).
 
     cv : int, splitter or iterable, default=None
         As in :class:`~sklearn.model_selection.GridSearchCV`; what a fold does not hold out, it must
@@ -60,12 +69,12 @@ class FastNTKClassifierCV(BaseSearchCV):
     scoring : str or callable, default=None
         As there; None is the accuracy.
 
+    trainable, kernel, n_directions, target_scale, n_components, n_prompts, image_size, pretrained, \
+batch_size, predict_with, precision, backbone_has_seen, num_workers, device, random_state, verbose
+        As in :class:`FastNTKClassifier`.
+
     Attributes
     ----------
-    best_estimator_ : FastNTKClassifier
-        Fitted on all rows with the best parameters; it can forget: ``unlearn(search, X_forget)``, whose
-        receipt says that the choice of hyper-parameters has seen the rows.
-
     best_params_ : dict
         "alpha" and "tangent_scale".
 
@@ -86,7 +95,7 @@ class FastNTKClassifierCV(BaseSearchCV):
 
     See Also
     --------
-    FastNTKClassifier : The estimator that is tuned.
+    FastNTKClassifier : The classifier, with its further attributes.
 
     Notes
     -----
@@ -96,43 +105,87 @@ class FastNTKClassifierCV(BaseSearchCV):
     Examples
     --------
     >>> from sklearn.datasets import load_iris
-    >>> from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
+    >>> from fastntk_sk import FastNTKClassifierCV
     >>> X, y = load_iris(return_X_y=True)
-    >>> search = FastNTKClassifierCV(FastNTKClassifier(random_state=0), alphas=(0.01, 1.0)).fit(X, y)
-    >>> search.best_params_
+    >>> clf = FastNTKClassifierCV(alphas=(0.001, 0.01, 1.0), random_state=0).fit(X, y)
+    >>> clf.best_params_
     {'alpha': 0.01, 'tangent_scale': 1.0}
+    >>> clf.unlearn(X[:10]).n_samples_learned_
+    140
     """
 
-    refit = True
-    multimetric_ = False
-    error_score = "raise"
-    n_jobs = None
-    verbose = 0
-    return_train_score = False
+    anchor = "pretrained"
+    alpha = "auto"
+    tangent_scale = 1.0
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS | {
+        "alphas": ["array-like", str, Real],
+        "tangent_scales": ["array-like", Real, None],
+        "cv": ["cv_object"],
+        "scoring": [str, callable, None],
+    }
 
     def __init__(
         self,
-        estimator: FastNTKClassifier,
+        backbone: str | nn.Module | Callable[[], nn.Module] = "mlp",
         *,
         alphas: Sequence[float | str] = ("auto", 0.03, 0.1, 0.3, 1.0),
         tangent_scales: Sequence[float] | None = None,
         cv: Any = None,
         scoring: Any = None,
+        trainable: str | Sequence[str] = "auto",
+        kernel: str = "full",
+        n_directions: int = 3,
+        target_scale: float | str = "auto",
+        n_components: int | str | None = "auto",
+        n_prompts: int = 10,
+        image_size: int | tuple[int, int] | None = None,
+        pretrained: bool = True,
+        batch_size: int = 32,
+        predict_with: str = "auto",
+        precision: str = "auto",
+        backbone_has_seen: bool | str = "auto",
+        num_workers: int = 0,
+        device: str = "cpu",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
     ) -> None:
-        self.estimator = estimator
+        self.backbone = backbone
         self.alphas = alphas
         self.tangent_scales = tangent_scales
         self.cv = cv
         self.scoring = scoring
+        self.trainable = trainable
+        self.kernel = kernel
+        self.n_directions = n_directions
+        self.target_scale = target_scale
+        self.n_components = n_components
+        self.n_prompts = n_prompts
+        self.image_size = image_size
+        self.pretrained = pretrained
+        self.batch_size = batch_size
+        self.predict_with = predict_with
+        self.precision = precision
+        self.backbone_has_seen = backbone_has_seen
+        self.num_workers = num_workers
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
 
+    @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None
-    ) -> FastNTKClassifierCV:
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        sample_ids: Any = None,
+        classes: Any = None,
+    ) -> Self:
         """Take one pass, score the candidates on held-out rows, and fit the best one on all rows.
 
         Parameters
         ----------
-        X, y, sample_weight, sample_ids
+        X, y, sample_weight, sample_ids, classes
             As in :meth:`FastNTKClassifier.fit`.
 
         Returns
@@ -141,72 +194,81 @@ class FastNTKClassifierCV(BaseSearchCV):
 
         Raises
         ------
-        TypeError, ValueError
-            If the estimator is not a `FastNTKClassifier` at the pretrained anchor, a candidate is not
-            valid, or a fold neither learns nor holds out some rows.
+        ValueError
+            If a candidate is not valid, or a fold neither learns nor holds out some rows.
 
         InsufficientMemoryError
             If the Jacobians of all rows do not fit.
+
+        Warns
+        -----
+        UserWarning
+            If the best alpha or tangent_scale is at an edge of its grid.
         """
-        if not isinstance(self.estimator, FastNTKClassifier):
-            raise TypeError(
-                f"Expected a FastNTKClassifier as estimator, got {type(self.estimator).__name__}. Use "
-                "GridSearchCV for others, pipelines among them."
-            )
-        best = clone(self.estimator)
-        alphas = _listed(self.alphas)
-        scales = _listed(_SCALES if self.tangent_scales is None else self.tangent_scales)
-        if not alphas or not scales:
-            raise ValueError("Expected alphas and tangent_scales to hold one value at least, got none.")
-        for alpha, scale in product(alphas, scales):
-            check_parameters(best.set_params(alpha=alpha, tangent_scale=scale))
-        alphas = [alpha if alpha == "auto" else float(alpha) for alpha in alphas]
-        scales = [float(scale) for scale in scales]
-        best.set_params(alpha=min(alphas, key=at_least))  # decides which weights are too heavy
-        if best.anchor == "finetuned":
-            raise ValueError(
-                'Expected anchor="pretrained", got "finetuned", which has seen the rows that a fold '
-                "holds out. Use GridSearchCV for it."
-            )
-        if not (self.scoring is None or isinstance(self.scoring, str) or callable(self.scoring)):
-            raise TypeError(
-                "Expected scoring to be a str or a callable, got "
-                f"{type(self.scoring).__name__}. Use GridSearchCV for several scores."
-            )
-        prepared = prepare(best, X, y, None, sample_weight, sample_ids)
-        model = prepared.state.model
-        if self.tangent_scales is None and not model.projection.k:
-            scales = [float(self.estimator.tangent_scale)]
+        alphas = _candidates("alphas", self.alphas)
+        given = self.tangent_scales
+        scales = _candidates("tangent_scales", _SCALES if given is None else given)
+        training = self._prepare(
+            X, y, sample_weight, sample_ids, classes, searched_by=(type(self).__name__,)
+        )
+        model, names, labels = training.model, training.classes, training.labels
+        if given is None and not model.projection.k:
+            scales = [self.tangent_scale]
         candidates = [{"alpha": a, "tangent_scale": s} for a, s in product(alphas, scales)]
-        names, labels = prepared.classes, prepared.labels
         folds = _folds(self.cv, y, sample_weight)
         scorer = check_scoring(_Scored(names), scoring=self.scoring)
         # as in a grid search of scikit-learn 1.8 and later
         weighted = sample_weight is not None and getattr(scorer, "_accept_sample_weight", bool)()
-        rows = _TangentRows(best, prepared)
+        ledger = Ledger(key=secrets.token_bytes(32))
+        rows = _TangentRows(self, training, ledger)
         whole = model.empty_statistics()
         rows.add(whole, np.arange(len(labels)))
         scores = np.empty((len(folds), len(candidates)))
-        for f, fold in enumerate(progress(folds, "folds", unit="fold", show=best.verbose)):
+        for f, fold in enumerate(progress(folds, "folds", unit="fold", show=self.verbose)):
             rest = whole.copy()
             rows.add(rest, fold, -1.0)
-            weights = {"sample_weight": prepared.weights[fold]} if weighted else {}
+            weights = {"sample_weight": training.weights[fold]} if weighted else {}
             for c, predictor in enumerate(rows.predictors(rest, fold, alphas, scales)):
                 scores[f, c] = scorer(predictor, fold, names[labels[fold]], **weights)
         compared = _compared(candidates, scores)
         chosen = compared["best_params_"]
-        state = prepared.state.resettled(number(chosen["alpha"]), chosen["tangent_scale"])
-        state = state.grown(whole, rows.digests, labels, prepared.weights, prepared.ids)
-        self.best_estimator_ = best.set_params(**chosen)._commit(state, names)
-        self.scorer_ = scorer
-        for name, value in compared.items():
-            setattr(self, name, value)
-        return self
+        _warn_of_edges(chosen, alphas, scales)
+        state = State.empty(model).with_ridge(number(chosen["alpha"]), chosen["tangent_scale"])
+        state = self._solved(state.learn, rows.sums(whole))
+        ledger = ledger.added(rows.digests, labels.tolist(), training.weights.tolist(), training.ids)
+        self._set_columns(training.columns)
+        self.__dict__.update(compared | {"scorer_": scorer})
+        private = Private(state, ledger, [], secrets.token_hex(8))
+        return self._commit(private.published(names), private)
 
 
-def _listed(values: Any) -> list[Any]:
-    """Return one value, or several, as a list."""
-    return [values] if isinstance(values, (str, Real)) else list(values)
+def _candidates(name: str, values: Any) -> list[Any]:
+    """Return one value, or several, as a list of valid candidates."""
+    listed = [values] if isinstance(values, (str, Real)) else list(values)
+    if not listed:
+        raise ValueError(f"Expected {name} to hold one value at least, got none.")
+    constraint = CONSTRAINTS["alpha" if name == "alphas" else "tangent_scale"]
+    for value in listed:
+        if not any(allowed.is_satisfied_by(value) for allowed in constraint):
+            raise ValueError(
+                f"Expected every one of {name} to be {' or '.join(map(str, constraint))}, got {value!r}."
+            )
+    return [value if value == "auto" else float(value) for value in listed]
+
+
+def _warn_of_edges(chosen: dict[str, Any], alphas: list[Any], scales: list[Any]) -> None:
+    """Warn where the best value of a grid of numbers is its smallest or largest."""
+    for name, grid in (("alpha", alphas), ("tangent_scale", scales)):
+        numbers = sorted(value for value in grid if value != "auto")
+        best = chosen[name]
+        lowest = best == numbers[0] > 0 if numbers else False
+        if len(numbers) > 1 and (lowest or best == numbers[-1]):
+            warnings.warn(
+                f"The best {name}={best:g} is at an edge of the grid {numbers}: a better one may lie "
+                f"beyond. Widen {name}s.",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def _column(values: list[float | str]) -> np.ndarray:
@@ -242,21 +304,11 @@ def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str,
 
 
 class _TangentRows:
-    """Features and Jacobians of all rows of a fit, held in memory.
+    """Features and Jacobians of all rows of a fit, held in memory."""
 
-    Parameters
-    ----------
-    estimator : FastNTKClassifier
-        For progress bars.
-
-    prepared : Prepared
-    """
-
-    def __init__(self, estimator: FastNTKClassifier, prepared: Prepared) -> None:
-        self.prepared, self.digests = prepared, list[bytes]()
-        self.sharpness = prepared.state.adapter.sharpness
-        state, rows = prepared.state, prepared.rows
-        model = state.model
+    def __init__(self, estimator: FastNTKClassifierCV, training: Training, ledger: Ledger) -> None:
+        self.training, self.digests, started = training, list[bytes](), time.perf_counter()
+        rows, model = training.rows, training.model
         width, components = model.sizes
         numbers = len(rows) * (width + 1 + model.settings.n_classes * components)
         require(
@@ -267,7 +319,7 @@ class _TangentRows:
 
         def noted() -> Iterator[np.ndarray]:
             for row in estimator._progress(rows, "learning", len(rows)):
-                self.digests.append(state.ledger.digest(content(row)))
+                self.digests.append(ledger.digest(content(row)))
                 yield row
 
         start = 0
@@ -280,10 +332,21 @@ class _TangentRows:
             stop = start + len(shared)
             self.shared[start:stop], self.own[start:stop] = shared, own
             start = stop
+        self.seconds_per_row = (time.perf_counter() - started) / len(rows)
+
+    def sums(self, statistics: Statistics) -> Sums:
+        """Return what a state learns: these statistics, of all rows."""
+        training = self.training
+        energies = np.empty(len(training.labels))
+        for rows in torch.arange(len(energies)).split(256):
+            parts = (part[rows].double().flatten(1).square().sum(1) for part in (self.shared, self.own))
+            energies[rows] = sum(parts).numpy() * training.weights[rows]
+        class_rows = np.bincount(training.labels, minlength=len(training.classes))
+        return Sums(statistics, class_rows, energies, float(energies.sum()), self.seconds_per_row)
 
     def add(self, statistics: Statistics, rows: np.ndarray, sign: float = 1.0) -> None:
         """Add the outer products of some rows, or subtract them."""
-        labels, weights = map(torch.from_numpy, (self.prepared.labels, self.prepared.weights))
+        labels, weights = map(torch.from_numpy, (self.training.labels, self.training.weights))
         for chosen in torch.from_numpy(rows).split(256):
             parts = self.shared[chosen], self.own[chosen], labels[chosen], sign * weights[chosen]
             statistics.add(*parts)
@@ -292,9 +355,9 @@ class _TangentRows:
         self, rest: Statistics, fold: np.ndarray, alphas: list[float | str], scales: list[float]
     ) -> Iterator[Any]:
         """Yield what predicts a fold's rows after learning the others, for every alpha and scale."""
-        state, labels = self.prepared.state, self.prepared.labels
-        counts = np.bincount(np.delete(labels, fold), minlength=state.model.settings.n_classes)
-        ridges, target_scale = [number(alpha) for alpha in alphas], state.settings.target_scale
+        training, settings = self.training, self.training.model.settings
+        counts = np.bincount(np.delete(training.labels, fold), minlength=settings.n_classes)
+        ridges, target_scale = [number(alpha) for alpha in alphas], settings.target_scale
         by_scale = [
             solve_each(rest, ridges, tangent_scale=scale, target_scale=target_scale) for scale in scales
         ]
@@ -302,7 +365,7 @@ class _TangentRows:
             for scale, solution in zip(scales, solutions, strict=True):
                 scores = self._scores(fold, solution, scale)
                 scores[:, counts == 0] = -np.inf
-                yield _Scored(self.prepared.classes, scores, self.sharpness)
+                yield _Scored(training.classes, scores, math.log(99 * (len(counts) - 1)) / target_scale)
 
     def _scores(self, fold: np.ndarray, solution: Solution, scale: float) -> np.ndarray:
         W, z = solution.W.to(self.shared.dtype), solution.z.to(self.own.dtype)
@@ -314,22 +377,29 @@ class _TangentRows:
         )
 
 
-class _Scored(GivenScoresMixin, ClassifierMixin, BaseEstimator):
-    """A fitted classifier whose scores of some rows are known; what it is asked about is those."""
+class _Scored(ClassifierMixin, BaseEstimator):
+    """A fitted classifier whose scores of some rows are known, for a scorer that asks about those."""
 
     def __init__(
         self, classes: np.ndarray, scores: np.ndarray | None = None, sharpness: float = 1.0
     ) -> None:
-        self.classes = classes
+        self.classes = self.classes_ = classes
         self.scores = scores
         self.sharpness = sharpness
 
     def fit(self, X: Any, y: Any) -> _Scored:
         return self
 
-    def _scores(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
+        return self.classes[self.scores.argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        return softmax(self.sharpness * self.scores, axis=1)
+
+    def decision_function(self, X: Any) -> np.ndarray:
         assert self.scores is not None
-        return self.scores
+        scores = self.scores
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
 
 def _folds(cv: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
