@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from torch import nn
 
 from .backbones.inputs import Rows, content
-from .backbones.loading import is_public, takes_vectors
+from .backbones.loading import is_public, pair, takes_vectors
 from .distributed import ranks
 from .exceptions import (
     EmptyClassWarning,
@@ -51,6 +51,7 @@ from .store.receipts import exactness, export_receipts, make_receipt
 from .sums.ridge import number
 from .tangents.linearize import linearize
 from .tangents.model import LinearizedModel
+from .tangents.subsets import as_entries
 from .training.anchor import linearity, tune
 from .validation import (
     CONSTRAINTS,
@@ -559,7 +560,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         adapter = after.published(self.classes_)
         how_exact = self._exactness(after.state, drift, seen_by, searched_by)
         if strict and not how_exact["exact"]:
-            reasons = "; ".join(how_exact["reasons"])
+            reasons = "; ".join([*how_exact["reasons"], *seen_by])
             raise InexactDeletionError(
                 f"The deletion would not be exact: {reasons}. Nothing was changed."
             )
@@ -578,9 +579,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             anchor=after.state.settings.anchor,
             seconds=time.perf_counter() - started,
             environment=after.state.environment,
-            n_left=None
-            if sample_ids is None
-            else after.ledger.owned_rows(set(self._ids(sample_ids, rows))),
+            n_left=after.ledger.owned_rows(check_ids(sample_ids, len(rows))),
         )
         self._warn_of_empty_classes(before.state, after.state)
         return self._replace(before, after.with_receipt(receipt), adapter)
@@ -693,7 +692,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             _check_same_columns(self, part)
         before, theirs = self._held, [part._held for part in parts]
         ledger = before.ledger.merged([other.ledger for other in theirs])
-        width, _ = before.state.model.sizes
+        state = before.state.merge([other.state for other in theirs])
+        width, _ = state.model.sizes
         for other in theirs:
             if other.state.n_rows <= width:
                 warnings.warn(
@@ -702,7 +702,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                     PrivacyWarning,
                     stacklevel=2,
                 )
-        state = before.state.merge([other.state for other in theirs])
         receipts = [receipt for part in (before, *theirs) for receipt in part.receipts]
         return self._replace(before, Private(state, ledger, receipts, before.chain))
 
@@ -1210,14 +1209,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             seed=seed,
             n_classes=n_classes,
             n_features=n_features,
-            backbone=self.backbone if named else None,
-            trainable=self.trainable if isinstance(self.trainable, str) else tuple(self.trainable),
+            backbone=self.backbone if isinstance(self.backbone, str) else None,
+            trainable=as_entries(self.trainable),
             anchor=self.anchor,
             kernel=self.kernel,
             n_directions=int(self.n_directions),
             n_components=self.n_components,
             n_prompts=int(self.n_prompts),
-            image_size=self.image_size,
+            image_size=pair(self.image_size),
             pretrained=bool(self.pretrained),
             batch_size=int(self.batch_size),
             precision=precision,
@@ -1286,7 +1285,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             check_consistent_length(rows, y)
             labels = encode_labels(y, self.classes_).tolist()
         contents = (content(row) for row in rows)
-        return rows, ledger.find(contents, labels, self._ids(sample_ids, rows), copies)
+        return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
     def _sum(self, private: Private, rows: Rows, removals: list[Removal], what: str) -> Sums:
         """Take the sums over matched rows, a share of them in every rank."""
@@ -1326,7 +1325,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """Tell whether a deletion is exact, and what is in the way."""
         settings = state.settings
         return exactness(
-            drift=drift,
+            drift=max(drift, state.model.position_gap),
             residual=state.residual,
             rounding=state.rounding,
             seen_by=seen_by,
@@ -1363,10 +1362,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         if self._takes_vectors:
             X = validate_data(self, X, dtype=np.float32, reset=False)
         return Rows(X, self._adapter.model.backbone.spec, self.num_workers)
-
-    @staticmethod
-    def _ids(sample_ids: Any, rows: Rows) -> list[object] | None:
-        return check_ids(sample_ids, len(rows))
 
     def _scores(self, X: Any) -> tuple[np.ndarray, Adapter]:
         """Return scores, and the adapter that gave them: another thread may commit one meanwhile."""
@@ -1427,8 +1422,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         ]
         if changed:
             warnings.warn(
-                f"The parameters {changed} were set after fit and take effect at the next fit only. Call "
-                "fit again to apply them.",
+                f"The parameters {changed} were set after fit, and take effect at the next fit only. "
+                "Call fit again to apply them.",
                 UserWarning,
                 stacklevel=4,
             )

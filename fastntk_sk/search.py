@@ -7,7 +7,6 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import product
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -339,8 +338,9 @@ class _TangentRows:
         training = self.training
         energies = np.empty(len(training.labels))
         for rows in torch.arange(len(energies)).split(256):
-            parts = (part[rows].double().flatten(1).square().sum(1) for part in (self.shared, self.own))
-            energies[rows] = sum(parts).numpy() * training.weights[rows]
+            shared, own = (part[rows].double().flatten(1) for part in (self.shared, self.own))
+            energy = shared.square().sum(1) + own.square().sum(1)
+            energies[rows] = energy.numpy() * training.weights[rows]
         class_rows = np.bincount(training.labels, minlength=len(training.classes))
         return Sums(statistics, class_rows, energies, float(energies.sum()), self.seconds_per_row)
 
@@ -380,9 +380,7 @@ class _TangentRows:
 class _Scored(ClassifierMixin, BaseEstimator):
     """A fitted classifier whose scores of some rows are known, for a scorer that asks about those."""
 
-    def __init__(
-        self, classes: np.ndarray, scores: np.ndarray | None = None, sharpness: float = 1.0
-    ) -> None:
+    def __init__(self, classes: np.ndarray, scores: Any = None, sharpness: float = 1.0) -> None:
         self.classes = self.classes_ = classes
         self.scores = scores
         self.sharpness = sharpness
@@ -397,7 +395,6 @@ class _Scored(ClassifierMixin, BaseEstimator):
         return softmax(self.sharpness * self.scores, axis=1)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        assert self.scores is not None
         scores = self.scores
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 

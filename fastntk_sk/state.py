@@ -31,7 +31,7 @@ def alone(tensors: Iterable[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over some rows, before they enter a state.
+    r"""Sums over some rows, before they enter a state.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Sums:
         Number of rows of each class.
 
     energies : float64 ndarray of shape (n,)
-        Weighted energies :math:`w \\|x\\|^2` of the rows that were summed here.
+        Weighted energies :math:`w \|x\|^2` of the rows that were summed here.
 
     energy : float
         Their sum over all ranks.
@@ -277,7 +277,7 @@ class State:
         )
 
     def with_ridge(self, alpha: float | None, tangent_scale: float | None = None) -> State:
-        """Return the state with another ridge, and perhaps another weight of tangents; not solved yet."""
+        """Return the state with another ridge or weight of tangents; not solved yet."""
         s = self.settings.tangent_scale if tangent_scale is None else tangent_scale
         changed = replace(self.settings, alpha=alpha, tangent_scale=s)
         return replace(self, model=replace(self.model, settings=changed))
@@ -306,12 +306,8 @@ class State:
         return self.model.probe(self.environment["threads"])
 
     def drift(self, probe: Tensor) -> float:
-        """Return the largest relative difference between a probe and what was learned.
-
-        It includes the effect that the place of a row in its batch has on its Jacobian.
-        """
-        gaps = (relative_gap(probe, learned) for learned in self.probes)
-        return max(self.model.position_gap, *gaps)
+        """Return the largest relative difference between a probe and what was learned."""
+        return max(relative_gap(probe, learned) for learned in self.probes)
 
     def signature(self) -> dict[str, Any]:
         """Return what two states must share so that their statistics can be added."""

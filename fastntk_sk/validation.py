@@ -110,8 +110,8 @@ def check_training_rows(
 ) -> tuple[Any, np.ndarray, np.ndarray, list[object] | None]:
     """Return X, y, float64 weights and ids without the rows of weight zero.
 
-    With `vectors`, X is 2-D; with `reset` it gives the estimator its `n_features_in_` and `feature_names_in_`. A UserWarning
-    is raised where alpha="auto" meets a mean weight below 0.2.
+    With `vectors`, X is 2-D; with `reset` it gives the estimator its `n_features_in_` and
+    `feature_names_in_`. A UserWarning is raised where alpha="auto" meets a mean weight below 0.2.
     """
     if vectors:
         X, y = validate_data(estimator, X, y, dtype=np.float32, reset=reset)

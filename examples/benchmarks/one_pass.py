@@ -8,11 +8,11 @@ from functools import partial
 
 import numpy as np
 import torch
+from fastntk_sk.fitting import prepare
 from torch import Tensor
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.inputs import Rows
-from fastntk_sk.fitting import prepare
 from fastntk_sk.tangents.ladder import Ladder
 from fastntk_sk.tangents.model import LinearizedModel
 from fastntk_sk.tangents.rungs import SIDES

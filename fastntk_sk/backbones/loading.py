@@ -139,7 +139,7 @@ def load_backbone(
             net: nn.Module = _mlp(n_features or 1, seed)
             spec = InputSpec()
         else:
-            net, spec = _named(backbone, pretrained, _pair(image_size), seed)
+            net, spec = _named(backbone, pretrained, pair(image_size), seed)
         return Backbone(_freeze(net), spec, backbone)
     if isinstance(backbone, nn.Module):
         module = copy.deepcopy(backbone)
@@ -162,7 +162,7 @@ def load_backbone(
     elif n_features is not None:
         spec = InputSpec()
     else:
-        size = _pair(image_size) or _size_of(X)
+        size = pair(image_size) or _size_of(X)
         spec = InputSpec(size, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
     return Backbone(_freeze(module), spec, type(module).__name__)
 
@@ -236,8 +236,12 @@ def _freeze(net: nn.Module) -> nn.Module:
     return net.to(memory_format=torch.channels_last)
 
 
-def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    return (size, size) if isinstance(size, (int, np.integer)) else size
+def pair(size: Any) -> tuple[int, int] | None:
+    """Return a size as (height, width)."""
+    if size is None:
+        return None
+    height, width = np.broadcast_to(size, 2).tolist()
+    return height, width
 
 
 def _size_of(X: Any) -> tuple[int, int]:
@@ -255,7 +259,7 @@ def _timm_spec(net: nn.Module, image_size: int | tuple[int, int] | None) -> Inpu
     config = timm.data.resolve_model_data_config(net)
     channels, *native = config["input_size"]
     return InputSpec(
-        _pair(image_size) or (native[0], native[1]),
+        pair(image_size) or (native[0], native[1]),
         channels,
         tuple(config["mean"][:channels]),
         tuple(config["std"][:channels]),

@@ -315,9 +315,11 @@ class Ledger:
                 del rows[digest]
         return changed
 
-    def owned_rows(self, sample_ids: Iterable[object]) -> int:
-        """Return how many learned rows carry one of these sample ids; None is none."""
-        ids = [sample_id for sample_id in sample_ids if sample_id is not None]
+    def owned_rows(self, sample_ids: Sequence[object] | None) -> int | None:
+        """Return how many learned rows carry one of these sample ids, if any were asked for."""
+        if sample_ids is None:
+            return None
+        ids = {sample_id for sample_id in sample_ids if sample_id is not None}
         total = 0
         for segment in self.segments:
             owners = {segment.owner(i) for i in ids}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -61,117 +60,30 @@ def environment(device: str, precision: str) -> dict[str, Any]:
     }
 
 
-def make_receipt(
-    *,
-    chain: str,
-    earlier: Sequence[Mapping[str, Any]],
-    adapter_before: str,
-    adapter_after: str,
-    n_rows: int,
-    n_learned: int,
-    residual: float,
-    seconds: float,
-    drift: float,
-    seen_by: Sequence[str],
-    searched_by: Sequence[str],
-    anchor: str,
-    environment: dict[str, Any],
-    n_left: int | None = None,
-) -> dict[str, Any]:
-    """Describe one deletion in plain Python values.
+def exactness(**k):
+    reasons = []
+    if k["drift"]:
+        reasons.append(f"drift {k['drift']}")
+    if k["residual"] > 1e-10:
+        reasons.append(f"residual {k['residual']}")
+    if k["rounding"] > 1e-8:
+        reasons.append(f"rounding {k['rounding']}")
+    reasons += [f"{s} has seen" for s in [*k["seen_by"], *k["searched_by"]]]
+    if k["anchor"] == "finetuned":
+        reasons.append("anchor")
+    if k["backbone_has_seen"]:
+        reasons.append("backbone")
+    return {"exact": not reasons, "reasons": reasons}
 
-    Parameters
-    ----------
-    chain : str
-        Name of this site's chain.
 
-    earlier : sequence of dict
-        All receipts so far.
-
-    adapter_before, adapter_after : str
-        Digests of what is published.
-
-    n_rows : int
-        Rows removed by this deletion.
-
-    n_learned : int
-        Rows that the model rests on afterwards.
-
-    residual : float
-        Relative residual of the normal equations after the solve.
-
-    seconds : float
-
-    drift : float
-        Relative difference between Jacobians here and those that were learned.
-
-    seen_by : sequence of str
-        Fitted steps before the classifier that have seen the rows.
-
-    searched_by : sequence of str
-        Searches whose choice of hyper-parameters has seen the rows.
-
-    anchor : {"pretrained", "finetuned"}
-
-    environment : dict
-
-    n_left : int, default=None
-        For a request by sample ids: learned rows that are left under them.
-
-    Returns
-    -------
-    receipt : dict
-        With "previous", the digest of the receipt before it in the chain, and its own "digest".
-    """
-    problems = [f"{name} has seen the rows" for name in seen_by]
-    if drift:
-        problems.append(f"what the backbone gives differs by {drift:.1e} from what was learned")
-    exactness = f"approximate: {'; '.join(problems)}" if problems else EXACT
-    if anchor == "finetuned":
-        exactness += "; the fine-tuned anchor has seen the rows"
-    for name in searched_by:
-        exactness += f"; the hyper-parameters that {name} chose have seen the rows"
-    left = {} if n_left is None else {"n_rows_left_under_sample_ids": n_left}
+def make_receipt(*, chain, earlier, environment, n_left, **rest):
     return files.signed(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "n_rows": n_rows,
-            "n_samples_learned": n_learned,
-            "method": "downdate of the statistics and one solve",
-            "exactness": exactness,
-            "residual": residual,
-            "drift": drift,
-            "seen_by": list(seen_by),
-            "searched_by": list(searched_by),
-            "anchor": anchor,
-            "seconds": seconds,
-            **environment,
-            **left,
-            "adapter_before": adapter_before,
-            "adapter_after": adapter_after,
-            "chain": chain,
-            "previous": _heads(earlier).get(chain, ""),
-        }
+        {**rest, **environment, "chain": chain, "previous": _heads(earlier).get(chain, "")}
     )
 
 
-def senses(receipts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in what senses deletions were exact, for the public: without names of anybody's steps."""
-    found = []
-    drift = max((receipt["drift"] for receipt in receipts), default=0.0)
-    if any(not receipt["drift"] and not receipt["seen_by"] for receipt in receipts):
-        found.append(EXACT)
-    if any(receipt["seen_by"] for receipt in receipts):
-        found.append("approximate: fitted steps before the classifier have seen rows")
-    if drift:
-        found.append(
-            f"approximate: what the backbone gives differs by up to {drift:.0e} from what was learned"
-        )
-    if any(receipt["searched_by"] for receipt in receipts):
-        found.append("the hyper-parameters that a search chose have seen rows")
-    if any(receipt["anchor"] == "finetuned" for receipt in receipts):
-        found.append("the fine-tuned anchor has seen rows")
-    return found
+def senses(receipts):
+    return sorted({"exact" if r["exactness"]["exact"] else "approximate" for r in receipts})
 
 
 def chain_heads(receipts: Iterable[Mapping[str, Any]]) -> list[str]:

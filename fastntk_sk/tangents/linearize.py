@@ -106,7 +106,7 @@ def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = N
     try:
         ladder = Ladder(loaded.net, sides, synthetic[:2]) if sides else None
     except SubsetError:
-        if settings.trainable != "auto":
+        if settings.trainable != ("auto",):
             raise
         ladder, sides = None, ()
     if ladder is not None:

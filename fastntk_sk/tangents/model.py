@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -238,7 +238,7 @@ class LinearizedModel:
         phi = J.flatten(1) / math.sqrt(len(self.directions))
         return torch.cat([h, phi, constant], 1), none
 
-    def probe(self) -> Tensor:
+    def probe(self, n_threads=None) -> Tensor:
         """Return tangent features of a synthetic row: they show drift between two machines.
 
         Returns
@@ -260,8 +260,8 @@ class LinearizedModel:
         rows: Iterable[np.ndarray],
         labels: np.ndarray,
         weights: np.ndarray,
-        added: Callable[[int], None] = lambda n: None,
-    ) -> None:
+        n_threads=None,
+    ) -> np.ndarray:
         """Add the rows' outer products to the statistics; negative weights subtract.
 
         Parameters
@@ -285,17 +285,22 @@ class LinearizedModel:
         capacity = max(self.settings.batch_size, min(at_once, BUFFER_NUMBERS // numbers))
         held: list[tuple[Tensor, Tensor]] = []
         start = stop = 0
+        energies = []
 
         def flush() -> None:
             nonlocal start
             h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
             check_finite(h, J, start)
+            start0 = start
             statistics.add(
                 h, J, torch.from_numpy(labels[start:stop]), torch.from_numpy(weights[start:stop])
             )
             held.clear()
             start = stop
-            added(stop)
+            energies.append(
+                np.abs(weights[start0:stop])
+                * (h.double().square().sum(1) + J.double().square().sum((1, 2))).numpy()
+            )
 
         for batch in self.batches(rows):
             held.append(self.tangents(batch))
@@ -304,6 +309,7 @@ class LinearizedModel:
                 flush()
         if held:
             flush()
+        return np.concatenate(energies)
 
     def batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
         """Group contents into batches as they enter the backbone."""

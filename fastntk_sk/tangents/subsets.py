@@ -114,7 +114,7 @@ def resolve(trainable: str | Sequence[str], net: nn.Module, anchor: str) -> str 
     At the pretrained anchor a ladder, or "head" where no blocks are repeated; at a fine-tuned one the
     subset of the paper: the prompts of a Vision Transformer, else the norm layers.
     """
-    if trainable != "auto":
+    if trainable not in ("auto", ("auto",)):
         return trainable
     if anchor == "finetuned":
         return "prompt" if _takes_prompts(net) else "norm"
