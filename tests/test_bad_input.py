@@ -1,5 +1,6 @@
 """Every kind of bad input is a named, clear error that leaves the estimator as it was."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
     BackboneNotFoundError,
     ForgetsEverythingError,
+    HeavyRowError,
     InsufficientMemoryError,
     JacobianError,
     StateFormatError,
@@ -37,20 +39,16 @@ def fitted(blobs):
 
 
 def snapshot(clf):
-    state = clf._state
-    tensors = [t.clone() for t in state.statistics.tensors().values()]
-    rows = [{d: dict(c) for d, c in s.rows.items()} for s in state.ledger.segments]
-    return tensors, rows, state.parameters, clf.classes_, dict(clf.__dict__)
+    """Everything that was fitted."""
+    return {
+        name: pickle.dumps(value)
+        for name, value in vars(clf).items()
+        if name.startswith("_") or name.endswith("_")
+    }
 
 
 def unchanged(clf, before):
-    after = snapshot(clf)
-    assert all(torch.equal(a, b) for a, b in zip(after[0], before[0], strict=True))
-    assert after[1] == before[1]
-    assert after[2] is before[2]
-    assert after[3] is before[3]
-    assert after[4].keys() == before[4].keys()
-    assert all(after[4][name] is value for name, value in before[4].items() if name.endswith("_"))
+    assert snapshot(clf) == before
 
 
 @pytest.mark.parametrize(
@@ -83,7 +81,7 @@ def test_rows_that_cannot_be_forgotten(fitted, blobs):
         fitted.unlearn(X[1:3], sample_ids=["a"])
     with pytest.raises(ValueError, match="1d array"):
         fitted.unlearn(X[1:3], sample_ids=np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="copies to be one of"):
+    with pytest.raises(ValueError, match="copies to be"):
         fitted.unlearn(X[1:3], copies="some")
     unchanged(fitted, before)
 
@@ -144,19 +142,27 @@ def test_bad_images(fitted_images, change, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"anchor": "nowhere"}, "Expected anchor to be one of"),
-        ({"predict_with": "magic"}, "Expected predict_with to be one of"),
-        ({"precision": "float16"}, "Expected precision to be one of"),
-        ({"alpha": 0.0}, "alpha == 0.0, must be > 0"),
-        ({"tangent_scale": -1.0}, "must be >= 0"),
-        ({"target_scale": 0.0}, "must be > 0"),
-        ({"n_components": 0}, "must be >= 1"),
-        ({"alpha": float("nan")}, "Expected alpha to be finite"),
-        ({"tangent_scale": float("inf")}, "Expected tangent_scale to be finite"),
-        ({"batch_size": 0}, "must be >= 1"),
-        ({"n_prompts": 0}, "must be >= 1"),
-        ({"image_size": 0}, "must be >= 1"),
+        ({"anchor": "nowhere"}, "'anchor' parameter"),
+        ({"predict_with": "magic"}, "'predict_with' parameter"),
+        ({"precision": "float16"}, "'precision' parameter"),
+        ({"alpha": 0.0}, "'alpha' parameter"),
+        ({"alpha": float("nan")}, "'alpha' parameter"),
+        ({"alpha": "best"}, "'alpha' parameter"),
+        ({"tangent_scale": -1.0}, "'tangent_scale' parameter"),
+        ({"tangent_scale": float("inf")}, "'tangent_scale' parameter"),
+        ({"target_scale": 0.0}, "'target_scale' parameter"),
+        ({"n_components": 0}, "'n_components' parameter"),
+        ({"batch_size": 0}, "'batch_size' parameter"),
+        ({"n_prompts": 0}, "'n_prompts' parameter"),
+        ({"image_size": 0}, "'image_size' parameter"),
+        ({"image_size": (8, 0)}, "image_size"),
+        ({"image_size": (8, 8, 8)}, "image_size"),
         ({"trainable": []}, "Expected trainable to be one of"),
+        ({"kernel": "pseudo", "anchor": "finetuned"}, "kernel"),
+        ({"kernel": "pseudo", "predict_with": "network"}, "kernel"),
+        ({"trainable": "ladder", "anchor": "finetuned"}, "ladder"),
+        ({"trainable": "ladder", "predict_with": "network"}, "ladder"),
+        ({"anchor": "finetuned", "tangent_scale": 0}, "tangent_scale"),
         (
             {"trainable": "blocks.*"},
             r"matches no parameter .* What fits this backbone: "
@@ -171,7 +177,7 @@ def test_bad_parameters(blobs, params, message):
     before = snapshot(clf)
     with pytest.raises(ValueError, match=message):
         clf.set_params(**params).fit(X, y)
-    unchanged(clf.set_params(**params), before)
+    unchanged(clf, before)
 
 
 def test_labels(fitted, blobs):
@@ -190,20 +196,17 @@ def test_labels(fitted, blobs):
     with pytest.raises(ValueError, match="[Nn]egative"):
         fitted.fit(X, y, sample_weight=-np.ones(60))
     for learn in (fitted.fit, fitted.partial_fit):
-        with pytest.raises(
-            ValueError,
-            match=r"at most 100000 \(1e\+09 times the smallest of the automatic alphas\), got 1e\+10",
-        ):
-            learn(X, y, sample_weight=np.full(60, 1e10))
+        with pytest.raises(HeavyRowError, match="60 rows"):
+            learn(X, y, sample_weight=np.full(60, 1e12))
     unchanged(fitted, before)
 
 
 def test_the_heaviest_rows_that_are_taken_leave_next_to_no_trace(blobs):
     X, y = blobs
-    weights = np.r_[np.full(5, 2e8), np.ones(55)]
+    weights = np.r_[np.full(5, 1e6), np.ones(55)]
     without = FastNTKClassifier(alpha=0.25, random_state=0).fit(X[5:], y[5:])
     found = FastNTKClassifier(alpha=0.25, random_state=0).fit(X, y, sample_weight=weights).unlearn(X[:5])
-    np.testing.assert_allclose(found.decision_function(X), without.decision_function(X), atol=1e-6)
+    np.testing.assert_allclose(found.decision_function(X), without.decision_function(X), atol=1e-7)
 
 
 def test_backbone_names(digits):

@@ -103,12 +103,10 @@ def test_a_tuned_anchor_takes_no_new_class(blobs):
 
 def test_the_search_tries_auto(blobs):
     X, y = blobs
-    search = FastNTKClassifierCV(
-        FastNTKClassifier(random_state=0), alphas=["auto", 0.01, 100.0], cv=3
-    ).fit(X, y)
+    search = FastNTKClassifierCV(alphas=["auto", 0.001, 0.01, 100.0], cv=3, random_state=0).fit(X, y)
     assert search.best_params_["alpha"] in ("auto", 0.01)
-    assert len(search.cv_results_["params"]) == 3  # a ladder alone has no tangents to scale
-    assert search.best_estimator_.alpha_ > 0
+    assert len(search.cv_results_["params"]) == 4  # a ladder alone has no tangents to scale
+    assert search.alpha_ > 0
 
 
 class Silent(nn.Module):
@@ -185,7 +183,7 @@ def test_a_row_without_finite_features_is_named(blobs):
         with pytest.raises(JacobianError, match="row 7"):
             FastNTKClassifier(net, alpha=alpha, random_state=0).fit(X, y)
     with pytest.raises(JacobianError, match="row 7"):
-        FastNTKClassifierCV(FastNTKClassifier(net, random_state=0)).fit(X, y)
+        FastNTKClassifierCV(net, random_state=0).fit(X, y)
 
 
 def test_light_weights_are_no_ground_to_choose_a_ridge_on(blobs):
@@ -219,9 +217,3 @@ def test_more_components_than_numbers_mean_all_of_them(blobs):
     clf = FastNTKClassifier(n_components=10**9, random_state=0).fit(*blobs)
     everything = FastNTKClassifier(n_components=None, random_state=0).fit(*blobs)
     np.testing.assert_array_equal(clf.readout_, everything.readout_)
-
-
-@pytest.mark.parametrize("alpha", ["best", None, 0.0, float("nan")])
-def test_ridges_that_are_none(blobs, alpha):
-    with pytest.raises((ValueError, TypeError), match="alpha"):
-        FastNTKClassifier(alpha=alpha).fit(*blobs)
