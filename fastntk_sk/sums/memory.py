@@ -15,7 +15,7 @@ LIMIT = "FASTNTK_SK_MEMORY_LIMIT"
 AUTO_COMPONENTS = 4096  # of tangents, and of a ladder
 _AUTO_NUMBERS = 2**29  # at most 4 GiB of float64 in the class blocks, whatever the machine
 _BUFFER_NUMBERS = 2**24
-_WORK_SPACE = 2**24  # of libraries: measured as 10 MB or so
+_WORK_SPACE = 2**25  # of threads and libraries
 
 
 def block_sizes(kernel: str, d: int, k: int, n_rows: int) -> tuple[int, int]:
