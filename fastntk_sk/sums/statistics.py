@@ -42,7 +42,8 @@ class Statistics:
     --------
     >>> import torch
     >>> from fastntk_sk.sums.statistics import Statistics
-    >>> h, J, y = torch.randn(5, 3), torch.randn(5, 2, 4), torch.tensor([0, 1, 0, 1, 1])
+    >>> h = torch.cat([torch.randn(5, 2), torch.ones(5, 1)], dim=1)
+    >>> J, y = torch.randn(5, 2, 4), torch.tensor([0, 1, 0, 1, 1])
     >>> learned = Statistics(2, 4, 2)
     >>> learned.add(h, J, y, torch.ones(5))
     >>> learned.add(h[3:], J[3:], y[3:], -torch.ones(2))
