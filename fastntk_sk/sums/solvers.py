@@ -85,7 +85,7 @@ def solve_schur(
     # sqrt(s) on rows and columns of shared tangent features; they stand before the constant
     scale = torch.ones(len(A), 1, dtype=torch.float64)
     scale[len(scale) - 1 - statistics.n_tangents : -1] = root
-    # the last row of A and of B_c is the constant times the sum of all rows, which the 1/C of t needs
+    # sums of all rows, which the 1/C of t needs: the last rows of A and B_c hold them times the constant
     all_h, all_J = A[-1] / statistics.constant, B[:, -1].sum(0) / statistics.constant
     R = target_scale * scale * (statistics.H - all_h[:, None] / n_classes)
     r = target_scale * (statistics.r - all_J / n_classes)
@@ -142,8 +142,8 @@ def smallest_eigenvalue(L: Tensor) -> float:
     m = 10 and k = 4096 has a probability of 5e-2 with one start and 4e-11 with eight. Rounding alone
     does not come so far where `rounding_bound` is small; this is for Jacobians that drifted.
     """
-    # A Cholesky of M - alpha / 2 would be certain, but costs as much as the first; this costs a fifth
-    # of it at k = 4096 and a third at 1024. Eight columns cost less than twice what one does.
+    # A Cholesky of M - alpha / 2 would be certain, but costs as much as the first; this costs a fifth to
+    # a third of it (measured at k = 1024 and 4096). Eight columns cost about twice what one does.
     start = torch.Generator(L.device).manual_seed(0)
     v = torch.randn(len(L), 8, generator=start, dtype=L.dtype, device=L.device)
     for _ in range(10):
