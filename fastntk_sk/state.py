@@ -17,7 +17,7 @@ from torch import Tensor
 from .exceptions import HeavyRowError, StateMismatchError
 from .settings import Settings
 from .sums.ridge import GRID, solve
-from .sums.statistics import Statistics
+from .sums.statistics import Statistics, rounding_bound
 from .tangents.model import LinearizedModel, Parameters, relative_gap
 
 ROUNDING = 1e-8  # the largest eps * sum w |x|^2 / alpha of what is subtracted from exact sums
@@ -156,8 +156,8 @@ class State:
 
     @property
     def rounding(self) -> float:
-        r"""Bound on what subtracting has left: :math:`\varepsilon \sum w \|x\|^2 / \alpha`."""
-        return np.finfo(np.float64).eps * self.removed / self.alpha
+        """Bound on the relative change of the solution that subtracting rows has left."""
+        return rounding_bound(self.removed, self.alpha, self.settings.tangent_scale)
 
     def sum_rows(
         self, rows: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray, add_up: AddUp = alone
@@ -202,7 +202,7 @@ class State:
             class_rows=self.class_rows + sums.class_rows,
             seconds_per_row=sums.seconds_per_row,
         ).solve()
-        bounds = np.finfo(np.float64).eps * sums.energies / learned.alpha
+        bounds = rounding_bound(sums.energies, learned.alpha, self.settings.tangent_scale)
         n_heavy = torch.tensor(int((bounds > ROUNDING).sum()))
         add_up([n_heavy])
         if n_heavy:

@@ -16,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastntk_sk import FastNTKClassifier, unlearn
+from fastntk_sk.baselines.dual_form import solve_dual
 from fastntk_sk.exceptions import (
     EmptyClassWarning,
     HeavyRowError,
@@ -26,7 +27,6 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnknownSampleError,
 )
-from fastntk_sk.sums.solvers import solve_dual
 
 EXPECTED_FAILURES: dict[str, dict[str, str]] = {
     "pretrained": {},

@@ -16,10 +16,10 @@ from torch.func import functional_call
 from ..progress import progress
 from ..sums.memory import require
 from ..sums.ridge import solve
-from ..sums.solvers import published_step, solve_published, targets
 from ..tangents.jacobians import TangentNetwork
 from ..tangents.model import Parameters
 from ..tangents.subsets import Subset, select
+from .dual_form import published_step, solve_published, targets
 from .network import BaselineClassifier, Original
 
 logger = logging.getLogger(__name__)

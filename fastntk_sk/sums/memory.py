@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import psutil
 
 from ..exceptions import InsufficientMemoryError
 from .statistics import Statistics
 
+LIMIT = "FASTNTK_SK_MEMORY_LIMIT"
 AUTO_COMPONENTS = 4096  # of tangents, and of a ladder
 _AUTO_NUMBERS = 2**29  # at most 4 GiB of float64 in the class blocks, whatever the machine
-BUFFER_NUMBERS = 2**24
+_BUFFER_NUMBERS = 2**24
+_WORK_SPACE = 2**25  # of threads and libraries
 
 
 def block_sizes(kernel: str, d: int, k: int, n_rows: int) -> tuple[int, int]:
     """Return how many columns all classes share, without the constant, and each class has of its own.
 
-    Parameters
-    ----------
-    kernel : {"full", "pseudo"}
-
-    d, k : int
-        Number of features and of components.
-
-    n_rows : int
-        Rows of the readout: classes, or directions of the pseudo kernel.
+    `n_rows` is the number of classes, or of directions of the pseudo kernel.
     """
     return (d, k) if kernel == "full" else (d + n_rows * k, 0)
 
 
 def choose_components(n_components: int | str | None, p: int, kernel: str, d: int, n_rows: int) -> int:
-    """Return k: a function of the sizes only, so that the same call gives the same model everywhere.
+    """Return k, at most p: a function of the sizes only, so that a call gives one model everywhere.
 
-    Parameters
-    ----------
-    n_components : int, "auto" or None
-
-    p : int
-
-    kernel, d, n_rows
-        As in `block_sizes`.
-
-    Returns
-    -------
-    k : int
-        At most p. "auto" is p up to 4096: of the full kernel fewer where the class blocks would pass
-        4 GiB; of the pseudo kernel for all directions together.
+    "auto" is p up to 4096: of the full kernel fewer where the class blocks would pass 4 GiB; of the
+    pseudo kernel for all directions together.
     """
     if n_components is None or not p:
         return p
@@ -55,54 +41,95 @@ def choose_components(n_components: int | str | None, p: int, kernel: str, d: in
     return min(p, AUTO_COMPONENTS, max(64, _AUTO_NUMBERS // (n_rows * (d + 1))))
 
 
+def rows_at_once(width: int, components: int, n_classes: int, batch_size: int) -> int:
+    """Return how many rows wait until they are added to the sums together."""
+    at_once = 256 if components else 512  # with class blocks a row is longer
+    return max(batch_size, min(at_once, _BUFFER_NUMBERS // max(1, width, n_classes * components)))
+
+
 def memory_needed(width: int, components: int, n_classes: int, batch_bytes: int, batch_size: int) -> int:
-    """Estimate the peak bytes of a fit or a deletion.
+    """Estimate the peak bytes of a fit or a deletion: two sets of sums, a pass and a solve.
 
-    Parameters
-    ----------
-    width, components : int
-        As `block_sizes` returns them.
-
-    n_classes : int
-
-    batch_bytes : int
-        Bytes of one class's Jacobian of a batch before it is projected.
-
-    batch_size : int
-
-    Returns
-    -------
-    n_bytes : int
-        Statistics, their copy during a deletion, the solve, and the rows that wait to be added.
+    `width` and `components` are what `block_sizes` returns; `batch_bytes` is the size of one class's
+    Jacobian of a batch before it is projected. The activations of the backbone are not counted.
     """
-    solve = 8 * (4 * components**2 + (width + 1) * components + 3 * (width + 1) ** 2)
-    buffer = 3 * 8 * max(BUFFER_NUMBERS, max(32, batch_size) * max(n_classes * components, width))
-    return 2 * Statistics.n_bytes(width, components, n_classes) + solve + buffer + 3 * batch_bytes
+    A, G, X = (width + 1) ** 2, components**2, (width + 1) * components
+    rows = rows_at_once(width, components, n_classes, batch_size) + batch_size
+    # batches, their concatenation in float64, and that times the weights
+    buffer = 3 * 8 * rows * (width + 1 + n_classes * components)
+    # solve_schur: the factor of A, then one X or S and the two matrices of its factorisation;
+    # solve_shared and solve_grid: S and two matrices of its factorisation or reduction
+    matrices = max(2 * A, A + G + X, A + 3 * G) if components else 3 * A
+    solve = 8 * (matrices + 6 * (width + 1) * n_classes)
+    # pass and solve are not at the same time, but the allocator may keep what the first has freed
+    needed = buffer + 5 * batch_bytes + solve + _WORK_SPACE
+    return 2 * Statistics.n_bytes(width, components, n_classes) + needed
 
 
 def available_memory() -> int:
-    """Return the bytes that can be allocated without swapping."""
-    return psutil.virtual_memory().available
+    """Return the bytes that can be allocated without swapping, or what the environment says instead.
+
+    FASTNTK_SK_MEMORY_LIMIT is a number of bytes; 0 and "none" stand for no limit.
+    """
+    limit = os.environ.get(LIMIT, "").strip().lower()
+    if not limit:
+        return min(psutil.virtual_memory().available, cgroup_memory())
+    if limit != "none" and not limit.isdecimal():
+        raise ValueError(
+            f'Expected {LIMIT} to be a number of bytes, or 0 or "none" for no limit, got {limit!r}.'
+        )
+    return sys.maxsize if limit == "none" else int(limit) or sys.maxsize
+
+
+def cgroup_memory(root: str = "/") -> int:
+    """Return the bytes that this process's control groups, version 1 or 2, still allow it.
+
+    A group, and each of its parents, allows its limit less what it uses; the kernel takes inactive file
+    cache back first, so that it does not count as used. In a container the path of the group can be the
+    host's: what does not exist is passed over, and the mount itself is the container's group.
+    """
+    allowed = sys.maxsize
+    try:
+        groups = Path(root, "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return allowed
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if not controllers:
+            names, mount = ("memory.max", "memory.current", "inactive_file"), "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            mount = "sys/fs/cgroup/memory"
+        else:
+            continue
+        folder = Path(path.lstrip("/"))
+        for inside in (folder, *folder.parents):
+            allowed = min(allowed, _allowed(Path(root, mount, inside), *names))
+    return allowed
+
+
+def _allowed(folder: Path, limit: str, usage: str, cache: str) -> int:
+    """Return what one group still allows; version 2 writes "max" where there is no limit."""
+    try:
+        total, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return sys.maxsize
+    reclaimable = dict(line.split() for line in lines).get(cache, 0)
+    return max(0, total - used + int(reclaimable))
 
 
 def require(n_bytes: int, what: str, advice: str) -> None:
     """Raise InsufficientMemoryError unless so many bytes are available.
 
-    Parameters
-    ----------
-    n_bytes : int
-
-    what : str
-        What needs them, with its verb.
-
-    advice : str
-        What to do next.
+    `what` says what needs them, with its verb, and `advice` what to do next.
     """
     available = available_memory()
     if n_bytes > available:
         raise InsufficientMemoryError(
             f"{what} {n_bytes:,} bytes ({n_bytes / 2**30:.1f} GiB) and {available:,} are available; "
-            f"nothing was allocated. {advice}"
+            f"nothing was allocated. {advice} If more can be used, set the environment variable {LIMIT} "
+            "to a number of bytes."
         )
 
 

@@ -38,19 +38,7 @@ def solve(
 ) -> Solution:
     """Solve from the statistics: `solve_shared` where W reads plain features, else `solve_schur`.
 
-    Parameters
-    ----------
-    statistics : Statistics
-
-    alpha : float or None
-        None lets `solve_shared` choose it, and is 0.25 with tangents.
-
-    tangent_scale, target_scale, centre
-        As in `solve_schur`.
-
-    Returns
-    -------
-    solution : Solution
+    With alpha=None `solve_shared` chooses it from the sums, and with tangents it is 0.25.
     """
     if _are_shared(statistics):
         return solve_shared(statistics, alpha=alpha, target_scale=target_scale)
@@ -70,21 +58,7 @@ def solve_each(
     tangent_scale: float,
     target_scale: float,
 ) -> list[Solution]:
-    """Return the solutions of `solve` at several alphas.
-
-    Parameters
-    ----------
-    statistics : Statistics
-
-    alphas : sequence of float or None
-
-    tangent_scale, target_scale
-        As in `solve`.
-
-    Returns
-    -------
-    solutions : list of Solution
-    """
+    """Return the solutions of `solve` at several alphas."""
     if _are_shared(statistics):
         return solve_grid(statistics, alphas, target_scale=target_scale)
     return [
@@ -111,27 +85,10 @@ def at_least(alpha: float | str | None) -> float:
 def solve_shared(statistics: Statistics, *, alpha: float | None, target_scale: float) -> Solution:
     r"""Minimise :math:`\sum w \|W x + b - t\|^2 + \alpha \|W\|^2` over W and b, from the sums.
 
-    Parameters
-    ----------
-    statistics : Statistics
-        Without class blocks.
-
-    alpha : float or None
-        Positive. None takes, of `GRID`, the value at which the evidence of Bayesian ridge regression
-        has its first maximum on the way down from the largest alpha (the global one runs to the edge
-        of the grid where rows are fewer than features). It is a function of the sums alone: after a
-        deletion it is what a refit chooses.
-
-    target_scale : float
-
-    Returns
-    -------
-    solution : Solution
-
-    Raises
-    ------
-    SolveError
-        If the smallest eigenvalue of S + alpha I fell below alpha / 2.
+    alpha=None takes, of `GRID`, the value at which the evidence of Bayesian ridge regression has its
+    first maximum on the way down from the largest alpha (the global one runs to the edge of the grid
+    where rows are fewer than features). It is a function of the sums alone: after a deletion it is what
+    a refit chooses. A SolveError says that the smallest eigenvalue of S + alpha I fell below alpha / 2.
 
     References
     ----------
@@ -158,24 +115,7 @@ def solve_shared(statistics: Statistics, *, alpha: float | None, target_scale: f
 def solve_grid(
     statistics: Statistics, alphas: Sequence[float | None], *, target_scale: float
 ) -> list[Solution]:
-    """Return the solutions of `solve_shared` at several alphas, from one reduction of the sums.
-
-    Parameters
-    ----------
-    statistics, target_scale
-        As in `solve_shared`.
-
-    alphas : sequence of float or None
-
-    Returns
-    -------
-    solutions : list of Solution
-
-    Raises
-    ------
-    SolveError
-        If the smallest eigenvalue of S + alpha I fell below alpha / 2 at one of them.
-    """
+    """Return the solutions of `solve_shared` at several alphas, from one reduction of the sums."""
     S, R = _centred(statistics, target_scale)
     reduced = Tridiagonal(S)
     rotated = reduced.rotate(R.numpy())
@@ -224,15 +164,7 @@ def _solution(
 class Tridiagonal:
     """S = Q T Q^T with T tridiagonal: one reduction serves every alpha.
 
-    Parameters
-    ----------
-    lower : float64 Tensor of shape (k, k)
-        S, of which the lower triangle is read; not changed.
-
-    Attributes
-    ----------
-    eigenvalues : ndarray of shape (k,)
-        Ascending.
+    `lower` is float64 of shape (k, k), of which the lower triangle is read; `eigenvalues` ascend.
     """
 
     def __init__(self, lower: Tensor) -> None:
@@ -270,23 +202,8 @@ def evidence_path(S: Tridiagonal, rotated: np.ndarray, energy: float, n: float) 
     .. math:: (n - 1) \log q(\alpha) + \log |I + S / \alpha|, \quad
               q(\alpha) = \sum w \|t - \bar t\|^2 - \operatorname{tr} R^T (S + \alpha I)^{-1} R .
 
-    Parameters
-    ----------
-    S : Tridiagonal
-
-    rotated : ndarray of shape (k, C)
-        Q^T R.
-
-    energy : float
-        The first term of q: that of the centred targets.
-
-    n : float
-        Sum of weights.
-
-    Returns
-    -------
-    path : tuple of float
-        Zeros where there is nothing to learn: one class, or a total weight of one or less.
+    `rotated` is Q^T R of shape (k, C), `energy` the first term of q, n the sum of the weights. The path
+    is all zeros where there is nothing to learn: one class, or a total weight of one or less.
     """
     if n <= 1 or energy <= 0:
         return (0.0,) * len(GRID)

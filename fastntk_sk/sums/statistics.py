@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-_FIELDS = ("A", "B", "G", "H", "r", "counts")
+_FIELDS = ("A", "B", "G", "H", "r")
 
 
 class Statistics:
-    r"""Weighted float64 sums over the learned rows; rows are added and subtracted exactly.
+    r"""Weighted float64 sums over the learned rows; rows are added, and subtracted up to rounding.
 
     With augmented features :math:`\tilde h` in R^{d+1} (the last entry is constant) and tangent
     features J_c in R^k for each class c, both in the backbone's energy units:
@@ -23,8 +23,8 @@ class Statistics:
         r = \sum w J_{y} .
 
     They hold neither alpha nor tangent_scale nor target_scale, so that one pass serves every solve.
-    Subtracting the rows of a deletion gives, up to float64 rounding, the sums that were never given
-    them, in any order. Precedents of the downdate: arXiv:2603.12977, arXiv:2604.13438.
+    Of A and G only the lower triangle is kept up to date. Precedents of the downdate:
+    arXiv:2603.12977, arXiv:2604.13438.
 
     Parameters
     ----------
@@ -38,27 +38,12 @@ class Statistics:
         How many of the d features, the last ones, are tangent features that all classes share (the
         pseudo kernel).
 
-    Attributes
-    ----------
-    A : Tensor of shape (d + 1, d + 1)
-        Of A and G, only the lower triangle is kept up to date.
-
-    B : Tensor of shape (n_classes, d + 1, k)
-
-    G : Tensor of shape (k, k)
-
-    H : Tensor of shape (d + 1, n_classes)
-
-    r : Tensor of shape (k,)
-
-    counts : Tensor of shape (n_classes,)
-        Total weight of each class.
-
     Examples
     --------
     >>> import torch
     >>> from fastntk_sk.sums.statistics import Statistics
-    >>> h, J, y = torch.randn(5, 3), torch.randn(5, 2, 4), torch.tensor([0, 1, 0, 1, 1])
+    >>> h = torch.cat([torch.randn(5, 2), torch.ones(5, 1)], dim=1)
+    >>> J, y = torch.randn(5, 2, 4), torch.tensor([0, 1, 0, 1, 1])
     >>> learned = Statistics(2, 4, 2)
     >>> learned.add(h, J, y, torch.ones(5))
     >>> learned.add(h[3:], J[3:], y[3:], -torch.ones(2))
@@ -76,33 +61,30 @@ class Statistics:
         self.G = zeros(k, k)
         self.H = zeros(d + 1, n_classes)
         self.r = zeros(k)
-        self.counts = zeros(n_classes)
 
     @staticmethod
     def n_bytes(d: int, k: int, n_classes: int) -> int:
         """Return the bytes that one set of statistics takes."""
-        return 8 * ((d + 1) ** 2 + n_classes * (d + 1) * (k + 1) + k * k + k + n_classes)
+        return 8 * ((d + 1) ** 2 + n_classes * (d + 1) * (k + 1) + k * k + k)
+
+    @property
+    def counts(self) -> Tensor:
+        """Total weight of each class, of shape (n_classes,)."""
+        return self.H[-1] / self.constant
+
+    @property
+    def energy(self) -> float:
+        r"""Energy of the rows in the sums, :math:`\sum w (\|\tilde h\|^2 + \sum_c \|J_c\|^2)`."""
+        return float(self.A.trace() + self.G.trace())
 
     def add(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Add rows; negative weights subtract them.
-
-        Parameters
-        ----------
-        h : Tensor of shape (n, d + 1)
-
-        J : Tensor of shape (n, n_classes, k)
-
-        labels : int64 Tensor of shape (n,)
-
-        weights : Tensor of shape (n,)
-        """
+        """Add rows of shapes (n, d + 1) and (n, n_classes, k); negative weights subtract them."""
         h, J, weights = h.double(), J.double(), weights.double()
-        n_classes = len(self.counts)
+        n_classes = self.H.shape[1]
         onehot = torch.nn.functional.one_hot(labels, n_classes).double()
         weighted = h * weights[:, None]
         add_gram(self.A, weighted, h)
         self.H += weighted.T @ onehot
-        self.counts += weights @ onehot
         if not len(self.r):
             return
         for c in range(n_classes):
@@ -112,13 +94,7 @@ class Statistics:
         self.r += weights @ J[torch.arange(len(J)), labels]
 
     def merge(self, other: Statistics) -> None:
-        """Add the sums of another set of rows.
-
-        Parameters
-        ----------
-        other : Statistics
-            Of the same sizes.
-        """
+        """Add the sums of another set of rows, of the same sizes."""
         for name in _FIELDS:
             getattr(self, name).add_(getattr(other, name))
 
@@ -128,23 +104,13 @@ class Statistics:
             getattr(self, name).neg_().add_(getattr(total, name))
 
     def with_classes(self, places: Sequence[int], n_classes: int) -> Statistics:
-        """Return statistics of more classes, of sums in which all classes share their features.
+        """Return statistics of more classes; class c of these stands at `places[c]` among them.
 
-        Parameters
-        ----------
-        places : sequence of int
-            Where the classes of these stand among the others.
-
-        n_classes : int
-
-        Returns
-        -------
-        statistics : Statistics
-            Shares what does not depend on classes.
+        Classes must have no blocks of their own (k = 0). What does not depend on classes is shared.
         """
-        H, counts = self.H.new_zeros(len(self.H), n_classes), self.counts.new_zeros(n_classes)
-        H[:, places], counts[places] = self.H, self.counts
-        grown = {"B": self.B.new_zeros(n_classes, *self.B.shape[1:]), "H": H, "counts": counts}
+        H = self.H.new_zeros(len(self.H), n_classes)
+        H[:, places] = self.H
+        grown = {"B": self.B.new_zeros(n_classes, *self.B.shape[1:]), "H": H}
         return self.from_tensors(self.tensors() | grown, self.constant, self.n_tangents)
 
     def copy(self) -> Statistics:
@@ -171,17 +137,8 @@ class Statistics:
 def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = 512) -> None:
     """Add `sign * left.T @ right`, known to be symmetric, to the lower triangle of `out`.
 
-    Parameters
-    ----------
-    out : Tensor of shape (k, k)
-        Changed in place; above its block diagonal it is left alone.
-
-    left, right : Tensor of shape (n, k)
-
-    sign : float, default=1.0
-
-    block : int, default=512
-        Rows of `out` at a time: little more than half of the operations of the full product.
+    `out` has shape (k, k), the others (n, k). Row blocks take little more than half of the operations of
+    the full product; within the diagonal blocks, entries above the diagonal are changed too.
     """
     for start in range(0, len(out), block):
         stop = min(start + block, len(out))
@@ -189,21 +146,7 @@ def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block:
 
 
 def multiply_symmetric(lower: Tensor, right: Tensor, block: int = 512) -> Tensor:
-    """Return the product with a symmetric matrix as `add_gram` leaves it.
-
-    Parameters
-    ----------
-    lower : Tensor of shape (k, k)
-
-    right : Tensor of shape (k, m)
-
-    block : int, default=512
-        As in `add_gram`.
-
-    Returns
-    -------
-    product : Tensor of shape (k, m)
-    """
+    """Return the product of a symmetric matrix, as `add_gram` leaves it, and `right` of shape (k, m)."""
     product = torch.zeros_like(right)
     for start in range(0, len(lower), block):
         stop = min(start + block, len(lower))

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from ..backbones.loading import Backbone
 from ..exceptions import JacobianError
 from ..settings import Settings
-from ..sums.memory import BUFFER_NUMBERS, block_sizes, memory_needed
+from ..sums.memory import block_sizes, memory_needed, rows_at_once
 from ..sums.statistics import Statistics
 from .heap import kept_heap
 from .jacobians import TangentNetwork, flushed_denormals
@@ -279,10 +279,7 @@ class LinearizedModel:
         added : callable, optional
             Called with the number of rows in the statistics each time that it has grown.
         """
-        width, components = self.sizes
-        numbers = max(width, self.settings.n_classes * components)
-        at_once = 256 if components else 512  # with class blocks a row is longer
-        capacity = max(self.settings.batch_size, min(at_once, BUFFER_NUMBERS // numbers))
+        capacity = rows_at_once(*self.sizes, self.settings.n_classes, self.settings.batch_size)
         held: list[tuple[Tensor, Tensor]] = []
         start = stop = 0
         energies = []

@@ -78,7 +78,7 @@ def test_alpha_after_a_deletion_is_that_of_a_refit(d, n_forgotten):
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
 def test_alpha_of_few_rows_that_are_left_does_not_hang_on_rounding(scale):
-    for seed in range(25):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         y, n_left = rng.integers(0, 3, 300), (3, 8, 15)[seed % 3]
         y[-3:] = range(3)
