@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..baselines.network import Original, adamw, seeded
+from ..baselines.network import Training, cross_entropy
 
 
 def relearn_curve(
@@ -82,25 +82,21 @@ def relearn_curve(
     >>> bool(losses[-1] < losses[0])
     True
     """
-    original = Original(estimator)
-    network, draws = original.network(), seeded(random_state)
-    held = list(original.batches(*forget, batch_size))
+    training = Training(estimator, learning_rate, random_state)
+    held = list(training.original.batches(*forget, batch_size))
 
     def forget_loss() -> float:
         with torch.no_grad():
             losses = [
-                nn.functional.cross_entropy(network(batch), labels, reduction="sum")
+                nn.functional.cross_entropy(training.network(batch), labels, reduction="sum")
                 for batch, labels, _ in held
             ]
         return float(sum(losses)) / len(forget[1])
 
-    optimiser = adamw(network, learning_rate)
     curve, step = [forget_loss()], 0
     while step < n_steps and curve[-1] > until:
-        for batch, labels, _ in original.batches(X, y, batch_size, draws):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(network(batch), labels).backward()
-            optimiser.step()
+        for batch in training.batches(X, y, batch_size):
+            training.step(cross_entropy, *batch)
             step += 1
             if step % every == 0:
                 curve.append(forget_loss())
