@@ -247,19 +247,16 @@ def _jacobian_block(
 ) -> Tensor:
     """Return columns `first` to `last` of the Jacobian of all parameters, of shape (n C, columns)."""
     ends = np.cumsum([0, *(shape.numel() for shape in everything.shapes)])
-    inside = [i for i in range(len(everything.names)) if ends[i] < last and ends[i + 1] > first]
-    chosen = Subset(
-        tuple(everything.names[i] for i in inside), tuple(everything.shapes[i] for i in inside)
+    inside = slice(np.searchsorted(ends, first, "right") - 1, np.searchsorted(ends, last))
+    tangent = TangentNetwork(
+        net, Subset(everything.names[inside], everything.shapes[inside]), batches[0][:2]
     )
-    tangent = TangentNetwork(net, chosen, batches[0][:2])
-    low = first - int(ends[inside[0]])
-    width = min(last, everything.size) - first
-    n_rows = sum(len(batch) for batch in batches)
-    block, start = torch.empty(n_rows, len(V), width, dtype=V.dtype), 0
-    for batch in batches:
+    low, width = first - int(ends[inside.start]), min(last, everything.size) - first
+    # made before it is filled: a list of parts would need the memory twice
+    block = torch.empty(sum(map(len, batches)), len(V), width, dtype=V.dtype)
+    for part, batch in zip(block.split([len(batch) for batch in batches]), batches, strict=True):
         _, J = tangent.jacobian(batch, V, lambda rows: rows[:, low : low + width].contiguous())
-        block[start : start + len(batch)] = J
-        start += len(batch)
+        part.copy_(J)
     return block.flatten(0, 1)
 
 
@@ -267,17 +264,13 @@ def _transposed(
     net: torch.nn.Module, everything: Subset, batches: list[Tensor], V: Tensor, dual: Tensor
 ) -> Tensor:
     """Return J^T v of shape (p,): one backward pass a batch."""
-    leaves = {
-        name: net.get_parameter(name).detach().clone().requires_grad_() for name in everything.names
-    }
-    total, start = torch.zeros(everything.size, dtype=V.dtype, device=V.device), 0
-    for batch in batches:
-        part = dual[start : start + len(batch)].to(V)
-        start += len(batch)
+    leaves = [net.get_parameter(name).detach().clone().requires_grad_() for name in everything.names]
+    total = torch.zeros(everything.size, dtype=V.dtype, device=V.device)
+    parts = dual.to(V).split([len(batch) for batch in batches])
+    for batch, part in zip(batches, parts, strict=True):
+        named = dict(zip(everything.names, leaves, strict=True))
         with torch.enable_grad():
-            scores = functional_call(net, leaves, (batch,)) @ V.T
-        slopes = torch.autograd.grad(
-            (scores * part).sum(), list(leaves.values()), materialize_grads=True
-        )
+            product = ((functional_call(net, named, (batch,)) @ V.T) * part).sum()
+        slopes = torch.autograd.grad(product, leaves, materialize_grads=True)
         total += torch.cat([slope.flatten() for slope in slopes])
     return total

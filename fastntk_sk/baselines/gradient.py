@@ -122,7 +122,7 @@ def max_loss(
     learning_rate: float = 5e-4,
     batch_size: int = 50,
 ) -> BaselineClassifier:
-    """Increase the cross entropy of the forget set by gradient ascent.
+    """Increase the cross entropy of the forget set by gradient ascent (arXiv:2312.14923).
 
     Parameters
     ----------
@@ -133,10 +133,6 @@ def max_loss(
     Returns
     -------
     unlearned : BaselineClassifier
-
-    References
-    ----------
-    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
 
     Examples
     --------
@@ -172,7 +168,7 @@ def random_label(
     learning_rate: float = 5e-4,
     batch_size: int = 50,
 ) -> BaselineClassifier:
-    """Train on the forget set under wrong labels, drawn at random.
+    """Train on the forget set under wrong labels, drawn at random (arXiv:2312.14923).
 
     Parameters
     ----------
@@ -183,10 +179,6 @@ def random_label(
     Returns
     -------
     unlearned : BaselineClassifier
-
-    References
-    ----------
-    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
 
     Examples
     --------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..training.finetuning import SubspaceNetwork
 from ..validation import draw_seed, encode_labels
 
 
+@dataclass(eq=False, repr=False)
 class BaselineClassifier(ClassifierMixin, BaseEstimator):
     """A classifier at given weights, the result of a baseline; it cannot be fitted.
 
@@ -46,21 +48,12 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
     classes_ : ndarray of shape (n_classes,)
     """
 
-    def __init__(
-        self,
-        model: LinearizedModel,
-        parameters: Parameters,
-        network: bool,
-        classes: np.ndarray,
-        sharpness: float,
-        empty: np.ndarray | None = None,
-    ) -> None:
-        self.model = model
-        self.parameters = parameters
-        self.network = network
-        self.classes = classes
-        self.sharpness = sharpness
-        self.empty = empty
+    model: LinearizedModel
+    parameters: Parameters
+    network: bool
+    classes: np.ndarray
+    sharpness: float
+    empty: np.ndarray | None = None
 
     @property
     def classes_(self) -> np.ndarray:
@@ -169,11 +162,6 @@ class Original:
         parts = [part for X, y in sets for part in self.batches(X, y, self.model.batch_size)]
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
 
-    def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:
-        """Return the classifier of a trained network; see `at`."""
-        W = network.W.detach().cpu() / self.sharpness
-        return self.at(Parameters(W, network.z.detach().cpu().clone()), y_retain)
-
     def at(self, parameters: Parameters, y_retain: Any, network: bool = True) -> BaselineClassifier:
         """Return the classifier at given parameters.
 
@@ -217,7 +205,8 @@ class Training:
 
     def result(self, y_retain: Any) -> BaselineClassifier:
         """Return the trained classifier; see `Original.at`."""
-        return self.original.result(self.network, y_retain)
+        z, W = (tensor.detach().cpu().clone() for tensor in self.trained)
+        return self.original.at(Parameters(W / self.original.sharpness, z), y_retain)
 
 
 def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:

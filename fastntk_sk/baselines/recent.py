@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ..tangents.jacobians import TangentNetwork
+from ..tangents.model import Parameters
 from .gradient import wrong_labels
 from .network import BaselineClassifier, Original, Training, cross_entropy, rows_of
 
@@ -270,10 +271,8 @@ def ssd(
         whole, own = (kept + gone) / (retain.n + forget.n), gone / forget.n
         beta = (dampening * whole / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1)
         dampened.append(torch.where(own > alpha * whole, beta * value, value))
-    with torch.no_grad():
-        network.z.add_(dampened[0] - values[0])
-        network.W.copy_(dampened[1])
-    return original.result(network, y_retain)
+    delta = network.z.detach() + (dampened[0] - values[0])
+    return original.at(Parameters((dampened[1] / original.sharpness).cpu(), delta.cpu()), y_retain)
 
 
 @dataclass(frozen=True)

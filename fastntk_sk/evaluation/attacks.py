@@ -190,7 +190,7 @@ def u_lira(unlearned: Any, oracle: Any, *, n_bootstrap: int = 200, random_state:
             np.copyto(score, of_unlearned - of_oracle, where=side == half)
     counted = (score[~np.isnan(score)] for score in scores)
     false, true, _ = roc_curve(*_members(*counted), drop_intermediate=False)
-    auc, error = _bootstrapped_auc(*scores, n_bootstrap, check_random_state(random_state))
+    auc, error = _bootstrapped_auc(scores[0], scores[1], n_bootstrap, check_random_state(random_state))
     return ULiRAResult(
         auc=auc,
         auc_standard_error=error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ _BINS = 30
 _MOST_LABELLED = 12
 
 
+@dataclass(eq=False, repr=False)
 class UnlearningDisplay:
     """Accuracies, margins and relearning of a model before and after a deletion, and of an oracle.
 
@@ -64,17 +66,10 @@ class UnlearningDisplay:
     >>> plt.close(display.figure_)
     """
 
-    def __init__(
-        self,
-        accuracies: Mapping[str, Mapping[str, float]],
-        forget_margins: Mapping[str, np.ndarray],
-        test_margins: Mapping[str, np.ndarray],
-        relearn_losses: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        self.accuracies = accuracies
-        self.forget_margins = forget_margins
-        self.test_margins = test_margins
-        self.relearn_losses = relearn_losses
+    accuracies: Mapping[str, Mapping[str, float]]
+    forget_margins: Mapping[str, np.ndarray]
+    test_margins: Mapping[str, np.ndarray]
+    relearn_losses: Mapping[str, Sequence[float]] | None = None
 
     @classmethod
     def from_estimators(
@@ -116,16 +111,7 @@ class UnlearningDisplay:
         return cls(of_sets, of_forget, of_test, relearn_losses).plot(ax)
 
     def plot(self, ax: Any = None) -> UnlearningDisplay:
-        """Draw all panels.
-
-        Parameters
-        ----------
-        ax : sequence of matplotlib Axes, default=None
-            One for each panel; None makes a new figure.
-
-        Returns
-        -------
-        display : UnlearningDisplay
+        """Draw all panels on the given axes, one for each panel, or on a new figure.
 
         Raises
         ------
@@ -162,6 +148,7 @@ class UnlearningDisplay:
         return self
 
 
+@dataclass(eq=False, repr=False)
 class ForgettingTimelineDisplay:
     """How many rows a model rests on after each deletion.
 
@@ -192,8 +179,7 @@ class ForgettingTimelineDisplay:
     >>> plt.close(display.figure_)
     """
 
-    def __init__(self, receipts: Sequence[Mapping[str, Any]]) -> None:
-        self.receipts = receipts
+    receipts: Sequence[Mapping[str, Any]]
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -206,39 +192,21 @@ class ForgettingTimelineDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> ForgettingTimelineDisplay:
-        """Plot the receipts of an estimator.
-
-        Parameters
-        ----------
-        estimator : FastNTKClassifier
-            Fitted, with its private state.
-
-        ax : matplotlib Axes, default=None
-            As in :meth:`plot`, which raises the same errors.
-
-        Returns
-        -------
-        display : ForgettingTimelineDisplay
+        """Plot the receipts of a fitted estimator that has its private state.
 
         Raises
         ------
         NotFittedError
             If the estimator is not fitted.
+
+        ValueError
+            If nothing was forgotten.
         """
         check_is_fitted(estimator)
         return cls(estimator.receipts_).plot(ax)
 
     def plot(self, ax: Any = None) -> ForgettingTimelineDisplay:
-        """Draw the timeline.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            None makes a new figure.
-
-        Returns
-        -------
-        display : ForgettingTimelineDisplay
+        """Draw the timeline on the given axes, or on a new figure.
 
         Raises
         ------
@@ -277,6 +245,7 @@ class ForgettingTimelineDisplay:
         return self
 
 
+@dataclass(eq=False, repr=False)
 class ChangedPredictionsDisplay:
     """The images whose predictions a deletion changed most.
 
@@ -316,17 +285,10 @@ class ChangedPredictionsDisplay:
     >>> plt.close(display.figure_)
     """
 
-    def __init__(
-        self,
-        images: Sequence[np.ndarray],
-        changes: np.ndarray,
-        before: Sequence[str],
-        after: Sequence[str],
-    ) -> None:
-        self.images = images
-        self.changes = changes
-        self.before = before
-        self.after = after
+    images: Sequence[np.ndarray]
+    changes: np.ndarray
+    before: Sequence[str]
+    after: Sequence[str]
 
     @classmethod
     def from_estimators(
@@ -377,16 +339,7 @@ class ChangedPredictionsDisplay:
         ).plot(axes)
 
     def plot(self, axes: Any = None) -> ChangedPredictionsDisplay:
-        """Draw the images.
-
-        Parameters
-        ----------
-        axes : sequence of matplotlib Axes, default=None
-            One for each image; None makes a new figure.
-
-        Returns
-        -------
-        display : ChangedPredictionsDisplay
+        """Draw the images on the given axes, one for each image, or on a new figure.
 
         Raises
         ------

@@ -27,9 +27,9 @@ img{max-width:100%}h1,h2{line-height:1.2}footer{color:#666;font-size:.85rem;marg
 """
 _EXACT = (
     "&ldquo;Exact for the linearised model&rdquo; means that its parameters are those of a fit that "
-    "never saw the rows, up to rounding. It says nothing about the data that the backbone was pretrained "
-    "on, about a fine-tuned anchor, hyper-parameters that were chosen with the rows, or versions that "
-    "were published before."
+    "never saw the rows, up to rounding. It says nothing about the pretraining data of the backbone, "
+    "about a fine-tuned anchor, hyper-parameters that were chosen with the rows, or versions that were "
+    "published before."
 )
 _RECEIPTS = ("time", "rows forgotten", "rows left", "exactness", "relative residual", "seconds")
 

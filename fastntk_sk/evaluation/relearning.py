@@ -83,7 +83,8 @@ def relearn_curve(
     True
     """
     training = Training(estimator, learning_rate, random_state)
-    held = list(training.original.batches(*forget, batch_size))
+    X_forget, y_forget = forget
+    held = list(training.original.batches(X_forget, y_forget, batch_size))
 
     def forget_loss() -> float:
         with torch.no_grad():
@@ -91,7 +92,7 @@ def relearn_curve(
                 nn.functional.cross_entropy(training.network(batch), labels, reduction="sum")
                 for batch, labels, _ in held
             ]
-        return float(sum(losses)) / len(forget[1])
+        return float(sum(losses)) / len(y_forget)
 
     curve, step = [forget_loss()], 0
     while step < n_steps and curve[-1] > until:

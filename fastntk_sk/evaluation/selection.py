@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -14,11 +15,12 @@ from sklearn.utils import _safe_indexing
 from ..deletion import unlearn
 from ..exceptions import UnknownSampleError
 from ._checks import check_dataset
+from .metrics import accuracies
 
 
 def make_forget_scorer(
     X_forget: Any, y_forget: Any, *, target: float | str = "validation", weight: float = 1.0
-) -> ForgetScorer:
+) -> Callable[[Any, Any, Any], float]:
     r"""Make a scorer for searches such as `GridSearchCV` that also measures how well a model forgets.
 
     For each fold, a copy of the fitted model unlearns those of the given rows that it has learned. The
@@ -85,35 +87,33 @@ def make_forget_scorer(
         raise ValueError(f"Expected target to be 'validation' or a number in [0, 1], got {target!r}.")
     if not 0 <= weight < math.inf:
         raise ValueError(f"Expected weight to be a finite number of at least 0, got {weight}.")
-    return ForgetScorer(X_forget, y_forget, target, weight)
+    return partial(_score, X_forget=X_forget, y_forget=y_forget, target=target, weight=weight)
 
 
-@dataclass(frozen=True, eq=False)
-class ForgetScorer:
-    """The scorer that :func:`make_forget_scorer` returns, with its parameters."""
-
-    X_forget: Any
-    y_forget: np.ndarray
-    target: float | str
-    weight: float
-
-    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
-        """Return the score of a fitted estimator on a validation fold."""
-        model = copy.deepcopy(estimator)
-        X_forget, y_forget = self.X_forget, self.y_forget
-        try:
-            unlearn(model, X_forget, y_forget)
-        except UnknownSampleError as error:
-            learned = np.setdiff1d(np.arange(len(y_forget)), error.indices)
-            if not len(learned):
-                raise ValueError(
-                    "Expected rows to forget that the model has learned, got none. Pass rows of the "
-                    "training data to make_forget_scorer, exactly as they are passed to the search, "
-                    "and enough of them that each training fold has some."
-                ) from error
-            X_forget, y_forget = _safe_indexing(X_forget, learned), y_forget[learned]
-            unlearn(model, X_forget, y_forget)
-        validation = float(np.mean(model.predict(X) == y))
-        forgotten = float(np.mean(model.predict(X_forget) == y_forget))
-        right = validation if self.target == "validation" else float(self.target)
-        return validation - self.weight * abs(forgotten - right)
+def _score(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    X_forget: Any,
+    y_forget: np.ndarray,
+    target: float | str,
+    weight: float,
+) -> float:
+    """Return the score of a fitted estimator on a validation fold."""
+    model = copy.deepcopy(estimator)
+    try:
+        unlearn(model, X_forget, y_forget)
+    except UnknownSampleError as error:
+        learned = np.setdiff1d(np.arange(len(y_forget)), error.indices)
+        if not len(learned):
+            raise ValueError(
+                "Expected rows to forget that the model has learned, got none. Pass rows of the "
+                "training data to make_forget_scorer, exactly as they are passed to the search, "
+                "and enough of them that each training fold has some."
+            ) from error
+        X_forget, y_forget = _safe_indexing(X_forget, learned), y_forget[learned]
+        unlearn(model, X_forget, y_forget)
+    accuracy = accuracies(model, {"validation": (X, y), "forget": (X_forget, y_forget)})
+    right = accuracy["validation"] if target == "validation" else float(target)
+    return accuracy["validation"] - weight * abs(accuracy["forget"] - right)
