@@ -73,8 +73,8 @@ def unlearning_report(
         ========================== ====================================================
 
         The oracle has NaN where it would be compared with itself. `report.attrs["noise_floor"]` is
-        a dict of the second oracle's scores in these columns, or None. `print(report)` shows the table
-        as text.
+        a dict of the second oracle's scores in these columns, or None. `report.T.to_string()` is the
+        table as text.
 
     Raises
     ------
