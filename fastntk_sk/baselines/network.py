@@ -94,14 +94,11 @@ class Original:
     """The network of a fitted estimator, which is not changed: where every baseline starts."""
 
     def __init__(self, estimator: Any) -> None:
-        if isinstance(estimator, BaselineClassifier):
-            self.model, self.parameters = estimator.model, estimator.parameters
-            self.sharpness = estimator.sharpness
-        else:
+        source = estimator
+        if not isinstance(estimator, BaselineClassifier):
             check_is_fitted(estimator)
-            adapter = estimator._state.adapter
-            self.model, self.parameters = adapter.model, adapter.parameters
-            self.sharpness = adapter.sharpness
+            source = estimator._state.adapter
+        self.model, self.parameters, self.sharpness = source.model, source.parameters, source.sharpness
         self.classes = estimator.classes_
         if self.model.kernel == "pseudo":
             raise ValueError(

@@ -130,9 +130,8 @@ def salun(
         \min_w E_{D_f, y' \ne y} \, \ell(m \odot w + (1 - m) \odot w^o; x, y')
         + \alpha \, E_{D_r} \, \ell(\cdot; x, y) ,
 
-    where :math:`\gamma` is the quantile of the gradients' absolute values below which a share
-    `sparsity` of the weights is not moved (the paper's choice is the median, 0.5). Batches mix rows of
-    both sets.
+    where :math:`\gamma` is the `sparsity` quantile of the gradients' absolute values. Batches mix rows
+    of both sets.
 
     Parameters
     ----------
@@ -143,6 +142,7 @@ def salun(
         Weight of the retain set.
 
     sparsity : float
+        Share of the weights that is not moved; 0.5 in the paper.
 
     Returns
     -------

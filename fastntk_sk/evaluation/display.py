@@ -228,12 +228,9 @@ class ForgettingTimelineDisplay:
                 label = labels.pop(exact, None)
                 ax.plot(place, left, "o" if few else ".", color=colour, label=label)
                 if few:
+                    text = f"-{receipt['n_rows']:,}"
                     ax.annotate(
-                        f"-{receipt['n_rows']:,}",
-                        (place, left),
-                        textcoords="offset points",
-                        xytext=(6, 6),
-                        fontsize="small",
+                        text, (place, left), (6, 6), textcoords="offset points", fontsize="small"
                     )
         if few and len(self.rows) == 1:
             times = [datetime.fromisoformat(receipt["time"]) for receipt in self.receipts]
@@ -361,13 +358,8 @@ def _axes(axes: Any, n: int, size: tuple[float, float], columns: int = 8) -> tup
     if axes is None:
         columns = min(n, columns)
         lines = -(-n // columns)
-        _, axes = optional("matplotlib.pyplot").subplots(
-            lines,
-            columns,
-            figsize=(size[0] * columns, size[1] * lines),
-            squeeze=False,
-            layout="constrained",
-        )
+        plt, inches = optional("matplotlib.pyplot"), (size[0] * columns, size[1] * lines)
+        _, axes = plt.subplots(lines, columns, figsize=inches, squeeze=False, layout="constrained")
         for ax in axes.ravel()[n:]:
             ax.remove()
         axes = axes.ravel()[:n]
