@@ -17,7 +17,8 @@ from torch import Tensor
 from .exceptions import HeavyRowError, StateMismatchError
 from .settings import Settings
 from .sums.ridge import GRID, solve
-from .sums.statistics import Statistics, rounding_bound
+from .sums.solvers import rounding_bound
+from .sums.statistics import Statistics
 from .tangents.model import LinearizedModel, Parameters, relative_gap
 
 ROUNDING = 1e-8  # the largest eps * sum w |x|^2 / alpha of what is subtracted from exact sums
@@ -202,7 +203,7 @@ class State:
             class_rows=self.class_rows + sums.class_rows,
             seconds_per_row=sums.seconds_per_row,
         ).solve()
-        bounds = rounding_bound(sums.energies, learned.alpha, self.settings.tangent_scale)
+        bounds = sums.energies * rounding_bound(1.0, learned.alpha, self.settings.tangent_scale)
         n_heavy = torch.tensor(int((bounds > ROUNDING).sum()))
         add_up([n_heavy])
         if n_heavy:

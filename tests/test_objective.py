@@ -47,13 +47,13 @@ def objective(clf, X, y, w):
         for e in torch.eye(Q.k, dtype=x.dtype)
     ]
     J = (
-        torch.stack([slope @ model.readout.T for slope in slopes], -1)
+        torch.stack([slope @ model.directions.T for slope in slopes], -1)
         if slopes
         else h.new_zeros(len(h), 3, 0)
     )
     phi = h[:, :0]
     if clf.kernel == "pseudo":
-        phi, J = J.flatten(1) / len(model.readout) ** 0.5, h.new_zeros(len(h), 3, 0)
+        phi, J = J.flatten(1) / len(model.directions) ** 0.5, h.new_zeros(len(h), 3, 0)
     shared = torch.cat([h, phi, h.new_ones(len(h), 1)], 1)
     ridge = torch.full((shared.shape[1],), model.scale_h**2, dtype=x.dtype)
     ridge[h.shape[1] : -1] = model.scale_J**2 / S

@@ -1,8 +1,8 @@
-"""What deletion is compared with: retraining, the Fast-NTK paper's baselines and later methods.
+"""Methods to compare a deletion with: retraining, the Fast-NTK paper's baselines and later methods.
 
 All have one signature,
-`baseline(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None)`, take a fitted
-estimator that they do not change, and return a fitted one.
+`baseline(estimator, X_retain, y_retain, X_forget, y_forget, *, random_state=None)`: they take a fitted
+estimator, which they do not change, and return a fitted one.
 """
 
 from .dual import fast_ntk_dual, full_ntk

@@ -1,9 +1,8 @@
-"""Fast-NTK as published, in the dual form: on the subset, and on all parameters of the network."""
+"""Fast-NTK as published, in the dual form, on the subset and on all parameters of the network."""
 
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -36,11 +35,11 @@ def fast_ntk_dual(
     *,
     random_state: Any = None,
 ) -> BaselineClassifier:
-    """Delete by the published formula on the subset: all rows are needed, and O((n C)^3).
+    """Delete by the published formula on the subset, which needs all rows and O((n C)^3) operations.
 
-    The same linearised problem as `FastNTKClassifier.unlearn`, hence the same answer; every row counts
-    once, whatever its weight was at fit. For a ladder or the head alone, whose intercept has no ridge,
-    the formula is taken around the mean of the retain set, at the alpha that `unlearn` uses.
+    The linearised problem, and hence the result, are those of `FastNTKClassifier.unlearn`, except that
+    every row has weight one. For a ladder or the head alone, whose intercept has no ridge, rows are
+    centred at the mean of the retain set and alpha is the one that `unlearn` uses.
 
     Parameters
     ----------
@@ -50,7 +49,7 @@ def fast_ntk_dual(
     X_retain, y_retain, X_forget, y_forget : array-like
 
     random_state : object, default=None
-        Not used: nothing is drawn.
+        Not used: the method is deterministic.
 
     Returns
     -------
@@ -59,7 +58,7 @@ def fast_ntk_dual(
     Raises
     ------
     InsufficientMemoryError
-        If the kernel and its factors would not fit; the message says how many bytes they need.
+        If the kernel and its factors do not fit; the message says how many bytes they need.
 
     References
     ----------
@@ -83,29 +82,20 @@ def fast_ntk_dual(
     model, settings = state.model, state.settings
     n_classes, k = len(original.classes), model.projection.k
     n_rows = len(y_retain) + len(y_forget)
-    width = n_classes * (model.d + 1) + k
-    check_dual_memory(n_rows, n_classes, width)
+    _check_memory(n_rows, n_classes, n_classes * (model.d + 1) + k)
     batches, labels = original.all_batches((X_retain, y_retain), (X_forget, y_forget))
     h, J = map(torch.cat, zip(*map(model.tangents, batches), strict=True))
     forget, alpha = torch.arange(n_rows) >= len(y_retain), state.alpha
+    scales = {"tangent_scale": settings.tangent_scale, "target_scale": settings.target_scale}
     kept = h[~forget].double()
     if not k:
         rest = model.empty_statistics()
         rest.add(kept, J[~forget], labels[~forget], torch.ones(len(kept)))
-        scales = {"tangent_scale": settings.tangent_scale, "target_scale": settings.target_scale}
         alpha = solve(rest, alpha=settings.alpha, **scales).alpha
         h = h.double() - kept.mean(0)
-    solution = solve_published(
-        h,
-        J,
-        labels,
-        torch.ones(n_rows),
-        forget,
-        alpha=alpha,
-        tangent_scale=settings.tangent_scale,
-        target_scale=settings.target_scale,
-        centre=model.centre(),
-    )
+    centre = model.centre()
+    ones = torch.ones(n_rows)
+    solution = solve_published(h, J, labels, ones, forget, alpha=alpha, centre=centre, **scales)
     W = solution.W
     if not k:  # the last column is constant, and zero around the mean
         wanted = targets(labels[~forget], n_classes, settings.target_scale).mean(0)
@@ -120,7 +110,7 @@ def dual_bytes(n_rows: int, n_classes: int, width: int = 0) -> int:
     return 8 * (4 * m * m + 2 * m * width)
 
 
-def check_dual_memory(n_rows: int, n_classes: int, width: int = 0) -> int:
+def _check_memory(n_rows: int, n_classes: int, width: int = 0) -> int:
     """Return `dual_bytes`, or raise InsufficientMemoryError if they are not available."""
     needed = dual_bytes(n_rows, n_classes, width)
     require(
@@ -143,27 +133,25 @@ def full_ntk(
 ) -> BaselineClassifier:
     r"""Delete by the published formula with the Jacobian of every parameter of the network.
 
-    The published step is taken from the solution on all rows of the problem linearised at the trained
-    weights, with labels as targets and the ridge centred at the pretrained weights; adding it to the
-    trained weights themselves leaves most of the memory in place.
+    The published step starts from the solution, on all rows, of the problem linearised at the trained
+    weights, with labels as targets and the ridge centred at the pretrained weights. Adding the step to
+    the trained weights themselves would leave most of what SGD memorised.
 
-    The kernel is a sum over blocks of parameters, so that the n C x p Jacobian never exists: one pass
-    of C backward passes over all rows for each block. The step in weights, :math:`J^T v`, is a single
-    backward pass. Rows, bytes and seconds are said before the work begins: logged, and printed where
-    the estimator is verbose.
+    The kernel is a sum over blocks of parameters, so that the n C x p Jacobian never exists: each block
+    takes C backward passes over all rows. The step in weights, :math:`J^T v`, is a single backward pass.
+    The size of the work is logged before it begins.
 
     Parameters
     ----------
     estimator : FastNTKClassifier
-        Fitted with anchor="finetuned"; not changed. The linearisation is at its weights, the ridge is
-        centred at the pretrained ones.
+        Fitted with anchor="finetuned"; not changed. With `verbose`, a progress bar is shown.
 
     X_retain, y_retain, X_forget, y_forget : array-like
 
     random_state : object, default=None
-        Not used: nothing is drawn.
+        Not used: the method is deterministic.
 
-    block_bytes : int
+    block_bytes : int, default=4 GiB
         Size of a block of the float32 Jacobian.
 
     Returns
@@ -177,7 +165,7 @@ def full_ntk(
         For the pretrained anchor.
 
     InsufficientMemoryError
-        If kernel and block would not fit.
+        If the kernel and a block do not fit.
 
     References
     ----------
@@ -212,20 +200,14 @@ def full_ntk(
     everything = select(net, "full")
     size = max(1, block_bytes // (4 * m))
     blocks = range(0, everything.size, size)
-    needed = check_dual_memory(len(labels), n_classes) + 2 * block_bytes
+    needed = _check_memory(len(labels), n_classes) + 2 * block_bytes
     require(needed, "Kernel and block need", "Lower block_bytes or the number of rows.")
-    began = time.perf_counter()
+    logger.info(
+        "full NTK: %d rows x %d classes x %d parameters in %d blocks, %.1f GiB",
+        *(len(labels), n_classes, everything.size, len(blocks), needed / 2**30),
+    )
     with torch.no_grad():
         h = torch.cat([net(batch).cpu() for batch in batches])
-    forward = time.perf_counter() - began
-    seconds = forward * (1 + 2 * n_classes) * len(blocks)  # a backward pass is about two forwards
-    announced = (
-        f"full NTK: {len(labels):,} rows x {n_classes} classes x {everything.size:,} parameters in "
-        f"{len(blocks)} blocks, {needed / 2**30:.1f} GiB, about {seconds:.0f} s"
-    )
-    logger.info(announced)
-    if estimator.verbose:
-        print(announced)
     h = torch.cat([h, h.new_ones(len(h), 1)], dim=1).double() / model.scale_h
     alpha = estimator._state.alpha
     kernel = torch.zeros(m, m, dtype=torch.float64)
@@ -239,7 +221,7 @@ def full_ntk(
     readout_kernel = h @ h.T
     for c in range(n_classes):
         view[:, c, :, c] += readout_kernel
-    # the ridge is centred at the pretrained values, where W is zero: f_0 = J (theta_0 - theta)
+    # at the centre of the ridge, the pretrained values, W is zero: f_0 = J (theta_0 - theta)
     tangent = TangentNetwork(net, model.tangent.subset, batches[0][:2])
     change = torch.cat([tangent.directional(batch, start.to(W))[1].cpu() for batch in batches])
     at_centre = (change @ W[:, :-1].cpu().T).double()
@@ -265,19 +247,16 @@ def _jacobian_block(
 ) -> Tensor:
     """Return columns `first` to `last` of the Jacobian of all parameters, of shape (n C, columns)."""
     ends = np.cumsum([0, *(shape.numel() for shape in everything.shapes)])
-    inside = [i for i in range(len(everything.names)) if ends[i] < last and ends[i + 1] > first]
-    chosen = Subset(
-        tuple(everything.names[i] for i in inside), tuple(everything.shapes[i] for i in inside)
+    inside = slice(np.searchsorted(ends, first, "right") - 1, np.searchsorted(ends, last))
+    tangent = TangentNetwork(
+        net, Subset(everything.names[inside], everything.shapes[inside]), batches[0][:2]
     )
-    tangent = TangentNetwork(net, chosen, batches[0][:2])
-    low = first - int(ends[inside[0]])
-    width = min(last, everything.size) - first
-    n_rows = sum(len(batch) for batch in batches)
-    block, start = torch.empty(n_rows, len(V), width, dtype=V.dtype), 0
-    for batch in batches:
+    low, width = first - int(ends[inside.start]), min(last, everything.size) - first
+    # made before it is filled: a list of parts would need the memory twice
+    block = torch.empty(sum(map(len, batches)), len(V), width, dtype=V.dtype)
+    for part, batch in zip(block.split([len(batch) for batch in batches]), batches, strict=True):
         _, J = tangent.jacobian(batch, V, lambda rows: rows[:, low : low + width].contiguous())
-        block[start : start + len(batch)] = J
-        start += len(batch)
+        part.copy_(J)
     return block.flatten(0, 1)
 
 
@@ -285,17 +264,13 @@ def _transposed(
     net: torch.nn.Module, everything: Subset, batches: list[Tensor], V: Tensor, dual: Tensor
 ) -> Tensor:
     """Return J^T v of shape (p,): one backward pass a batch."""
-    leaves = {
-        name: net.get_parameter(name).detach().clone().requires_grad_() for name in everything.names
-    }
-    total, start = torch.zeros(everything.size, dtype=V.dtype, device=V.device), 0
-    for batch in batches:
-        part = dual[start : start + len(batch)].to(V)
-        start += len(batch)
+    leaves = [net.get_parameter(name).detach().clone().requires_grad_() for name in everything.names]
+    total = torch.zeros(everything.size, dtype=V.dtype, device=V.device)
+    parts = dual.to(V).split([len(batch) for batch in batches])
+    for batch, part in zip(batches, parts, strict=True):
+        named = dict(zip(everything.names, leaves, strict=True))
         with torch.enable_grad():
-            scores = functional_call(net, leaves, (batch,)) @ V.T
-        slopes = torch.autograd.grad(
-            (scores * part).sum(), list(leaves.values()), materialize_grads=True
-        )
+            product = ((functional_call(net, named, (batch,)) @ V.T) * part).sum()
+        slopes = torch.autograd.grad(product, leaves, materialize_grads=True)
         total += torch.cat([slope.flatten() for slope in slopes])
     return total

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
-from torch import Tensor, nn
 
-from ..validation import draw_seed
-from .network import BaselineClassifier, Original, adamw, descend
+from .network import BaselineClassifier, Original, Training, cross_entropy
 
 
 def retrain(
@@ -22,7 +20,7 @@ def retrain(
     *,
     random_state: Any = None,
 ) -> Any:
-    """Fit a clone on the retain set alone: the oracle that every method is compared with.
+    """Fit a clone on the retain set alone: the oracle with which every method is compared.
 
     Parameters
     ----------
@@ -30,7 +28,7 @@ def retrain(
         Fitted; only its parameters and class names are used.
 
     X_retain, y_retain : array-like
-        The rows that may stay.
+        The rows that stay.
 
     X_forget, y_forget : array-like
         Not used; every baseline has this signature.
@@ -70,7 +68,7 @@ def finetune(
     learning_rate: float = 2e-3,
     batch_size: int = 50,
 ) -> BaselineClassifier:
-    """Go on training on the retain set, and hope that the rest fades.
+    """Continue training on the retain set, so that the rest may fade.
 
     Parameters
     ----------
@@ -78,8 +76,8 @@ def finetune(
         Fitted; not changed. Its network and readout are trained.
 
     X_retain, y_retain, X_forget, y_forget : array-like
-        What stays, and what was to be forgotten (not used here). A class that the retain set lacks
-        is never predicted by what any baseline returns.
+        The rows that stay, and those to forget, which are not used here. The result of every baseline
+        never predicts a class that the retain set lacks.
 
     random_state : int or None, default=None
         Order of the rows.
@@ -107,20 +105,9 @@ def finetune(
     >>> finetune(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
     [0, 1, 2]
     """
-    original = Original(estimator)
-    network = original.network()
-    descend(
-        original,
-        network,
-        X_retain,
-        y_retain,
-        cross_entropy,
-        adamw(network, learning_rate),
-        epochs=epochs,
-        batch_size=batch_size,
-        draws=seeded(random_state),
-    )
-    return original.result(network, y_retain)
+    training = Training(estimator, learning_rate, random_state)
+    training.run(X_retain, y_retain, cross_entropy, epochs=epochs, batch_size=batch_size)
+    return training.result(y_retain)
 
 
 def max_loss(
@@ -135,21 +122,17 @@ def max_loss(
     learning_rate: float = 5e-4,
     batch_size: int = 50,
 ) -> BaselineClassifier:
-    """Climb the cross entropy of the forget set (gradient ascent).
+    """Increase the cross entropy of the forget set by gradient ascent (arXiv:2312.14923).
 
     Parameters
     ----------
     estimator, X_retain, y_retain, X_forget, y_forget, random_state, epochs, learning_rate, batch_size
-        As in :func:`finetune`. Of the retain set only the classes are used: one that it lacks is never
-        predicted. It may be empty or None.
+        As in :func:`finetune`. The retain set only says which classes can be predicted; it may be
+        empty or None.
 
     Returns
     -------
     unlearned : BaselineClassifier
-
-    References
-    ----------
-    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
 
     Examples
     --------
@@ -162,20 +145,15 @@ def max_loss(
     >>> bool(worse.score(X[:10], y[:10]) < clf.score(X[:10], y[:10]))
     True
     """
-    original = Original(estimator)
-    network = original.network()
-    descend(
-        original,
-        network,
+    training = Training(estimator, learning_rate, random_state)
+    training.run(
         X_forget,
         y_forget,
         lambda *batch: -cross_entropy(*batch),
-        adamw(network, learning_rate),
         epochs=epochs,
         batch_size=batch_size,
-        draws=seeded(random_state),
     )
-    return original.result(network, y_retain)
+    return training.result(y_retain)
 
 
 def random_label(
@@ -190,21 +168,17 @@ def random_label(
     learning_rate: float = 5e-4,
     batch_size: int = 50,
 ) -> BaselineClassifier:
-    """Train on the forget set under wrong labels, drawn at random.
+    """Train on the forget set under wrong labels, drawn at random (arXiv:2312.14923).
 
     Parameters
     ----------
     estimator, X_retain, y_retain, X_forget, y_forget, random_state, epochs, learning_rate, batch_size
-        As in :func:`finetune`. Of the retain set only the classes are used: one that it lacks is never
-        predicted. It may be empty or None.
+        As in :func:`finetune`. The retain set only says which classes can be predicted; it may be
+        empty or None.
 
     Returns
     -------
     unlearned : BaselineClassifier
-
-    References
-    ----------
-    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
 
     Examples
     --------
@@ -217,20 +191,10 @@ def random_label(
     >>> bool(worse.score(X[:10], y[:10]) < clf.score(X[:10], y[:10]))
     True
     """
-    original, draws = Original(estimator), seeded(random_state)
-    network = original.network()
-    descend(
-        original,
-        network,
-        X_forget,
-        wrong_labels(original, y_forget, draws),
-        cross_entropy,
-        adamw(network, learning_rate),
-        epochs=epochs,
-        batch_size=batch_size,
-        draws=draws,
-    )
-    return original.result(network, y_retain)
+    training = Training(estimator, learning_rate, random_state)
+    wrong = wrong_labels(training.original, y_forget, training.draws)
+    training.run(X_forget, wrong, cross_entropy, epochs=epochs, batch_size=batch_size)
+    return training.result(y_retain)
 
 
 def wrong_labels(original: Original, y: Any, draws: torch.Generator) -> np.ndarray:
@@ -238,13 +202,3 @@ def wrong_labels(original: Original, y: Any, draws: torch.Generator) -> np.ndarr
     index, n_classes = original.encode(y), len(original.classes)
     shift = torch.randint(1, n_classes, (len(index),), generator=draws).numpy()
     return original.classes[(index + shift) % n_classes]
-
-
-def seeded(random_state: Any) -> torch.Generator:
-    """Return a generator of its own for a scikit-learn random_state; global ones are left alone."""
-    return torch.Generator().manual_seed(draw_seed(random_state))
-
-
-def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-    """Return the mean cross entropy of a batch, as `descend` calls it."""
-    return nn.functional.cross_entropy(scores, labels)

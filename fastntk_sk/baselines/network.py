@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.inputs import Rows
-
-
-class GivenScoresMixin:
-    pass
-
-
-from ..tangents.heap import kept_heap
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
 from ..training.finetuning import SubspaceNetwork
-from ..validation import encode_labels
+from ..validation import draw_seed, encode_labels
 
 
-class BaselineClassifier(GivenScoresMixin, ClassifierMixin, BaseEstimator):
-    """A classifier at given weights, as a baseline leaves it; it cannot be fitted.
+@dataclass(eq=False, repr=False)
+class BaselineClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier at given weights, the result of a baseline; it cannot be fitted.
 
     Parameters
     ----------
@@ -42,7 +38,7 @@ class BaselineClassifier(GivenScoresMixin, ClassifierMixin, BaseEstimator):
     classes : ndarray of shape (n_classes,)
 
     sharpness : float
-        Of the softmax in `predict_proba`, the original's.
+        Factor of the scores in the softmax of `predict_proba`, the original's.
 
     empty : bool ndarray of shape (n_classes,), default=None
         Classes without rows in the retain set, which are never predicted.
@@ -52,52 +48,58 @@ class BaselineClassifier(GivenScoresMixin, ClassifierMixin, BaseEstimator):
     classes_ : ndarray of shape (n_classes,)
     """
 
-    def __init__(
-        self,
-        model: LinearizedModel,
-        parameters: Parameters,
-        network: bool,
-        classes: np.ndarray,
-        sharpness: float,
-        empty: np.ndarray | None = None,
-    ) -> None:
-        self.model = model
-        self.parameters = parameters
-        self.network = network
-        self.classes = classes
-        self.sharpness = sharpness
-        self.empty = empty
+    model: LinearizedModel
+    parameters: Parameters
+    network: bool
+    classes: np.ndarray
+    sharpness: float
+    empty: np.ndarray | None = None
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Class labels."""
+        return self.classes
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return scores of shape (n, n_classes), or (n,) for two classes: the second less the first.
+
+        A class without rows has -inf.
+        """
+        scores = self._scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the labels with the largest scores."""
+        return self.classes[self._scores(X).argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the softmax of `sharpness` times the scores, which is not calibrated."""
+        return softmax(self.sharpness * self._scores(X), axis=1)
 
     def _scores(self, X: Any) -> np.ndarray:
-        rows = _rows(self.model, X)
-        displaced = self.network and self.model.ladder is None  # a ladder reads the network as it was
-        scores = self.model.scores(self.parameters, rows, network=displaced)
+        displaced = self.network and self.model.ladder is None  # a ladder reads the undisplaced network
+        scores = self.model.scores(self.parameters, rows_of(self.model, X), network=displaced)
         if self.empty is not None:
             scores[:, self.empty] = -np.inf
         return scores
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         return f"{type(self).__name__}({self.model.backbone.name}, {len(self.classes)} classes)"
 
 
 class Original:
-    """The network of a fitted estimator, with the rows of a baseline: where every baseline starts.
-
-    Parameters
-    ----------
-    estimator : FastNTKClassifier or BaselineClassifier
-        Fitted; not changed.
-    """
+    """The network of a fitted estimator, which is not changed: where every baseline starts."""
 
     def __init__(self, estimator: Any) -> None:
-        if isinstance(estimator, BaselineClassifier):
-            self.model, self.parameters = estimator.model, estimator.parameters
-            self.sharpness = estimator.sharpness
-        else:
+        source = estimator
+        if not isinstance(estimator, BaselineClassifier):
             check_is_fitted(estimator)
-            adapter = estimator._state.adapter
-            self.model, self.parameters = adapter.model, adapter.parameters
-            self.sharpness = adapter.sharpness
+            estimator._held
+            source = estimator._adapter
+        self.model, self.parameters, self.sharpness = source.model, source.parameters, source.sharpness
         self.classes = estimator.classes_
         if self.model.settings.kernel == "pseudo":
             raise ValueError(
@@ -109,29 +111,23 @@ class Original:
         """Return a trainable copy whose plain softmax is the `predict_proba` of the network.
 
         That is the estimator's own where it predicts with the network, as the fine-tuned anchor does,
-        and with a ladder, whose readout is trained; a linearised estimator is taken in its network form.
-
-        Raises
-        ------
-        ValueError
-            For a ladder beside tangents, which is no network at one set of weights.
+        and with a ladder, whose readout is trained. A linearised estimator is taken in its network
+        form. A ladder beside tangents is no network at one set of weights, and raises ValueError.
         """
-        model, delta = self.model, self.parameters.delta.clone()
-        subset = model.tangent.subset
+        model, subset = self.model, self.model.tangent.subset
         if model.ladder is not None and subset.names:
             raise ValueError(
                 "Expected a ladder or a subset of the network, got both, trainable="
                 f"{model.settings.trainable}: the ladder reads the network at its pretrained weights, "
                 "so that there is no one set of weights to start from. Fit with one of them."
             )
-        V = model.directions * self.sharpness if model.moved is None and subset.names else None
         return SubspaceNetwork(
             model.backbone.net if model.ladder is None else model.ladder,
             subset,
             Projection(subset.size, subset.size, 0),
             self.parameters.W * self.sharpness,
-            delta,
-            V,
+            self.parameters.delta,
+            model.directions * self.sharpness if model.moved is None and subset.names else None,
         ).to(model.directions.device)
 
     def encode(self, y: Any) -> np.ndarray:
@@ -144,46 +140,76 @@ class Original:
             )
         return labels
 
-    def rows(self, X: Any) -> Rows:
-        """Return checked rows, decoded one at a time."""
-        return _rows(self.model, X)
-
     def batches(
         self, X: Any, y: Any, size: int, draws: torch.Generator | None = None
-    ) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield normalised batches, class indices and row numbers; shuffled if `draws` is given."""
-        rows = self.rows(X)
+        rows = rows_of(self.model, X)
         check_consistent_length(rows, y)
         if not len(rows):
             raise ValueError("Expected at least one row in a set that a baseline learns from, got none.")
         labels = torch.from_numpy(self.encode(y))
         spec, readout = self.model.backbone.spec, self.model.directions
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
-        with kept_heap():
-            for chosen in order.split(size):
-                batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
-                yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
+        for chosen in order.split(size):
+            batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
+            yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
 
     def all_batches(self, *sets: tuple[Any, Any]) -> tuple[list[Tensor], Tensor]:
         """Return the batches of several sets (X, y), of the model's size, and all class indices."""
         parts = [part for X, y in sets for part in self.batches(X, y, self.model.settings.batch_size)]
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
 
-    def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:
-        """Return the classifier of a trained network; see `at`."""
-        W = network.W.detach().cpu() / self.sharpness
-        return self.at(Parameters(W, network.z.detach().cpu().clone()), y_retain)
-
     def at(self, parameters: Parameters, y_retain: Any, network: bool = True) -> BaselineClassifier:
         """Return the classifier at given parameters.
 
-        Like a retrained model, it never predicts a class that the retain set lacks; a baseline that
-        does without the retain set may get none.
+        Like a retrained model, it never predicts a class that the retain set lacks. A baseline that
+        does not use the retain set may get none.
         """
         empty = None
         if y_retain is not None and len(y_retain):
             empty = np.bincount(self.encode(y_retain), minlength=len(self.classes)) == 0
         return BaselineClassifier(self.model, parameters, network, self.classes, self.sharpness, empty)
+
+
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, class indices, rows
+
+
+class Training:
+    """AdamW, without weight decay, on the network of an estimator."""
+
+    def __init__(self, estimator: Any, learning_rate: float, random_state: Any) -> None:
+        self.original = Original(estimator)
+        self.network = self.original.network()
+        self.draws = torch.Generator().manual_seed(draw_seed(random_state))
+        self.trained = [self.network.z, self.network.W]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
+
+    def batches(self, X: Any, y: Any, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the batches of one epoch in random order; see `Original.batches`."""
+        return self.original.batches(X, y, size, self.draws)
+
+    def step(self, loss: Loss, batch: Tensor, labels: Tensor, rows: Tensor) -> None:
+        """Take one step on the loss of a batch."""
+        self.optimiser.zero_grad()
+        loss(batch, self.network(batch), labels, rows).backward()
+        self.optimiser.step()
+
+    def run(self, X: Any, y: Any, loss: Loss, *, epochs: int, batch_size: int) -> None:
+        """Train for some epochs."""
+        for _ in range(epochs):
+            for batch in self.batches(X, y, batch_size):
+                self.step(loss, *batch)
+
+    def result(self, y_retain: Any) -> BaselineClassifier:
+        """Return the trained classifier; see `Original.at`."""
+        z, W = (tensor.detach().cpu().clone() for tensor in self.trained)
+        return self.original.at(Parameters(W / self.original.sharpness, z), y_retain)
+
+
+def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    """Return the mean cross entropy of a batch."""
+    return nn.functional.cross_entropy(scores, labels)
 
 
 def before_solve(estimator: Any) -> BaselineClassifier:
@@ -192,13 +218,13 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     Parameters
     ----------
     estimator : FastNTKClassifier
-        Fitted with anchor="finetuned". SGD has seen all rows of the fit, forgotten ones included.
+        Fitted with anchor="finetuned". SGD has seen all rows of the fit, forgotten rows included.
 
     Returns
     -------
     network : BaselineClassifier
-        A plain SGD model: an original for baselines, or (of an estimator that was fitted on the
-        retain set) a plain retraining.
+        A plain SGD model: an original for baselines, or, if the estimator was fitted on the retain
+        set, a plain retraining.
 
     Raises
     ------
@@ -216,22 +242,24 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     (2, 3)
     """
     original = Original(estimator)
-    if estimator._state.sgd is None:
+    if estimator._state.tuning is None:
         raise ValueError(
             'Expected an estimator with anchor="finetuned", got the pretrained anchor, which has no '
             "SGD. Fit with the other anchor, for which a ladder makes way for a subset of the network."
         )
     empty = estimator._state.class_rows == 0
-    return BaselineClassifier(original.model, estimator._state.sgd, True, original.classes, 1.0, empty)
+    W = estimator._state.tuning.W
+    sgd = Parameters(W, W.new_zeros(original.model.projection.p))
+    return BaselineClassifier(original.model, sgd, True, original.classes, 1.0, empty)
 
 
 def untrained(estimator: Any) -> BaselineClassifier:
-    """Return a fresh model: the pretrained values, and a readout of zeros.
+    """Return an untrained model: the pretrained weights, and a readout of zeros.
 
     Parameters
     ----------
     estimator : FastNTKClassifier or BaselineClassifier
-        Not of `full_ntk`: weights outside the subset are left where they are.
+        Not the result of `full_ntk`: weights outside the subset are not reset.
 
     Returns
     -------
@@ -252,63 +280,8 @@ def untrained(estimator: Any) -> BaselineClassifier:
     return BaselineClassifier(original.model, parameters, True, original.classes, original.sharpness)
 
 
-def adamw(network: SubspaceNetwork, learning_rate: float) -> torch.optim.Optimizer:
-    """Return AdamW without weight decay on what a network trains."""
-    return torch.optim.AdamW([network.z, network.W], lr=learning_rate, weight_decay=0.0)
-
-
-def descend(
-    original: Original,
-    network: SubspaceNetwork,
-    X: Any,
-    y: Any,
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    optimiser: torch.optim.Optimizer,
-    *,
-    epochs: int,
-    batch_size: int,
-    draws: torch.Generator,
-    masks: tuple[Tensor, Tensor] | None = None,
-) -> None:
-    """Take epochs of steps on a loss.
-
-    Parameters
-    ----------
-    original : Original
-
-    network : SubspaceNetwork
-        Trained in place.
-
-    X, y : array-like
-
-    loss : callable
-        Of (inputs, scores, class indices, row numbers) of a batch.
-
-    optimiser : Optimizer
-        See `adamw`.
-
-    epochs, batch_size : int
-
-    draws : torch.Generator
-        Order of the rows.
-
-    masks : tuple of Tensor, default=None
-        For z and W: entries that are 0 do not move.
-    """
-    trained = [network.z, network.W]
-    before = [] if masks is None else [tensor.detach().clone() for tensor in trained]
-    for _ in range(epochs):
-        for batch, labels, rows in original.batches(X, y, batch_size, draws):
-            optimiser.zero_grad()
-            loss(batch, network(batch), labels, rows).backward()
-            optimiser.step()
-            if masks is not None:
-                with torch.no_grad():
-                    for tensor, start, mask in zip(trained, before, masks, strict=True):
-                        tensor.copy_(start + mask * (tensor - start))
-
-
-def _rows(model: LinearizedModel, X: Any) -> Rows:
+def rows_of(model: LinearizedModel, X: Any) -> Rows:
+    """Return checked rows, decoded one at a time."""
     if model.backbone.spec.size is None:
         X = np.asarray(X, dtype=np.float32)
     return Rows(X, model.backbone.spec)

@@ -1,4 +1,4 @@
-"""SCRUB, SalUn and SSD, written from their papers' formulas and applied to the trainable subset."""
+"""SCRUB, SalUn and SSD, implemented from their papers' formulas on the trainable subset."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ..tangents.jacobians import TangentNetwork
-from ..training.finetuning import SubspaceNetwork
-from .gradient import cross_entropy, seeded, wrong_labels
-from .network import BaselineClassifier, Original, adamw, descend
+from ..tangents.model import Parameters
+from .gradient import wrong_labels
+from .network import BaselineClassifier, Original, Training, cross_entropy, rows_of
 
 _BATCH_NUMBERS = 2**28  # of the rows' gradients that are held at once
 
@@ -35,7 +35,7 @@ def scrub(
     batch_size: int = 50,
     forget_batch_size: int = 16,
 ) -> BaselineClassifier:
-    r"""Depart from the original on the forget set, and stay close to it on the retain set.
+    r"""Move away from the original on the forget set, and stay close to it on the retain set.
 
     .. math::
 
@@ -43,10 +43,10 @@ def scrub(
         - \frac{1}{N_f} \sum_f d(x_f; w^o, w), \quad
         d = KL( p(f(x; w^o)) \,\|\, p(f(x; w)) ) ,
 
-    alternating an epoch that maximises the last term with one that minimises the others; after
-    `max_epochs` only the latter go on. p is a softmax at `temperature`, and d is multiplied by its
-    square. One AdamW does both. (d has no gradient where the two models are the same: the first
-    step on the forget set follows rounding errors, which are small beside `learning_rate`.)
+    by alternating an epoch that maximises the last term with one that minimises the others; after
+    `max_epochs` only the latter continue. p is a softmax at `temperature`, and d is multiplied by its
+    square. One AdamW optimises both. d has no gradient where the two models are the same, so the first
+    step on the forget set follows rounding errors, which are small relative to `learning_rate`.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def scrub(
     alpha, gamma, temperature : float
 
     forget_batch_size : int
-        Rows a step of the epochs on the forget set.
+        Rows in each step on the forget set.
 
     Returns
     -------
@@ -82,37 +82,21 @@ def scrub(
     >>> scrub(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
     [0, 1, 2]
     """
-    original, draws = Original(estimator), seeded(random_state)
-    network, teacher = original.network(), original.network()
-    optimiser = adamw(network, learning_rate)
+    training = Training(estimator, learning_rate, random_state)
+    teacher = training.original.network()
+
+    def depart(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        return -departure(teacher, x, scores, temperature)
+
+    def stay(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        distance = departure(teacher, x, scores, temperature)
+        return alpha * distance + gamma * cross_entropy(x, scores, labels, rows)
+
     for epoch in range(epochs):
         if epoch < max_epochs:
-            descend(
-                original,
-                network,
-                X_forget,
-                y_forget,
-                lambda x, scores, *_: -departure(teacher, x, scores, temperature),
-                optimiser,
-                epochs=1,
-                batch_size=forget_batch_size,
-                draws=draws,
-            )
-        descend(
-            original,
-            network,
-            X_retain,
-            y_retain,
-            lambda x, scores, *rest: (
-                alpha * departure(teacher, x, scores, temperature)
-                + gamma * cross_entropy(x, scores, *rest)
-            ),
-            optimiser,
-            epochs=1,
-            batch_size=batch_size,
-            draws=draws,
-        )
-    return original.result(network, y_retain)
+            training.run(X_forget, y_forget, depart, epochs=1, batch_size=forget_batch_size)
+        training.run(X_retain, y_retain, stay, epochs=1, batch_size=batch_size)
+    return training.result(y_retain)
 
 
 def departure(teacher: nn.Module, x: Tensor, scores: Tensor, temperature: float) -> Tensor:
@@ -146,8 +130,8 @@ def salun(
         \min_w E_{D_f, y' \ne y} \, \ell(m \odot w + (1 - m) \odot w^o; x, y')
         + \alpha \, E_{D_r} \, \ell(\cdot; x, y) ,
 
-    with :math:`\gamma` the quantile of the gradient's size that leaves `sparsity` of the weights
-    where they are (the paper's choice is the median, 0.5). Rows of both sets are mixed in batches.
+    where :math:`\gamma` is the `sparsity` quantile of the gradients' absolute values. Batches mix rows
+    of both sets.
 
     Parameters
     ----------
@@ -158,6 +142,7 @@ def salun(
         Weight of the retain set.
 
     sparsity : float
+        Share of the weights that is not moved; 0.5 in the paper.
 
     Returns
     -------
@@ -178,37 +163,37 @@ def salun(
     >>> salun(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
     [0, 1, 2]
     """
-    original, draws = Original(estimator), seeded(random_state)
-    network = original.network()
-    slopes = [torch.zeros_like(t) for t in (network.z, network.W)]
+    training = Training(estimator, learning_rate, random_state)
+    original, network, trained = training.original, training.network, training.trained
+    slopes = [torch.zeros_like(tensor) for tensor in trained]
     for batch, labels, _ in original.batches(X_forget, y_forget, batch_size):
-        for total, slope in zip(slopes, _gradients(network, batch, labels), strict=True):
+        loss = nn.functional.cross_entropy(network(batch), labels)
+        parts = torch.autograd.grad(loss, trained, materialize_grads=True)
+        for total, slope in zip(slopes, parts, strict=True):
             total += slope * len(labels)
     sizes = torch.cat([slope.abs().flatten() for slope in slopes])
     threshold = sizes.kthvalue(1 + int(sparsity * (len(sizes) - 1))).values
-    z_mask, W_mask = ((slope.abs() >= threshold).to(slope) for slope in slopes)
-    wrong = wrong_labels(original, y_forget, draws)
+    masks = [(slope.abs() >= threshold).to(slope) for slope in slopes]
+    before = [tensor.detach().clone() for tensor in trained]
+    wrong = wrong_labels(original, y_forget, training.draws)
     n_f, n_r = len(wrong), len(y_retain)
     weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
-    X: ConcatDataset[Any] = ConcatDataset([original.rows(X).items for X in (X_forget, X_retain)])
+    X: ConcatDataset[Any] = ConcatDataset(
+        [rows_of(original.model, X).items for X in (X_forget, X_retain)]
+    )
+    y = np.concatenate([wrong, np.asarray(y_retain)])
 
-    def weighted(_: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+    def weighted(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")
         return (losses * weights[rows].to(losses)).mean()
 
-    descend(
-        original,
-        network,
-        X,
-        np.concatenate([wrong, np.asarray(y_retain)]),
-        weighted,
-        adamw(network, learning_rate),
-        epochs=epochs,
-        batch_size=batch_size,
-        draws=draws,
-        masks=(z_mask, W_mask),
-    )
-    return original.result(network, y_retain)
+    for _ in range(epochs):
+        for batch_of_both in training.batches(X, y, batch_size):
+            training.step(weighted, *batch_of_both)
+            with torch.no_grad():
+                for tensor, start, mask in zip(trained, before, masks, strict=True):
+                    tensor.copy_(start + mask * (tensor - start))
+    return training.result(y_retain)
 
 
 def ssd(
@@ -241,15 +226,15 @@ def ssd(
         Not used: nothing is drawn.
 
     alpha : float
-        Selection threshold. The ratio is at most N / N_f, for a weight that no other row uses: of a
-        deletion of a tenth, nothing is selected from 10 on.
+        Selection threshold. The ratio is at most N / N_f, for a weight that no other row uses: when a
+        tenth of the rows is forgotten, alpha = 10 or more selects nothing.
 
     dampening : float
         lambda.
 
     squares : tuple of Squares, default=None
-        :func:`squared_gradients` of the retain and of the forget set, where several settings are
-        tried on the same rows; None computes them.
+        `squared_gradients` of the retain and of the forget set, for trying several settings on the
+        same rows; None computes them.
 
     Returns
     -------
@@ -286,29 +271,13 @@ def ssd(
         whole, own = (kept + gone) / (retain.n + forget.n), gone / forget.n
         beta = (dampening * whole / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1)
         dampened.append(torch.where(own > alpha * whole, beta * value, value))
-    with torch.no_grad():
-        network.z.add_(dampened[0] - values[0])
-        network.W.copy_(dampened[1])
-    return original.result(network, y_retain)
-
-
-def _gradients(network: SubspaceNetwork, batch: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    loss = nn.functional.cross_entropy(network(batch), labels)
-    return torch.autograd.grad(loss, [network.z, network.W], materialize_grads=True)
+    delta = network.z.detach() + (dampened[0] - values[0])
+    return original.at(Parameters((dampened[1] / original.sharpness).cpu(), delta.cpu()), y_retain)
 
 
 @dataclass(frozen=True)
 class Squares:
-    """Sums of squared gradients of the rows' losses.
-
-    Parameters
-    ----------
-    sums : tuple of Tensor of shapes (p,) and (C, d + 1)
-        By the subset and by the readout.
-
-    n : int
-        Number of rows.
-    """
+    """Sums of squared gradients of the losses of n rows, of shapes (p,) and (C, d + 1)."""
 
     sums: tuple[Tensor, Tensor]
     n: int
@@ -317,25 +286,7 @@ class Squares:
 def squared_gradients(estimator: Any, X: Any, y: Any) -> Squares:
     """Return what the diagonal Fisher information of SSD is made of.
 
-    Parameters
-    ----------
-    estimator : FastNTKClassifier or BaselineClassifier
-        Fitted; not changed.
-
-    X, y : array-like
-
-    Returns
-    -------
-    squares : Squares
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from fastntk_sk import FastNTKClassifier
-    >>> from fastntk_sk.baselines.recent import squared_gradients
-    >>> X, y = load_iris(return_X_y=True)
-    >>> squared_gradients(FastNTKClassifier(random_state=0).fit(X, y), X, y).n
-    150
+    A row's gradient in the readout is an outer product, whose square needs no pass of its own.
     """
     original = Original(estimator)
     model, network = original.model, original.network()

@@ -1,24 +1,29 @@
-"""Metrics, attacks and reports whose numbers mean what they say.
+"""Metrics, attacks and reports of unlearning.
 
-Each names its formula and its direction; what compares with a retrained model refuses to run without
-one.
+Each states its formula and which direction is better. A metric that compares with a retrained model
+raises an error without one.
 """
 
 from ._checks import MissingOracleError, NoNoiseFloorWarning
-from .attacks import ULiRAResult, population_mia_auc, u_lira
-from .display import UnlearningDisplay
-from .divergence import klom
-from .gaps import algebraic_gap, linearisation_gap
+from .attacks import (
+    GaussianUnlearningScore,
+    ULiRAResult,
+    gaussian_unlearning_score,
+    klom,
+    population_mia_auc,
+    u_lira,
+)
+from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay, UnlearningDisplay
 from .metrics import (
     accuracy_gaps,
     activation_distance,
+    algebraic_gap,
+    linearisation_gap,
     margins,
     prediction_agreement,
     tug_of_war,
 )
 from .page import report_page
-from .pictures import ChangedPredictionsDisplay, ForgettingTimelineDisplay
-from .poisons import GaussianUnlearningScore, gaussian_unlearning_score
 from .relearning import relearn_curve, relearn_time
 from .report import unlearning_report
 from .selection import make_forget_scorer

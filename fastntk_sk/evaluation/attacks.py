@@ -1,32 +1,37 @@
-"""Attacks: what an adversary, who knows the method and has models of his own, can still tell."""
+"""Attacks and audits: what an adversary can still tell about forgotten rows."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.utils import check_random_state, check_scalar
+from torch import nn
 
-from ._checks import check_dataset, check_fitted, check_margins, class_indices
+from ._checks import check_dataset, check_fitted, class_indices, require_oracle
 
+_FEWEST_MODELS = 4
 _SMALLEST_DEVIATION = 1e-6
+_EMPTY_BIN = 1e-5
 
 
 def population_mia_auc(estimator: Any, forget: Any, test: Any) -> float:
-    r"""Return how well the loss tells forgotten rows from rows that were never learned.
+    r"""Return how well the loss distinguishes forgotten rows from rows that were never learned.
 
     .. math::
 
         AUC = P( \ell(x_f) < \ell(x_t) ) + \tfrac{1}{2} P( \ell(x_f) = \ell(x_t) ), \quad
         \ell = - \log p_y ,
 
-    over x_f of the forget set and x_t of the test set. Above 0.5 the forget rows look learned, below
-    it they look pushed away, which tells as much. The ideal value is the oracle's, and 0.5 only if
-    the oracle has it: mislabelled or hard rows do not have the loss of test rows under any model. An
-    attack that knows only the population over-states privacy; :func:`u_lira` is the strong one.
+    over x_f of the forget set and x_t of the test set. Above 0.5 the forgotten rows look learned;
+    below 0.5 they look pushed away, which reveals as much. The ideal value is the oracle's. It is 0.5
+    only if the oracle has it: mislabelled or hard rows do not have the loss of test rows under any
+    model. One threshold for all rows overstates privacy; :func:`u_lira` is the strong attack.
 
     Parameters
     ----------
@@ -77,13 +82,12 @@ def population_mia_auc(estimator: Any, forget: Any, test: Any) -> float:
         X, y = check_dataset(dataset, name)
         labels = class_indices(y, estimator.classes_)
         scores.append(np.asarray(estimator.predict_proba(X))[np.arange(len(labels)), labels])
-    members = np.repeat([1, 0], [len(part) for part in scores])
-    return float(roc_auc_score(members, np.concatenate(scores)))
+    return float(roc_auc_score(*_members(*scores)))
 
 
 @dataclass(frozen=True)
 class ULiRAResult:
-    """What :func:`u_lira` found.
+    """The result of :func:`u_lira`.
 
     Parameters
     ----------
@@ -91,7 +95,7 @@ class ULiRAResult:
         0.5 is ideal.
 
     auc_standard_error : float
-        From a bootstrap over examples and models; differences of less than two of it are noise.
+        From a bootstrap over examples and models; differences below two standard errors are noise.
 
     tpr_at_1_percent_fpr : float
         0.01 is ideal.
@@ -120,8 +124,9 @@ def u_lira(unlearned: Any, oracle: Any, *, n_bootstrap: int = 200, random_state:
         s_i(m) = \log N(m; \mu_i^u, \sigma_i^u) - \log N(m; \mu_i^r, \sigma_i^r);
 
     then the halves change places, so that each model is attacked once. AUC and true-positive rate
-    are over all models and examples together, unlearned models being the positives. An AUC of 0.5
-    and a rate of 0.01 are ideal, 1 is worst; what a second set of oracle models scores is the noise.
+    are taken over all models and examples together, with unlearned models as positives. An AUC of
+    0.5 and a rate of 0.01 are ideal, 1 is worst; the score of a second set of oracle models is the
+    noise floor.
 
     Parameters
     ----------
@@ -136,7 +141,7 @@ def u_lira(unlearned: Any, oracle: Any, *, n_bootstrap: int = 200, random_state:
         Number of resamples for the standard error.
 
     random_state : int, RandomState instance or None, default=0
-        Seeds the bootstrap; the attack itself draws nothing.
+        Seeds the bootstrap; the attack itself is deterministic.
 
     Returns
     -------
@@ -148,12 +153,12 @@ def u_lira(unlearned: Any, oracle: Any, *, n_bootstrap: int = 200, random_state:
         If `oracle` is None.
 
     ValueError
-        If shapes do not fit, margins are infinite, or examples have fewer than four models of a kind.
+        If shapes do not fit, margins are infinite, or an example has fewer than four models of a kind.
 
     Notes
     -----
-    Standard deviations count as at least 1e-6. Of the thresholds with at most 1 % false positives
-    the best is taken.
+    Standard deviations are at least 1e-6. Of the thresholds with at most 1 % false positives, the
+    one with the highest true-positive rate is taken.
 
     References
     ----------
@@ -172,17 +177,19 @@ def u_lira(unlearned: Any, oracle: Any, *, n_bootstrap: int = 200, random_state:
     1.0
     """
     check_scalar(n_bootstrap, "n_bootstrap", Integral, min_val=2)
-    parts = check_margins(unlearned, oracle)
+    parts = _check_margins(unlearned, oracle)
     halves = [(np.cumsum(~np.isnan(part), axis=0) - 1) % 2 for part in parts]
     scores = [np.full(part.shape, np.nan) for part in parts]
     for half in (0, 1):
         fits = [_gaussian(part, side != half) for part, side in zip(parts, halves, strict=True)]
         for part, side, score in zip(parts, halves, scores, strict=True):
-            of_unlearned, of_oracle = (_log_density(part, *fit) for fit in fits)
+            # log densities without their common constant
+            of_unlearned, of_oracle = (
+                -0.5 * ((part - mean) / deviation) ** 2 - np.log(deviation) for mean, deviation in fits
+            )
             np.copyto(score, of_unlearned - of_oracle, where=side == half)
-    positives, negatives = (score[~np.isnan(score)] for score in scores)
-    members = np.repeat([1, 0], [len(positives), len(negatives)])
-    false, true, _ = roc_curve(members, np.concatenate([positives, negatives]), drop_intermediate=False)
+    counted = (score[~np.isnan(score)] for score in scores)
+    false, true, _ = roc_curve(*_members(*counted), drop_intermediate=False)
     auc, error = _bootstrapped_auc(scores[0], scores[1], n_bootstrap, check_random_state(random_state))
     return ULiRAResult(
         auc=auc,
@@ -193,16 +200,216 @@ def u_lira(unlearned: Any, oracle: Any, *, n_bootstrap: int = 200, random_state:
     )
 
 
+def klom(unlearned: Any, oracle: Any, *, bins: int = 20, clip: float = 100.0) -> np.ndarray:
+    r"""Return the KL divergence of each example's margins between two kinds of models.
+
+    .. math::
+
+        KLoM_i = \sum_b p_b \log \frac{p_b}{q_b},
+
+    where p and q are histograms of the margin of example i under the unlearned and under the oracle
+    models, with equal bins over their joint range. 0 is ideal, more is worse. Histograms of few
+    models differ by chance: compare with the score of a second set of oracle models. The paper
+    reports the mean and the 95th percentile over the retain, forget and test set.
+
+    Parameters
+    ----------
+    unlearned, oracle : array-like of shape (n_models, n_examples)
+        As in :func:`u_lira`, which raises the same errors.
+
+    bins : int, default=20
+
+    clip : float, default=100.0
+        Margins are clipped to [-clip, clip] first.
+
+    Returns
+    -------
+    divergences : ndarray of shape (n_examples,)
+        At most log(1e5) = 11.5.
+
+    Notes
+    -----
+    A bin without any oracle model counts as q = 1e-5, as in the authors' own evaluation. Otherwise
+    the divergence would be infinite wherever one unlearned model stands alone, which with finitely
+    many models happens under perfect unlearning too.
+
+    References
+    ----------
+    Georgiev et al., "Attribute-to-Delete: Machine Unlearning via Datamodel Matching",
+    arXiv:2410.23232, appendix E.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastntk_sk.evaluation import klom
+    >>> never = np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    >>> same_and_shifted = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    >>> klom(same_and_shifted, never).round(4)  # 1/4 log 1/2 + 3/4 log 3/2 = 0.1308
+    array([0.    , 0.1308])
+    """
+    check_scalar(bins, "bins", Integral, min_val=1)
+    check_scalar(clip, "clip", Real, min_val=0, include_boundaries="neither")
+    parts = [np.clip(part, -clip, clip) for part in _check_margins(unlearned, oracle)]
+    divergences = np.zeros(parts[0].shape[1])
+    for i in range(len(divergences)):
+        columns = [part[~np.isnan(part[:, i]), i] for part in parts]
+        edges = np.histogram_bin_edges(np.concatenate(columns), bins)
+        p, q = (np.histogram(column, edges)[0] / len(column) for column in columns)
+        held = p > 0
+        divergences[i] = np.sum(p[held] * np.log(p[held] / np.maximum(q[held], _EMPTY_BIN)))
+    return divergences
+
+
+@dataclass(frozen=True)
+class GaussianUnlearningScore:
+    """The result of :func:`gaussian_unlearning_score`.
+
+    Parameters
+    ----------
+    scores : float64 ndarray of shape (n,)
+        One for each poisoned row, N(0, 1) if it is forgotten.
+
+    mean : float
+        Their mean; 0 is ideal.
+
+    z : float
+        sqrt(n) times the mean, N(0, 1) if all rows are forgotten. Beyond 2 in either direction, the
+        model still knows the noise; if negative, its loss falls toward the poisoned inputs.
+    """
+
+    scores: np.ndarray
+    mean: float
+    z: float
+
+
+def gaussian_unlearning_score(
+    module: nn.Module, X: Any, y: Any, noise: Any, *, sigma: float, batch_size: int = 64
+) -> GaussianUnlearningScore:
+    r"""Test whether a model still knows the noise that was added to rows it should have forgotten.
+
+    Before training, noise :math:`\xi_i \sim N(0, \sigma^2 I)` is added to the rows that will be
+    forgotten. The score of the unlearned model at the clean inputs is
+
+    .. math::
+
+        s_i = \frac{\langle \xi_i, g_i \rangle}{\sigma \| g_i \|}, \quad
+        g_i = \nabla_x \, CE(module(x_i), y_i) .
+
+    A model that never saw the noise is independent of it, so that s_i is exactly N(0, 1): the ideal
+    mean is 0, with a standard error of 1/sqrt(n), and no oracle is needed. Values further from zero
+    are worse. A score near zero proves nothing for rows that were not poisoned.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Maps a batch of inputs to scores of shape (n, n_classes), for example the result of
+        `to_module`. Evaluated in eval mode; its own mode and gradients are left unchanged.
+
+    X : array-like or Tensor of shape (n, ...)
+        Clean inputs as `module` takes them, without the noise.
+
+    y : array-like or Tensor of shape (n,)
+        Class indices that the poisoned rows were learned with.
+
+    noise : array-like or Tensor of shape (n, ...)
+        What was added to `X`.
+
+    sigma : float
+        Standard deviation of the noise.
+
+    batch_size : int, default=64
+
+    Returns
+    -------
+    result : GaussianUnlearningScore
+
+    Raises
+    ------
+    ValueError
+        If there is no row, if shapes differ, or if the loss of a row has no gradient.
+
+    References
+    ----------
+    Pawelczyk et al., "Machine Unlearning Fails to Remove Data Poisoning Attacks", arXiv:2406.17216.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.evaluation import gaussian_unlearning_score
+    >>> draws = torch.Generator().manual_seed(0)
+    >>> X, noise = torch.randn(2, 400, 5, generator=draws)
+    >>> y = torch.zeros(400, dtype=torch.int64)
+    >>> result = gaussian_unlearning_score(torch.nn.Linear(5, 3), X, y, noise, sigma=1.0)
+    >>> result.scores.shape, abs(result.z) < 4
+    ((400,), True)
+    """
+    check_scalar(sigma, "sigma", Real, min_val=0, include_boundaries="neither")
+    check_scalar(batch_size, "batch_size", Integral, min_val=1)
+    parameter = next(module.parameters(), torch.zeros(()))
+    X, noise = (torch.as_tensor(part).to(parameter) for part in (X, noise))
+    labels = torch.as_tensor(y).to(parameter.device, torch.int64)
+    if not len(X) or X.shape != noise.shape or labels.shape != X.shape[:1]:
+        raise ValueError(
+            "Expected rows, noise of the same shape and one label a row, got shapes "
+            f"{tuple(X.shape)}, {tuple(noise.shape)} and {tuple(labels.shape)}."
+        )
+    was_training, parts = module.training, []
+    module.eval()
+    try:
+        for x, of_batch in zip(X.split(batch_size), labels.split(batch_size), strict=True):
+            x = x.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                loss = nn.functional.cross_entropy(module(x), of_batch, reduction="sum")
+            parts.append(torch.autograd.grad(loss, x)[0].flatten(1).double())
+    finally:
+        module.train(was_training)
+    gradients = torch.cat(parts)
+    norms = gradients.norm(dim=1)
+    flat = torch.nonzero(norms == 0).flatten().tolist()
+    if flat:
+        raise ValueError(
+            f"Expected a gradient of the loss in each input, got zero in rows {flat[:10]}. Use a "
+            "module in float64, or leave these rows out."
+        )
+    inner = (noise.flatten(1).double() * gradients).sum(1)
+    scores = (inner / (sigma * norms)).cpu().numpy()
+    mean = float(scores.mean())
+    return GaussianUnlearningScore(scores=scores, mean=mean, z=math.sqrt(len(scores)) * mean)
+
+
+def _members(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (1 for positives) and scores, as scikit-learn's ranking metrics take them."""
+    return np.repeat([1, 0], [len(positives), len(negatives)]), np.concatenate([positives, negatives])
+
+
+def _check_margins(unlearned: Any, oracle: Any) -> list[np.ndarray]:
+    """Return both margins as float64; raise unless each example has four finite ones of each kind."""
+    require_oracle(oracle)
+    parts = [np.asarray(part, dtype=np.float64) for part in (unlearned, oracle)]
+    shapes = [part.shape for part in parts]
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][1:] != shapes[1][1:] or not shapes[0][1]:
+        raise ValueError(
+            "Expected margins of shapes (n_models, n_examples) and (m_models, n_examples), got "
+            f"{shapes[0]} and {shapes[1]}."
+        )
+    for name, part in zip(("unlearned", "oracle"), parts, strict=True):
+        if np.isinf(part).any():
+            raise ValueError(f"Expected finite margins or NaN, got infinite ones of {name} models.")
+        few = np.flatnonzero((~np.isnan(part)).sum(axis=0) < _FEWEST_MODELS)
+        if len(few):
+            raise ValueError(
+                f"Expected at least {_FEWEST_MODELS} {name} models for each example, got fewer for the "
+                f"examples {few[:10].tolist()}{' and others' if len(few) > 10 else ''}. Train more "
+                "models, or leave these examples out."
+            )
+    return parts
+
+
 def _gaussian(part: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each example over chosen models."""
+    """Return mean and standard deviation of each example over the chosen models."""
     values = np.where(chosen, part, np.nan)
     deviation = np.nanstd(values, axis=0, ddof=1)
     return np.nanmean(values, axis=0), np.maximum(deviation, _SMALLEST_DEVIATION)
-
-
-def _log_density(part: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Return the log density of a Gaussian, without its constant."""
-    return -0.5 * ((part - mean) / deviation) ** 2 - np.log(deviation)
 
 
 def _bootstrapped_auc(
@@ -210,17 +417,16 @@ def _bootstrapped_auc(
 ) -> tuple[float, float]:
     """Return the AUC of two score matrices and its standard error.
 
-    Models of each kind and examples are drawn with replacement: scores of one model, and those of
-    one example, are not independent.
+    Models of each kind and examples are drawn with replacement, because scores of one model, and
+    those of one example, are not independent.
     """
-    scores = np.concatenate([positives, negatives])
+    positive, scores = _members(positives, negatives)
     counted = ~np.isnan(scores)
     _, groups = np.unique(scores[counted], return_inverse=True)
-    positive = np.repeat([True, False], [len(positives), len(negatives)])[:, None]
 
     def auc(weights: np.ndarray) -> float:
         mass, rival = (
-            np.bincount(groups, (weights * chosen)[counted]) for chosen in (positive, ~positive)
+            np.bincount(groups, (weights * (positive == kind)[:, None])[counted]) for kind in (1, 0)
         )
         below = np.cumsum(rival) - rival / 2
         n_pairs = mass.sum() * rival.sum()

@@ -1,25 +1,30 @@
-"""Pictures of a deletion."""
+"""Figures of deletions: accuracies and margins, the rows left over time, and changed predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
+from ..backbones.inputs import drawable
 from ._checks import check_sets, optional
-from .metrics import margins
+from .metrics import accuracies, margins
 from .report import named_models
 
-_SETS = ("retain", "forget", "test")
 _WIDEST_MARGIN = 30.0
 _BINS = 30
+_MOST_LABELLED = 12
 
 
+@dataclass(eq=False, repr=False)
 class UnlearningDisplay:
     """Accuracies, margins and relearning of a model before and after a deletion, and of an oracle.
 
-    Make it with :meth:`from_estimators`. After a good deletion the panels of the unlearned model and
+    Create it with :meth:`from_estimators`. After a good deletion the panels of the unlearned model and
     of the oracle cannot be told apart.
 
     Parameters
@@ -39,7 +44,7 @@ class UnlearningDisplay:
         After :meth:`plot`.
 
     axes_ : ndarray of matplotlib Axes
-        Accuracies; margins, one panel a model; relearn curves, if given.
+        Accuracies; margins, one panel for each model; relearning curves, if given.
 
     Examples
     --------
@@ -61,17 +66,10 @@ class UnlearningDisplay:
     >>> plt.close(display.figure_)
     """
 
-    def __init__(
-        self,
-        accuracies: Mapping[str, Mapping[str, float]],
-        forget_margins: Mapping[str, np.ndarray],
-        test_margins: Mapping[str, np.ndarray],
-        relearn_losses: Mapping[str, Sequence[float]] | None = None,
-    ) -> None:
-        self.accuracies = accuracies
-        self.forget_margins = forget_margins
-        self.test_margins = test_margins
-        self.relearn_losses = relearn_losses
+    accuracies: Mapping[str, Mapping[str, float]]
+    forget_margins: Mapping[str, np.ndarray]
+    test_margins: Mapping[str, np.ndarray]
+    relearn_losses: Mapping[str, Sequence[float]] | None = None
 
     @classmethod
     def from_estimators(
@@ -90,15 +88,8 @@ class UnlearningDisplay:
 
         Parameters
         ----------
-        unlearned : estimator or dict of str to estimator
-
-        original : estimator
-            The model before the deletion.
-
-        oracle : estimator
-            Retrained on the retain set.
-
-        retain, forget, test : pair (X, y)
+        unlearned, original, oracle, retain, forget, test
+            As in :func:`unlearning_report`, which raises the same errors.
 
         relearn_losses : dict of str to array-like of shape (n_steps,), default=None
             As in the class.
@@ -109,41 +100,18 @@ class UnlearningDisplay:
         Returns
         -------
         display : UnlearningDisplay
-
-        Raises
-        ------
-        MissingOracleError
-            If `oracle` is None.
-
-        NotFittedError
-            If a model is not fitted.
-
-        ValueError
-            As in :func:`unlearning_report`.
         """
         models = named_models(unlearned, original, oracle)
         sets = check_sets(retain, forget, test)
-        accuracies = {
-            name: {of: float(np.mean(model.predict(X) == y)) for of, (X, y) in sets.items()}
-            for name, model in models.items()
-        }
         of_forget, of_test = (
             {name: margins(model, *sets[of]) for name, model in models.items()}
             for of in ("forget", "test")
         )
-        return cls(accuracies, of_forget, of_test, relearn_losses).plot(ax)
+        of_sets = {name: accuracies(model, sets) for name, model in models.items()}
+        return cls(of_sets, of_forget, of_test, relearn_losses).plot(ax)
 
     def plot(self, ax: Any = None) -> UnlearningDisplay:
-        """Draw all panels.
-
-        Parameters
-        ----------
-        ax : sequence of matplotlib Axes, default=None
-            One a panel; None makes a new figure.
-
-        Returns
-        -------
-        display : UnlearningDisplay
+        """Draw all panels on the given axes, one for each panel, or on a new figure.
 
         Raises
         ------
@@ -153,47 +121,249 @@ class UnlearningDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        n_panels = 1 + len(self.accuracies) + (self.relearn_losses is not None)
-        if ax is None:
-            plt = optional("matplotlib.pyplot")
-            _, ax = plt.subplots(1, n_panels, figsize=(3.2 * n_panels, 3.2), layout="constrained")
-        axes = np.asarray(ax, dtype=object).ravel()
-        if len(axes) != n_panels:
-            raise ValueError(f"Expected {n_panels} axes, one a panel, got {len(axes)}.")
-        self.axes_ = axes
-        self.figure_ = axes[0].figure
-        self._plot_accuracies(axes[0])
-        self._plot_margins(axes[1 : 1 + len(self.accuracies)])
+        n_models = len(self.accuracies)
+        n_panels = 1 + n_models + (self.relearn_losses is not None)
+        self.axes_, self.figure_ = _axes(ax, n_panels, (3.2, 3.2))
+        axes, width, sets = self.axes_, 0.8 / n_models, ("retain", "forget", "test")
+        for i, (name, accuracy) in enumerate(self.accuracies.items()):
+            places = np.arange(len(sets)) + (i - (n_models - 1) / 2) * width
+            axes[0].bar(places, [accuracy[of] for of in sets], width, label=name)
+        axes[0].set(title="accuracy", ylim=(0, 1), xticks=range(len(sets)), xticklabels=sets)
+        clipped = {
+            (kind, name): np.clip(of_model, -_WIDEST_MARGIN, _WIDEST_MARGIN)
+            for kind, of_kind in {"forget": self.forget_margins, "test": self.test_margins}.items()
+            for name, of_model in of_kind.items()
+        }
+        edges = np.histogram_bin_edges(np.concatenate(list(clipped.values())), _BINS)
+        for ax, name in zip(axes[1:], self.accuracies, strict=False):
+            for kind in ("forget", "test"):
+                ax.hist(clipped[kind, name], edges, density=True, alpha=0.5, label=kind)
+            ax.set(title=name, xlabel="margin", xlim=(edges[0], edges[-1]))
         if self.relearn_losses is not None:
-            self._plot_relearning(axes[-1], self.relearn_losses)
+            for name, curve in self.relearn_losses.items():
+                axes[-1].plot(np.arange(len(curve)), curve, label=name)
+            axes[-1].set(title="relearning", xlabel="step", ylabel="loss on the forget set")
+        for ax in axes:
+            ax.legend(fontsize="small")
         return self
 
-    def _plot_accuracies(self, ax: Any) -> None:
-        width = 0.8 / len(self.accuracies)
-        places = np.arange(len(_SETS))
-        for i, (name, accuracy) in enumerate(self.accuracies.items()):
-            heights = [accuracy[of] for of in _SETS]
-            ax.bar(places + (i - (len(self.accuracies) - 1) / 2) * width, heights, width, label=name)
-        ax.set(title="accuracy", ylim=(0, 1), xticks=places, xticklabels=_SETS)
-        ax.legend(fontsize="small")
 
-    def _plot_margins(self, axes: np.ndarray) -> None:
-        kinds = {"forget": self.forget_margins, "test": self.test_margins}
-        clipped = {
-            kind: {name: np.clip(m, -_WIDEST_MARGIN, _WIDEST_MARGIN) for name, m in of_kind.items()}
-            for kind, of_kind in kinds.items()
-        }
-        everything = np.concatenate([m for of_kind in clipped.values() for m in of_kind.values()])
-        edges = np.histogram_bin_edges(everything, _BINS)
-        for ax, name in zip(axes, self.accuracies, strict=True):
-            for kind, of_kind in clipped.items():
-                ax.hist(of_kind[name], edges, density=True, alpha=0.5, label=kind)
-            ax.set(title=name, xlabel="margin", xlim=(edges[0], edges[-1]))
-            ax.legend(fontsize="small")
+@dataclass(eq=False, repr=False)
+class ForgettingTimelineDisplay:
+    """How many rows a model rests on after each deletion.
 
-    @staticmethod
-    def _plot_relearning(ax: Any, losses: Mapping[str, Sequence[float]]) -> None:
-        for name, curve in losses.items():
-            ax.plot(np.arange(len(curve)), curve, label=name)
-        ax.set(title="relearning", xlabel="step", ylabel="loss on the forget set")
+    Create it with :meth:`from_estimator`. Merged sites have one line each.
+
+    Parameters
+    ----------
+    receipts : list of dict
+        As `receipts_`.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+
+    ax_ : matplotlib Axes
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.evaluation import ForgettingTimelineDisplay
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = FastNTKClassifier(random_state=0).fit(X, y).unlearn(X[:5]).unlearn(X[5:6])
+    >>> display = ForgettingTimelineDisplay.from_estimator(clf)
+    >>> [rows.tolist() for rows in display.rows.values()]
+    [[150, 145, 144]]
+    >>> plt.close(display.figure_)
+    """
+
+    receipts: Sequence[Mapping[str, Any]]
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Rows before the first deletion and after each, of shape (n_deletions + 1,), by chain."""
+        found: dict[str, list[int]] = {}
+        for receipt in self.receipts:
+            left, gone = receipt["n_samples_learned"], receipt["n_rows"]
+            found.setdefault(receipt["chain"], [left + gone]).append(left)
+        return {chain: np.array(rows) for chain, rows in found.items()}
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, ax: Any = None) -> ForgettingTimelineDisplay:
+        """Plot the receipts of a fitted estimator that has its private state.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+
+        ValueError
+            If nothing was forgotten.
+        """
+        check_is_fitted(estimator)
+        return cls(estimator.receipts_).plot(ax)
+
+    def plot(self, ax: Any = None) -> ForgettingTimelineDisplay:
+        """Draw the timeline on the given axes, or on a new figure.
+
+        Raises
+        ------
+        ValueError
+            If there is no receipt.
+        """
+        if not self.receipts:
+            raise ValueError("Expected at least one receipt, got none. Forget something first.")
+        (ax,), self.figure_ = _axes(ax, 1, (7, 3))
+        self.ax_, few = ax, len(self.receipts) <= _MOST_LABELLED
+        labels = {True: "exact for the linearised model", False: "approximate: see the receipt"}
+        for chain, rows in self.rows.items():
+            ax.step(np.arange(len(rows)), rows, where="post", color="tab:blue")
+            receipts = [receipt for receipt in self.receipts if receipt["chain"] == chain]
+            for place, receipt in enumerate(receipts, start=1):
+                exact, left = receipt["exactness"]["exact"], receipt["n_samples_learned"]
+                colour = "tab:green" if exact else "tab:orange"
+                # each label once: matplotlib leaves None out of the legend
+                label = labels.pop(exact, None)
+                ax.plot(place, left, "o" if few else ".", color=colour, label=label)
+                if few:
+                    text = f"-{receipt['n_rows']:,}"
+                    ax.annotate(
+                        text, (place, left), (6, 6), textcoords="offset points", fontsize="small"
+                    )
+        if few and len(self.rows) == 1:
+            times = [datetime.fromisoformat(receipt["time"]) for receipt in self.receipts]
+            days = [time.strftime("%d %b\n%H:%M:%S") for time in times]
+            ax.set_xticks(range(len(days) + 1), ["learned", *days], fontsize="small")
+        ax.set(xlabel="deletion", ylabel="rows that the model rests on")
+        ax.margins(y=0.2)
         ax.legend(fontsize="small")
+        return self
+
+
+@dataclass(eq=False, repr=False)
+class ChangedPredictionsDisplay:
+    """The images whose predictions a deletion changed most.
+
+    Create it with :meth:`from_estimators`.
+
+    Parameters
+    ----------
+    images : list of ndarray
+        Most changed first.
+
+    changes : ndarray of shape (n,)
+        Total variation between the class probabilities before and after, in [0, 1].
+
+    before, after : list of str
+        Predicted class of each image.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+
+    axes_ : ndarray of matplotlib Axes, one for each image
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> import numpy as np
+    >>> from copy import deepcopy
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.evaluation import ChangedPredictionsDisplay
+    >>> X = np.random.default_rng(0).integers(0, 256, size=(12, 32, 32), dtype=np.uint8)
+    >>> before = FastNTKClassifier("resnet18", pretrained=False, image_size=32, n_components=8)
+    >>> before = before.fit(X, np.arange(12) % 2)
+    >>> after = deepcopy(before).unlearn(X[:2])
+    >>> display = ChangedPredictionsDisplay.from_estimators(before, after, X, n_images=4)
+    >>> len(display.axes_)
+    4
+    >>> plt.close(display.figure_)
+    """
+
+    images: Sequence[np.ndarray]
+    changes: np.ndarray
+    before: Sequence[str]
+    after: Sequence[str]
+
+    @classmethod
+    def from_estimators(
+        cls, before: Any, after: Any, X: Any, *, n_images: int = 8, axes: Any = None
+    ) -> ChangedPredictionsDisplay:
+        r"""Find and plot the images whose class probabilities changed most.
+
+        .. math:: \tfrac12 \sum_c |p_c^{before}(x) - p_c^{after}(x)|
+
+        Parameters
+        ----------
+        before, after : estimator
+            With `predict_proba`, of the same classes.
+
+        X : array-like
+            Images, as the estimators take them.
+
+        n_images : int, default=8
+
+        axes : sequence of matplotlib Axes, default=None
+            As in :meth:`plot`.
+
+        Returns
+        -------
+        display : ChangedPredictionsDisplay
+
+        Raises
+        ------
+        ValueError
+            If the classes differ, or X holds vectors.
+        """
+        if not np.array_equal(before.classes_, after.classes_):
+            raise ValueError(
+                f"Expected both models to have the same classes, got {before.classes_.tolist()} and "
+                f"{after.classes_.tolist()}."
+            )
+        if getattr(X, "ndim", 3) == 2 or not len(X):
+            raise ValueError(f"Expected images, got {len(X)} vectors, which cannot be drawn.")
+        p, q = before.predict_proba(X), after.predict_proba(X)
+        changes = np.abs(p - q).sum(1) / 2
+        chosen = np.argsort(-changes, kind="stable")[:n_images]
+        names = before.classes_.astype(str)
+        return cls(
+            [drawable(X[i]) for i in chosen],
+            changes[chosen],
+            names[p[chosen].argmax(1)].tolist(),
+            names[q[chosen].argmax(1)].tolist(),
+        ).plot(axes)
+
+    def plot(self, axes: Any = None) -> ChangedPredictionsDisplay:
+        """Draw the images on the given axes, one for each image, or on a new figure.
+
+        Raises
+        ------
+        ValueError
+            If there are not as many axes as images.
+        """
+        self.axes_, self.figure_ = _axes(axes, len(self.images), (1.6, 2.1))
+        shown = zip(self.axes_, self.images, self.changes, self.before, self.after, strict=True)
+        for ax, image, change, old, new in shown:
+            ax.imshow(image, cmap="gray")
+            ax.axis("off")
+            title, colour = (old, "black") if old == new else (f"{old} → {new}", "tab:red")
+            ax.set_title(f"{title}\n{change:.2f}", fontsize="small", color=colour)
+        return self
+
+
+def _axes(axes: Any, n: int, size: tuple[float, float], columns: int = 8) -> tuple[np.ndarray, Any]:
+    """Return n given axes, or those of a new figure with panels of a size in inches, and the figure."""
+    if axes is None:
+        columns = min(n, columns)
+        lines = -(-n // columns)
+        plt, inches = optional("matplotlib.pyplot"), (size[0] * columns, size[1] * lines)
+        _, axes = plt.subplots(lines, columns, figsize=inches, squeeze=False, layout="constrained")
+        for ax in axes.ravel()[n:]:
+            ax.remove()
+        axes = axes.ravel()[:n]
+    axes = np.asarray(axes, dtype=object).ravel()
+    if len(axes) != n:
+        raise ValueError(f"Expected {n} axes, got {len(axes)}.")
+    return axes, axes[0].figure

@@ -1,6 +1,6 @@
-"""How far the predictions of an unlearned model are from those of one that never saw the rows.
+"""How far an unlearned model is from one that never saw the rows.
 
-u stands for the unlearned model, r for the oracle (retrained on the retain set), p for what
+In the formulas, u is the unlearned model, r is the oracle (retrained on the retain set) and p is what
 `predict_proba` returns. A dataset is a pair (X, y).
 """
 
@@ -14,17 +14,22 @@ from scipy.special import logsumexp
 from ._checks import check_dataset, check_fitted, check_oracle, check_rows, check_sets, class_indices
 
 
+def accuracies(model: Any, sets: dict[str, tuple[Any, np.ndarray]]) -> dict[str, float]:
+    """Return the accuracy of a model on each dataset."""
+    return {name: float(np.mean(model.predict(X) == y)) for name, (X, y) in sets.items()}
+
+
 def accuracy_gaps(
     unlearned: Any, oracle: Any, *, retain: Any, forget: Any, test: Any
 ) -> dict[str, float]:
-    r"""Return the differences in accuracy to a retrained model.
+    r"""Return the differences in accuracy from a retrained model.
 
     .. math::
 
         g_S = | acc_u(S) - acc_r(S) |, \quad S \in \{retain, forget, test\} .
 
     0 is ideal, more is worse. On rows that were chosen at random the right forget accuracy is the
-    oracle's, about that on test rows, and not zero.
+    oracle's, which is about that on test rows, and not zero.
 
     Parameters
     ----------
@@ -72,12 +77,11 @@ def accuracy_gaps(
     {'retain': 0.0, 'forget': 1.0, 'test': 0.0}
     """
     check_oracle(unlearned, oracle)
-    gaps = {}
-    for name, (X, y) in check_sets(retain, forget, test).items():
+    sets = check_sets(retain, forget, test)
+    for _, y in sets.values():
         class_indices(y, oracle.classes_)
-        of_unlearned, of_oracle = (np.mean(model.predict(X) == y) for model in (unlearned, oracle))
-        gaps[name] = float(abs(of_unlearned - of_oracle))
-    return gaps
+    of_unlearned, of_oracle = accuracies(unlearned, sets), accuracies(oracle, sets)
+    return {name: abs(of_unlearned[name] - of_oracle[name]) for name in sets}
 
 
 def tug_of_war(unlearned: Any, oracle: Any, *, retain: Any, forget: Any, test: Any) -> float:
@@ -92,17 +96,12 @@ def tug_of_war(unlearned: Any, oracle: Any, *, retain: Any, forget: Any, test: A
     Parameters
     ----------
     unlearned, oracle, retain, forget, test
-        As in :func:`accuracy_gaps`.
+        As in :func:`accuracy_gaps`, which raises the same errors.
 
     Returns
     -------
     tow : float
         In [0, 1].
-
-    Raises
-    ------
-    MissingOracleError, NotFittedError, ValueError
-        As in :func:`accuracy_gaps`.
 
     References
     ----------
@@ -132,25 +131,20 @@ def activation_distance(unlearned: Any, oracle: Any, X: Any) -> float:
 
         \frac{1}{n} \sum_i \| p_u(x_i) - p_r(x_i) \|_2 .
 
-    0 is ideal, more is worse, sqrt(2) is the most. Three definitions circulate: this one, on
-    probabilities; the distance between scores before the softmax; and that between penultimate
-    features, where two trainings have no common axes. Numbers of different kinds do not compare.
+    0 is ideal, more is worse, sqrt(2) is the maximum. Three definitions are in use: this one, on
+    probabilities; the distance between scores before the softmax; and the distance between
+    penultimate features, where two trainings have no common axes. Their values are not comparable.
 
     Parameters
     ----------
     unlearned, oracle : estimator
-        As in :func:`accuracy_gaps`.
+        As in :func:`accuracy_gaps`, which raises the same errors.
 
     X : array-like of n rows
 
     Returns
     -------
     distance : float
-
-    Raises
-    ------
-    MissingOracleError, NotFittedError, ValueError
-        As in :func:`accuracy_gaps`.
 
     References
     ----------
@@ -178,13 +172,13 @@ def prediction_agreement(unlearned: Any, oracle: Any, X: Any) -> float:
 
         \frac{1}{n} \, \# \{ i : \hat y_u(x_i) = \hat y_r(x_i) \} .
 
-    1 would be ideal, less is worse; two retrainings do not reach 1 either, so compare with what a
-    second oracle reaches.
+    Less than 1 is worse, but two retrainings do not reach 1 either: compare with what a second
+    oracle reaches.
 
     Parameters
     ----------
     unlearned, oracle : estimator
-        As in :func:`accuracy_gaps`.
+        As in :func:`accuracy_gaps`, which raises the same errors.
 
     X : array-like of n rows
 
@@ -192,11 +186,6 @@ def prediction_agreement(unlearned: Any, oracle: Any, X: Any) -> float:
     -------
     agreement : float
         In [0, 1].
-
-    Raises
-    ------
-    MissingOracleError, NotFittedError, ValueError
-        As in :func:`accuracy_gaps`.
 
     References
     ----------
@@ -225,8 +214,8 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
 
         m_i = z_{y_i} - \log \sum_{c \ne y_i} e^{z_c}, \quad z = \log p(x_i),
 
-    the log odds of the label. Larger is surer. Attacks compare margins between models; none is good
-    or bad in itself.
+    the log odds of the label. A larger margin is more certain. Attacks compare margins between
+    models; no value is good or bad in itself.
 
     Parameters
     ----------
@@ -240,7 +229,7 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
     Returns
     -------
     margins : float64 ndarray of shape (n,)
-        Finite: probabilities count as at least 2.2e-308, which leaves margins within 709.
+        Finite: probabilities count as at least 2.2e-308, which keeps margins within 709.
 
     Raises
     ------
@@ -266,12 +255,153 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
     X, y = check_dataset((X, y), "X")
     labels = class_indices(y, estimator.classes_)
     probabilities = np.asarray(estimator.predict_proba(X), dtype=np.float64)
-    z = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
-    return margins_of(z, labels)
+    return margins_of(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), labels)
 
 
 def margins_of(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the margins of log probabilities, or of scores, which differ by a constant a row."""
+    """Return the margins of log probabilities, or of scores that differ from them by row constants."""
     rows, others = np.arange(len(labels)), z.copy()
     others[rows, labels] = -np.inf
     return z[rows, labels] - logsumexp(others, axis=1)
+
+
+def algebraic_gap(unlearned: Any, refit: Any) -> float:
+    r"""Return how far a deletion is from a refit of the same linearised model.
+
+    .. math::
+
+        \| \theta_u - \theta_r \| / \| \theta_r \|, \quad \theta = (W, \delta) .
+
+    0 is ideal; rounding leaves about 1e-12, and more than 1e-6 is a mistake or numerical drift. It
+    says nothing about what the linearisation itself has seen. That is :func:`linearisation_gap`,
+    which is reported separately: a small algebraic gap does not make up for a large one.
+
+    Parameters
+    ----------
+    unlearned : FastNTKClassifier
+
+    refit : FastNTKClassifier
+        Fitted on the retain set at the same anchor, with the same parameters and seed.
+
+    Returns
+    -------
+    gap : float
+
+    Raises
+    ------
+    MissingOracleError
+        If `refit` is None.
+
+    NotFittedError
+        If a model is not fitted.
+
+    TypeError
+        If a model is not a FastNTKClassifier.
+
+    ValueError
+        If the two are not the same linearised model; the message says in what they differ.
+
+    References
+    ----------
+    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastntk_sk import FastNTKClassifier
+    >>> from fastntk_sk.evaluation import algebraic_gap
+    >>> X, y = load_iris(return_X_y=True)
+    >>> u = FastNTKClassifier(random_state=0).fit(X, y).unlearn(X[:10])
+    >>> r = FastNTKClassifier(random_state=0).fit(X[10:], y[10:])
+    >>> algebraic_gap(u, r) < 1e-9
+    True
+    """
+    check_oracle(unlearned, refit)
+    problems = []
+    for model in (unlearned, refit):
+        if not hasattr(model, "displacement_"):
+            raise TypeError(
+                f"Expected a FastNTKClassifier, got {type(model).__name__}: only linearised models "
+                "have an algebraic gap."
+            )
+        problems.append(model._state.signature())
+    differing = [name for name, value in problems[0].items() if problems[1][name] != value]
+    if differing:
+        raise ValueError(
+            f"Expected a refit of the same linearised model, got one that differs in {differing}. "
+            "Fit it with the same parameters and an integer random_state; for anchor='finetuned' a "
+            "refit moves the anchor: compare with copy.deepcopy(unlearned).rebuild(X_retain)."
+        )
+    found, expected = (
+        np.concatenate([model.directions_.ravel(), model.displacement_]).astype(np.float64)
+        for model in (unlearned, refit)
+    )
+    return _relative(found - expected, expected)
+
+
+def linearisation_gap(unlearned: Any, oracle: Any, X: Any) -> float:
+    r"""Return how far the scores of an unlearned model are from those of a real retraining.
+
+    .. math::
+
+        \| F_u - F_r \| / \| F_r \|, \quad F_{ic} = f_c(x_i) - \frac{1}{C} \sum_k f_k(x_i),
+
+    with the scores f of `decision_function`. 0 is ideal, more is worse. Two retrainings differ too:
+    compare with the gap of a second oracle. Unlike :func:`algebraic_gap`, this gap includes what the
+    anchor has seen and the randomness of a second training.
+
+    Parameters
+    ----------
+    unlearned, oracle : estimator
+        As in :func:`accuracy_gaps`, which raises the same errors; with `decision_function`.
+
+    X : array-like of n rows
+
+    Returns
+    -------
+    gap : float
+        Infinite if the models differ in which classes have no score (-inf).
+
+    References
+    ----------
+    Achille et al., "LQF: Linear Quadratic Fine-Tuning", arXiv:2012.11140, on what a linearisation
+    keeps.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import RidgeClassifier
+    >>> from fastntk_sk.evaluation import linearisation_gap
+    >>> X, y = load_iris(return_X_y=True)
+    >>> u, r = (RidgeClassifier(alpha).fit(X, y) for alpha in (1.0, 1.1))
+    >>> 0 < linearisation_gap(u, r, X) < 0.01
+    True
+    """
+    check_oracle(unlearned, oracle)
+    check_rows(X)
+    found, expected = (_columns(model.decision_function(X)) for model in (unlearned, oracle))
+    without = np.isneginf(found).all(axis=0) & np.isneginf(expected).all(axis=0)
+    found, expected = found[:, ~without], expected[:, ~without]
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return float("inf")
+    found, expected = (scores - scores.mean(axis=1, keepdims=True) for scores in (found, expected))
+    return _relative(found - expected, expected)
+
+
+def _columns(scores: Any) -> np.ndarray:
+    """Return scores of shape (n, C); a binary score is split in half between the two classes."""
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim == 2:
+        return scores
+    half = np.where(np.isinf(scores), 0, scores) / 2
+    columns = np.stack([-half, half], axis=1)
+    columns[np.isposinf(scores), 0] = columns[np.isneginf(scores), 1] = -np.inf
+    return columns
+
+
+def _relative(difference: np.ndarray, reference: np.ndarray) -> float:
+    """Return the ratio of two norms; zero over zero is zero."""
+    numerator, denominator = np.linalg.norm(difference), np.linalg.norm(reference)
+    if not denominator:
+        return float("inf") if numerator else 0.0
+    return float(numerator / denominator)

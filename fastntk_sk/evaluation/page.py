@@ -1,9 +1,10 @@
-"""One self-contained HTML page about a model: state, deletions, accuracy, pictures."""
+"""One self-contained HTML page about a model: its state, deletions, accuracy and figures."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from html import escape
 from importlib.metadata import version
 from typing import Any
@@ -15,8 +16,9 @@ from sklearn.utils.validation import check_is_fitted
 from ..publishing.adapter import LADDER_IS_EXACT
 from ..publishing.html import state_table
 from ._checks import optional
-from .pictures import ChangedPredictionsDisplay, ForgettingTimelineDisplay
+from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay
 
+_MOST_CLASSES = 20  # of which a confusion matrix is shown
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}
@@ -24,11 +26,12 @@ th,td{border-bottom:1px solid #ddd;padding:.3rem .7rem;text-align:left}
 img{max-width:100%}h1,h2{line-height:1.2}footer{color:#666;font-size:.85rem;margin-top:3rem}
 """
 _EXACT = (
-    "&ldquo;Exact for the linearised model&rdquo; means: its parameters are those of a fit that never "
-    "saw the rows, up to rounding. It says nothing about the data that the backbone was pretrained on, "
+    "&ldquo;Exact for the linearised model&rdquo; means that its parameters are those of a fit that "
+    "never saw the rows, up to rounding. It says nothing about the pretraining data of the backbone, "
     "about a fine-tuned anchor, hyper-parameters that were chosen with the rows, or versions that were "
     "published before."
 )
+_RECEIPTS = ("time", "rows forgotten", "rows left", "exactness", "relative residual", "seconds")
 
 
 def report_page(
@@ -39,7 +42,7 @@ def report_page(
     before: Any = None,
     title: str = "What this model rests on",
 ) -> str:
-    """Return a page that shows itself without a connection: nothing in it is loaded from elsewhere.
+    """Return a self-contained page: a browser shows it without a connection.
 
     Parameters
     ----------
@@ -47,7 +50,7 @@ def report_page(
         Fitted.
 
     X, y : array-like, default=None
-        Test rows: accuracy by class, and with `before` the pictures that changed most.
+        Test rows: adds the accuracy by class, and with `before` the images that changed most.
 
     before : FastNTKClassifier, default=None
         The model before its deletions.
@@ -57,7 +60,7 @@ def report_page(
     Returns
     -------
     page : str
-        HTML. It shows pictures of `X`: it is as private as they are.
+        HTML. It shows images of `X`, and is as private as they are.
 
     Raises
     ------
@@ -83,58 +86,50 @@ def report_page(
     exact = f"{_EXACT} {LADDER_IS_EXACT}" if estimator._adapter.is_ladder_alone else _EXACT
     parts = [f"<h1>{escape(title)}</h1>", state_table(estimator), f"<p>{exact}</p>"]
     if receipts:
-        parts += ["<h2>Deletions</h2>", _receipts(receipts)]
-        parts.append(_drawn(ForgettingTimelineDisplay(receipts).plot()))
+        parts += ["<h2>Deletions</h2>", _table(_RECEIPTS, map(_receipt, receipts))]
+        parts.append(_image(ForgettingTimelineDisplay(receipts).plot()))
     if X is not None:
         models = {"now": estimator} | ({} if before is None else {"before": before})
-        parts += ["<h2>Test rows</h2>", _accuracies(models, X, y)]
+        parts += ["<h2>Test rows</h2>", _accuracies(models, X, np.asarray(y))]
         if before is not None and getattr(X, "ndim", 3) != 2:
-            parts.append("<h2>Seen anew</h2><p>Most changed first: total variation of the scores.</p>")
-            parts.append(_drawn(ChangedPredictionsDisplay.from_estimators(before, estimator, X)))
+            parts.append(
+                "<h2>Changed predictions</h2>"
+                "<p>Most changed first, by the total variation between the class probabilities.</p>"
+            )
+            parts.append(_image(ChangedPredictionsDisplay.from_estimators(before, estimator, X)))
     parts.append(f"<footer>fastntk_sk {version('fastntk_sk')}, arXiv:2312.14923</footer>")
     head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
-def _receipts(receipts: list[dict[str, Any]]) -> str:
-    names = {
-        "time": "time",
-        "n_rows": "rows forgotten",
-        "n_samples_learned": "rows left",
-        "exactness": "sense",
-        "residual": "relative residual",
-        "seconds": "seconds",
-    }
-    rows = [
-        [
-            f"{receipt[name]:.3g}" if isinstance(receipt[name], float) else str(receipt[name])
-            for name in names
-        ]
-        for receipt in receipts
-    ]
-    return _table(list(names.values()), rows)
+def _receipt(receipt: dict[str, Any]) -> list[str]:
+    """Return the cells of one deletion, in the order of `_RECEIPTS`."""
+    exactness = receipt["exactness"]
+    sense = ["exact for the linearised model" if exactness["exact"] else "approximate"]
+    numbers = (f"{receipt[name]:.3g}" for name in ("residual", "seconds"))
+    counts = (str(receipt[name]) for name in ("n_rows", "n_samples_learned"))
+    return [receipt["time"], *counts, "; ".join(sense + exactness["reasons"]), *numbers]
 
 
-def _accuracies(models: dict[str, Any], X: Any, y: Any) -> str:
-    y = np.asarray(y)
-    predictions = {name: model.predict(X) for name, model in models.items()}
+def _accuracies(models: dict[str, Any], X: Any, y: np.ndarray) -> str:
+    """Return tables of the accuracy by class, and of what each class is taken for now."""
     classes = next(iter(models.values())).classes_
-    header = ["accuracy", *models]
-    rows = [["all", *(f"{np.mean(found == y):.1%}" for found in predictions.values())]]
-    for label in classes:
-        of_class = y == label
-        if of_class.any():
-            cells = [f"{np.mean(found[of_class] == label):.1%}" for found in predictions.values()]
-            rows.append([str(label), *cells])
-    counts = confusion_matrix(y, predictions["now"], labels=classes)
-    confusion = _table(
-        ["true class", *(f"taken for {label}" for label in classes)],
-        [[str(label), *map(str, row)] for label, row in zip(classes, counts, strict=True)],
-    )
-    return _table(header, rows) + (confusion if len(classes) <= 20 else "")
+    counts = [confusion_matrix(y, model.predict(X), labels=classes) for model in models.values()]
+    rows = [["all", *(f"{of_model.trace() / len(y):.1%}" for of_model in counts)]]
+    rows += [
+        [str(label), *(f"{of_model[i, i] / of_model[i].sum():.1%}" for of_model in counts)]
+        for i, label in enumerate(classes)
+        if counts[0][i].any()
+    ]
+    accuracies = _table(["accuracy", *models], rows)
+    if len(classes) > _MOST_CLASSES:
+        return accuracies
+    header = ["true class", *(f"predicted {label}" for label in classes)]
+    confused = [[str(label), *map(str, row)] for label, row in zip(classes, counts[0], strict=True)]
+    return accuracies + _table(header, confused)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
@@ -142,8 +137,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _drawn(display: Any) -> str:
-    """Return the picture of a display, inside the page."""
+def _image(display: Any) -> str:
+    """Return the figure of a display as an HTML image that holds its own data."""
     written = io.BytesIO()
     display.figure_.savefig(written, format="png", dpi=110)
     optional("matplotlib.pyplot").close(display.figure_)

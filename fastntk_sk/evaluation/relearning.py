@@ -1,4 +1,4 @@
-"""How fast a model that was made to forget learns the forgotten rows again."""
+"""How fast an unlearned model learns the forgotten rows again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..baselines.gradient import seeded
-from ..baselines.network import Original, adamw
+from ..baselines.network import Training, cross_entropy
 
 
 def relearn_curve(
@@ -26,11 +25,12 @@ def relearn_curve(
     until: float = -math.inf,
     every: int = 1,
 ) -> np.ndarray:
-    """Train on all rows again, and follow the loss of the forgotten ones.
+    """Train on all rows again, and follow the loss on the forgotten ones.
 
-    AdamW on the trainable subset and the readout, from the estimator's weights (in the network form,
-    where it predicts with the linearised model), with the same batches for every model of one
-    `random_state`. Compare with the oracle and with a fresh model (`baselines.untrained`).
+    AdamW trains the trainable subset and the readout, starting from the estimator's weights. An
+    estimator that predicts with the linearised model is taken in its network form. The batches are the
+    same for every model with the same `random_state`. Compare with the oracle and with a fresh model
+    (`baselines.untrained`).
 
     Parameters
     ----------
@@ -52,10 +52,10 @@ def relearn_curve(
         Order of the rows.
 
     until : float, default=-inf
-        A loss at which to stop early: the original's, where only `relearn_time` is wanted.
+        Loss at which to stop early, for example the original's where only `relearn_time` is needed.
 
     every : int, default=1
-        Steps between two looks at the loss; more are faster.
+        Number of steps between two evaluations of the loss; a larger number is faster.
 
     Returns
     -------
@@ -82,29 +82,25 @@ def relearn_curve(
     >>> bool(losses[-1] < losses[0])
     True
     """
-    original = Original(estimator)
-    network, draws = original.network(), seeded(random_state)
+    training = Training(estimator, learning_rate, random_state)
     X_forget, y_forget = forget
-    held = list(original.batches(X_forget, y_forget, batch_size))
+    held = list(training.original.batches(X_forget, y_forget, batch_size))
 
-    def loss_of_forgotten() -> float:
+    def forget_loss() -> float:
         with torch.no_grad():
             losses = [
-                nn.functional.cross_entropy(network(batch), labels, reduction="sum")
+                nn.functional.cross_entropy(training.network(batch), labels, reduction="sum")
                 for batch, labels, _ in held
             ]
         return float(sum(losses)) / len(y_forget)
 
-    optimiser = adamw(network, learning_rate)
-    curve, step = [loss_of_forgotten()], 0
+    curve, step = [forget_loss()], 0
     while step < n_steps and curve[-1] > until:
-        for batch, labels, _ in original.batches(X, y, batch_size, draws):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(network(batch), labels).backward()
-            optimiser.step()
+        for batch in training.batches(X, y, batch_size):
+            training.step(cross_entropy, *batch)
             step += 1
             if step % every == 0:
-                curve.append(loss_of_forgotten())
+                curve.append(forget_loss())
             if step == n_steps or curve[-1] <= until:
                 break
     return np.array(curve)
@@ -113,9 +109,8 @@ def relearn_curve(
 def relearn_time(losses: Any, original_loss: float, every: int = 1) -> float:
     """Return the first step at which the forget loss is back at the original's.
 
-    It means something only beside the same number of the oracle: the ideal is the oracle's. Much
-    fewer steps tell that the rows were hidden rather than forgotten, much more that the model was
-    damaged on them.
+    The ideal value is the oracle's. Far fewer steps mean that the rows were hidden rather than
+    forgotten; far more mean that the model was damaged on them.
 
     Parameters
     ----------
@@ -123,15 +118,15 @@ def relearn_time(losses: Any, original_loss: float, every: int = 1) -> float:
         As `relearn_curve` returns them.
 
     original_loss : float
-        Of the forget set under the model before deletion.
+        Loss on the forget set under the model before the deletion.
 
     every : int, default=1
-        Steps between two losses, as in `relearn_curve`.
+        Number of steps between two losses, as in `relearn_curve`.
 
     Returns
     -------
     steps : float
-        At the first loss that is not above it; infinite if the curve does not come back.
+        At the first loss that is not above `original_loss`; infinite if there is none.
 
     Examples
     --------

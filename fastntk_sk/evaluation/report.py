@@ -10,13 +10,14 @@ import numpy as np
 
 from ._checks import NoNoiseFloorWarning, check_oracle, check_sets, optional
 from .attacks import population_mia_auc
-from .metrics import activation_distance, prediction_agreement, tug_of_war
+from .metrics import accuracies, activation_distance, prediction_agreement, tug_of_war
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _NOISE_FLOOR = "second oracle (noise floor)"
 _OWN_ROWS = ("original", "oracle", _NOISE_FLOOR)
+_COMPARED = ("tow", "activation_distance_forget", "activation_distance_test", "agreement_test")
 
 
 def unlearning_report(
@@ -30,7 +31,7 @@ def unlearning_report(
     test: Any,
     relearn_steps: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """Compare models with a retrained one, and with the chance of retraining.
+    """Compare models with a retrained one, and with the variation between two retrainings.
 
     Parameters
     ----------
@@ -50,12 +51,12 @@ def unlearning_report(
     retain, forget, test : pair (X, y)
 
     relearn_steps : dict of str to float, default=None
-        Steps to relearn the forget set, by row; adds a column.
+        Steps to relearn the forget set, by row (see :func:`relearn_time`); adds a column.
 
     Returns
     -------
     report : DataFrame
-        One row a model: "original", the unlearned ones, "oracle", "second oracle (noise floor)".
+        One row for each model: "original", the unlearned ones, "oracle", "second oracle (noise floor)".
 
         ========================== ====================================================
         column                     ideal value
@@ -72,7 +73,8 @@ def unlearning_report(
         ========================== ====================================================
 
         The oracle has NaN where it would be compared with itself. `report.attrs["noise_floor"]` is
-        a dict of what the second oracle scores in these columns, or None.
+        a dict of the second oracle's scores in these columns, or None. `report.T.to_string()` is the
+        table as text.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def unlearning_report(
 
     Notes
     -----
-    Each model sees each set once: labels are the most probable classes of `predict_proba`.
+    Each model predicts each set once: labels are the most probable classes of `predict_proba`.
 
     Examples
     --------
@@ -136,7 +138,7 @@ def unlearning_report(
     sets = check_sets(retain, forget, test)
     for model in (oracle, second_oracle):
         if hasattr(model, "can_unlearn"):
-            _check_ledger(model, sets)
+            _check_never_learned(model, sets)
     reference = Remembering(oracle)
     rows = {
         name: _row(reference if model is oracle else Remembering(model), reference, sets)
@@ -145,17 +147,15 @@ def unlearning_report(
     report = pandas.DataFrame.from_dict(rows, orient="index")
     if relearn_steps is not None:
         report["relearn_steps"] = pandas.Series(relearn_steps, dtype=float)
-    compared = report.columns[report.loc["oracle"].isna()].drop("relearn_steps", errors="ignore")
-    report.attrs["noise_floor"] = (
-        None if second_oracle is None else report.loc[_NOISE_FLOOR, compared].to_dict()
-    )
+    floor = None if second_oracle is None else report.loc[_NOISE_FLOOR, list(_COMPARED)].to_dict()
+    report.attrs["noise_floor"] = floor
     return report
 
 
-def _check_ledger(oracle: Any, sets: dict[str, Any]) -> None:
-    """Refuse an oracle that holds forgotten rows beside as many others as there are retained ones.
+def _check_never_learned(oracle: Any, sets: dict[str, Any]) -> None:
+    """Raise if an oracle has learned forgotten rows, and more rows than the retain set has.
 
-    A retained row may be the copy of a forgotten one, so that finding it alone says nothing.
+    A retained row may be a copy of a forgotten one, so finding it in the ledger alone proves nothing.
     """
     X, y = sets["forget"]
     found = oracle.can_unlearn(X, y)
@@ -170,29 +170,9 @@ def _check_ledger(oracle: Any, sets: dict[str, Any]) -> None:
 
 
 def named_models(unlearned: Any, original: Any, oracle: Any) -> dict[str, Any]:
-    """Return the models by the names of their rows.
-
-    Parameters
-    ----------
-    unlearned : estimator or dict of str to estimator
-
-    original : estimator
-
-    oracle : estimator or None
-
-    Returns
-    -------
-    models : dict of str to estimator
-        "original", the unlearned ones, "oracle".
-
-    Raises
-    ------
-    MissingOracleError, NotFittedError, ValueError
-        As in :func:`unlearning_report`.
-    """
+    """Return the checked models by the names of their rows: original, unlearned ones, oracle."""
     named = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
-    clashing = [name for name in _OWN_ROWS if name in named]
-    if not named or clashing:
+    if not named or set(_OWN_ROWS) & set(named):
         raise ValueError(
             f"Expected at least one unlearned model, of names other than {_OWN_ROWS}, got {list(named)}."
         )
@@ -207,12 +187,7 @@ def named_models(unlearned: Any, original: Any, oracle: Any) -> dict[str, Any]:
 
 
 class Remembering:
-    """An estimator that looks at each set once.
-
-    Parameters
-    ----------
-    estimator : estimator
-    """
+    """A fitted estimator that predicts each set, told apart by identity, once."""
 
     def __init__(self, estimator: Any) -> None:
         self.estimator = estimator
@@ -220,7 +195,7 @@ class Remembering:
         self.seen: dict[int, np.ndarray] = {}
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return probabilities, remembered by the identity of X."""
+        """Return probabilities of shape (n, C)."""
         if id(X) not in self.seen:
             self.seen[id(X)] = np.asarray(self.estimator.predict_proba(X))
         return self.seen[id(X)]
@@ -232,15 +207,16 @@ class Remembering:
 
 def _row(model: Remembering, oracle: Remembering, sets: dict[str, Any]) -> dict[str, float]:
     """Return the columns of one model; NaN where it would be compared with itself."""
-    row = {f"accuracy_{name}": float(np.mean(model.predict(X) == y)) for name, (X, y) in sets.items()}
-    X_forget, X_test = sets["forget"][0], sets["test"][0]
-    compared = {
-        "tow": lambda: tug_of_war(model, oracle, **sets),
-        "activation_distance_forget": lambda: activation_distance(model, oracle, X_forget),
-        "activation_distance_test": lambda: activation_distance(model, oracle, X_test),
-        "agreement_test": lambda: prediction_agreement(model, oracle, X_test),
-    }
-    for name, metric in compared.items():
-        row[name] = float("nan") if model is oracle else metric()
-    row["mia_auc"] = population_mia_auc(model, sets["forget"], sets["test"])
-    return row
+    row = {f"accuracy_{name}": value for name, value in accuracies(model, sets).items()}
+    if model is oracle:
+        row |= dict.fromkeys(_COMPARED, float("nan"))
+    else:
+        (X_forget, _), (X_test, _) = sets["forget"], sets["test"]
+        values = (
+            tug_of_war(model, oracle, **sets),
+            activation_distance(model, oracle, X_forget),
+            activation_distance(model, oracle, X_test),
+            prediction_agreement(model, oracle, X_test),
+        )
+        row |= dict(zip(_COMPARED, values, strict=True))
+    return row | {"mia_auc": population_mia_auc(model, sets["forget"], sets["test"])}

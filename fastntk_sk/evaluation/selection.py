@@ -1,60 +1,61 @@
-"""Choosing hyper-parameters by how well a model predicts and how well it forgets."""
+"""A scorer for choosing hyper-parameters by how well a model predicts and how well it forgets."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from numbers import Real
 from typing import Any
 
 import numpy as np
-from sklearn.utils import _safe_indexing, check_scalar
+from sklearn.utils import _safe_indexing
 
-from ..deletion import unlearn
+from ..metaestimators import unlearn
 from ..exceptions import UnknownSampleError
 from ._checks import check_dataset
+from .metrics import accuracies
 
 
 def make_forget_scorer(
     X_forget: Any, y_forget: Any, *, target: float | str = "validation", weight: float = 1.0
-) -> ForgetScorer:
-    r"""Make a scorer for searches such as `GridSearchCV` that also asks how well a model forgets.
+) -> Callable[[Any, Any, Any], float]:
+    r"""Make a scorer for searches such as `GridSearchCV` that also measures how well a model forgets.
 
-    For each fold, a copy of the fitted model unlearns those of the given rows that it has learned;
-    the score of the copy is
+    For each fold, a copy of the fitted model unlearns those of the given rows that it has learned. The
+    score of the copy is
 
     .. math::
 
         acc(validation) - weight \cdot | acc(forgotten) - target | ,
 
-    larger is better, 1 at most. It needs no oracle: rows that were chosen at random and are forgotten
-    are predicted like rows that were never seen, which is what the validation fold measures. The fold
-    counts with its labels as they are, rows to forget among them.
+    where larger is better and 1 is the maximum. It needs no oracle: rows that were chosen at random and
+    are forgotten are predicted like rows that were never seen, and the validation fold measures those.
+    All rows of the fold count with the labels they have, rows to forget included.
 
     Parameters
     ----------
     X_forget : array-like of n rows
-        Rows of the training data, exactly as they are passed to the search. Those that are in a
-        validation fold were never learned, and are skipped there.
+        Rows of the training data, exactly as they are passed to the search. Those in a validation fold
+        were never learned, and are skipped there.
 
     y_forget : array-like of shape (n,)
         Their labels in the training data.
 
     target : "validation" or float in [0, 1], default="validation"
-        Accuracy on forgotten rows that is right. "validation" is that on the validation fold: for
-        rows chosen at random. Pass a number for others: for labels flipped at random about
-        (1 - accuracy) / (n_classes - 1); for a whole class 0.
+        The right accuracy on forgotten rows. "validation", that on the validation fold, is for rows
+        chosen at random. For others pass a number: for labels flipped at random about
+        (1 - accuracy) / (n_classes - 1), for a whole class 0.
 
     weight : float, default=1.0
-        Points of accuracy that one point of the difference costs; 0 is plain accuracy after the
-        deletion.
+        Cost in accuracy of one unit of the difference; 0 is plain accuracy after the deletion.
 
     Returns
     -------
     scorer : callable
-        `scorer(estimator, X, y) -> float`, for `scoring=`. The estimator, a `FastNTKClassifier` or a
-        `Pipeline` that ends in one, is not changed.
+        `scorer(estimator, X, y) -> float`, for `scoring=`. It does not change the estimator, a
+        `FastNTKClassifier` or a `Pipeline` that ends in one.
 
     Raises
     ------
@@ -64,8 +65,8 @@ def make_forget_scorer(
 
     Notes
     -----
-    Hyper-parameters that were chosen with the forgotten rows have seen them: exact deletion does not
-    cover that. Choose them on a rehearsal, rows that may stay, before there is a request.
+    Hyper-parameters that were chosen with the forgotten rows have seen them, which an exact deletion
+    does not undo. Choose them before there is a request, by forgetting rows that may stay.
 
     Examples
     --------
@@ -82,70 +83,37 @@ def make_forget_scorer(
     {'alpha': 0.1}
     """
     X_forget, y_forget = check_dataset((X_forget, y_forget), "X_forget")
-    check_scalar(weight, "weight", Real, min_val=0)
-    if not math.isfinite(weight):
-        raise ValueError(f"Expected weight to be finite, got {weight}.")
-    if target != "validation":
-        if isinstance(target, str):
-            raise ValueError(f"Expected target to be 'validation' or a number, got {target!r}.")
-        check_scalar(target, "target", Real, min_val=0, max_val=1)
-    return ForgetScorer(X_forget, y_forget, target, weight)
+    if target != "validation" and not (isinstance(target, Real) and 0 <= target <= 1):
+        raise ValueError(f"Expected target to be 'validation' or a number in [0, 1], got {target!r}.")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"Expected weight to be a finite number of at least 0, got {weight}.")
+    return partial(_score, X_forget=X_forget, y_forget=y_forget, target=target, weight=weight)
 
 
-@dataclass(frozen=True, eq=False)
-class ForgetScorer:
-    """The scorer that :func:`make_forget_scorer` returns.
-
-    Parameters
-    ----------
-    X_forget : array-like of n rows
-
-    y_forget : ndarray of shape (n,)
-
-    target : "validation" or float
-
-    weight : float
-    """
-
-    X_forget: Any
-    y_forget: np.ndarray
-    target: float | str
-    weight: float
-
-    def __call__(self, estimator: Any, X: Any, y: Any) -> float:
-        """Return the score of a fitted estimator on a validation fold.
-
-        Parameters
-        ----------
-        estimator : FastNTKClassifier or Pipeline
-
-        X, y
-            The validation fold.
-
-        Returns
-        -------
-        score : float
-
-        Raises
-        ------
-        ValueError
-            If the estimator has learned none of the rows to forget.
-        """
-        model = copy.deepcopy(estimator)
-        X_forget, y_forget = self.X_forget, self.y_forget
-        try:
-            unlearn(model, X_forget, y_forget)
-        except UnknownSampleError as error:
-            learned = np.setdiff1d(np.arange(len(y_forget)), error.indices)
-            if not len(learned):
-                raise ValueError(
-                    "Expected rows to forget that the model has learned, got none. Pass rows of the "
-                    "training data to make_forget_scorer, exactly as they are passed to the search, "
-                    "and enough of them that each training fold has some."
-                ) from error
-            X_forget, y_forget = _safe_indexing(X_forget, learned), y_forget[learned]
-            unlearn(model, X_forget, y_forget)
-        validation = float(np.mean(model.predict(X) == y))
-        forgotten = float(np.mean(model.predict(X_forget) == y_forget))
-        right = validation if self.target == "validation" else float(self.target)
-        return validation - self.weight * abs(forgotten - right)
+def _score(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    *,
+    X_forget: Any,
+    y_forget: np.ndarray,
+    target: float | str,
+    weight: float,
+) -> float:
+    """Return the score of a fitted estimator on a validation fold."""
+    model = copy.deepcopy(estimator)
+    try:
+        unlearn(model, X_forget, y_forget)
+    except UnknownSampleError as error:
+        learned = np.setdiff1d(np.arange(len(y_forget)), error.indices)
+        if not len(learned):
+            raise ValueError(
+                "Expected rows to forget that the model has learned, got none. Pass rows of the "
+                "training data to make_forget_scorer, exactly as they are passed to the search, "
+                "and enough of them that each training fold has some."
+            ) from error
+        X_forget, y_forget = _safe_indexing(X_forget, learned), y_forget[learned]
+        unlearn(model, X_forget, y_forget)
+    accuracy = accuracies(model, {"validation": (X, y), "forget": (X_forget, y_forget)})
+    right = accuracy["validation"] if target == "validation" else float(target)
+    return accuracy["validation"] - weight * abs(accuracy["forget"] - right)

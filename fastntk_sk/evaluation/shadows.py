@@ -7,20 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted
 
-from ..backbones.inputs import Rows
 from ..progress import progress
 from ..sums.ridge import solve
-from ..tangents.model import LinearizedModel
 from ._checks import class_indices
 from .metrics import margins_of
 
 
 @dataclass(frozen=True)
 class ShadowMargins:
-    """Margins of every row under every shadow model; NaN where the model says nothing about it.
+    """Margins of every row under every shadow model; NaN where a model does not count for a row.
 
     Parameters
     ----------
@@ -48,12 +46,12 @@ def shadow_margins(
 ) -> ShadowMargins:
     r"""Learn random parts of the rows many times, unlearn a part of each, and score all rows.
 
-    Every model learns a random `retain + forget` of the rows and then unlearns the `forget` part as
-    the estimator does: negative weights added to its statistics, and one solve. What is subtracted
-    comes from a second pass, in another order and other batches, so that a Jacobian which depends on
-    them shows. Rows that a model unlearned and rows that it never saw are then outside of retained
-    sets of one size, drawn in one way: if deletion is perfect, their margins have one distribution.
-    The rounding of published parameters is not part of it.
+    Every model learns a random `retain + forget` share of the rows and then unlearns the `forget` share
+    as the estimator does: it adds negative weights to its statistics and solves once. What is
+    subtracted comes from a second pass, in another order and other batches, so that a Jacobian that
+    depends on them is noticed. If deletion is perfect, the margins of rows that a model unlearned and of
+    rows that it never saw have one distribution: both lie outside retained sets of the same size, drawn
+    in the same way. Parameters are not rounded as published ones are.
 
     .. math:: m(x, y) = z_y - \log \sum_{c \ne y} e^{z_c}, \quad z = \log p(x)
 
@@ -62,7 +60,7 @@ def shadow_margins(
     Parameters
     ----------
     estimator : FastNTKClassifier
-        Fitted with anchor="pretrained": its linearised model has seen no row. Not changed.
+        Fitted with anchor="pretrained", so that its linearised model has seen no row. Not changed.
 
     X : array-like of n rows
 
@@ -71,7 +69,7 @@ def shadow_margins(
     n_models : int, default=100
 
     retain, forget : float, default=0.5 and 0.25
-        Shares of the rows; what they leave is never seen.
+        Shares of the rows; the remaining rows are never seen.
 
     random_state : int or RandomState, default=0
         Draws the parts.
@@ -112,40 +110,46 @@ def shadow_margins(
     if not (retain > 0 and forget > 0 and retain + forget < 1):
         raise ValueError(
             f"Expected retain > 0, forget > 0 and retain + forget < 1, got {retain} and {forget}. The "
-            "rows that are left over are those that a model never saw."
+            "remaining rows are those that a model never saw."
         )
     state = estimator._state
-    if state.settings.anchor != "pretrained":
+    model, settings = state.model, state.settings
+    if settings.anchor != "pretrained":
         raise ValueError(
             'Expected anchor="pretrained", got anchor="finetuned", which has seen its rows: a shadow '
             "model would need its own fine-tuning. Retrain models and call u_lira on their margins."
         )
-    if state.settings.predict_with == "network":
+    if settings.predict_with == "network":
         raise ValueError(
             'Expected predict_with="linear", got an estimator that predicts with the network, whose '
             'margins are not those of the small solves. Fit a clone with predict_with="linear".'
         )
-    model, settings = state.model, state.settings
     labels = class_indices(y, estimator.classes_)
     rows, n = estimator._rows(X), len(labels)
     n_retain, n_forget = round(retain * n), round(forget * n)
-    if not (n_retain and n_forget and n_retain + n_forget < n):
+    n_learned = n_retain + n_forget
+    if not (n_retain and n_forget and n_learned < n):
         raise ValueError(
             f"Expected shares that leave at least one of the {n} rows to each part, got {n_retain} "
             f"retained and {n_forget} forgotten rows. Choose other shares, or pass more rows."
         )
     truth, draws = torch.from_numpy(labels), check_random_state(random_state)
-    passes = {
-        1.0: _tangents(model, rows, np.arange(n)),
-        -1.0: _tangents(model, rows, draws.permutation(n)),
-    }
+
+    def tangents(order: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        batches = model.batches(rows[i] for i in order)
+        parts = zip(*(model.tangents(batch) for batch in batches), strict=True)
+        back = torch.from_numpy(np.argsort(order))
+        h, J = (torch.cat(part)[back] for part in parts)
+        return h, J
+
+    passes = {1.0: tangents(np.arange(n)), -1.0: tangents(draws.permutation(n))}
     h, J = passes[1.0]
     found = np.full((2, n_models, n), np.nan)
     for i in progress(range(n_models), "shadow models", unit="model", show=verbose):
         order = draws.permutation(n)
-        forgotten = order[n_retain : n_retain + n_forget]
+        retained, forgotten, unseen = np.split(order, [n_retain, n_learned])
         statistics = model.empty_statistics()
-        for part, sign in ((order[: n_retain + n_forget], 1.0), (forgotten, -1.0)):
+        for part, sign in ((order[:n_learned], 1.0), (forgotten, -1.0)):
             for chosen in torch.from_numpy(part).split(256):
                 of_rows = (features[chosen] for features in passes[sign])
                 statistics.add(*of_rows, truth[chosen], torch.full((len(chosen),), sign))
@@ -156,22 +160,10 @@ def shadow_margins(
             target_scale=settings.target_scale,
         )
         W, z = solution.W.to(h.dtype), (solution.z * settings.tangent_scale**0.5).to(J.dtype)
-        scores = state.adapter.sharpness * (h @ W.T + J @ z).double().numpy()
-        gone = np.bincount(labels[order[:n_retain]], minlength=len(estimator.classes_)) == 0
-        scores[:, gone] = -np.inf  # as an estimator never predicts a class without rows
+        scores = estimator._adapter.sharpness * (h @ W.T + J @ z).double().numpy()
+        # an estimator never predicts a class without rows
+        scores[:, np.bincount(labels[retained], minlength=len(estimator.classes_)) == 0] = -np.inf
         margin = margins_of(scores, labels)
         margin[np.isinf(margin)] = np.nan
-        unseen = order[n_retain + n_forget :]
         found[0, i, forgotten], found[1, i, unseen] = margin[forgotten], margin[unseen]
     return ShadowMargins(*found)
-
-
-def _tangents(
-    model: LinearizedModel, rows: Rows, order: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features and Jacobians of all rows, computed in a given order."""
-    batches = model.batches(rows[i] for i in order)
-    parts = zip(*(model.tangents(batch) for batch in batches), strict=True)
-    back = torch.from_numpy(np.argsort(order))
-    h, J = (torch.cat(part)[back] for part in parts)
-    return h, J

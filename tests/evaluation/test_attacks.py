@@ -1,10 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -18,38 +19,27 @@ from fastntk_sk.evaluation import (
 )
 
 
-class Certain(BaseEstimator):
-    """Probability of the second class: the only feature."""
-
-    def fit(self, X=None, y=None):
-        self.classes_ = np.array(["no", "yes"])
-        return self
-
-    def predict_proba(self, X):
-        return np.hstack([1 - np.asarray(X), np.asarray(X)])
-
-
 def normal(*shape, seed, loc=0.0):
     return np.random.default_rng(seed).normal(loc, size=shape)
 
 
 def test_population_mia_by_counting():
+    # the only feature is the probability of "yes"
+    clf = SimpleNamespace(
+        classes_=np.array(["no", "yes"]), predict_proba=lambda X: np.hstack([1 - np.array(X), X])
+    )
     forget = [[0.9], [0.4], [0.2]], ["yes", "yes", "no"]  # p_y = 0.9 0.4 0.8
     test = [[0.4], [0.5]], ["yes", "no"]  # p_y = 0.4 0.5
     # of six pairs: 0.9 and 0.8 win both, 0.4 ties with 0.4 and loses
-    assert population_mia_auc(Certain().fit(), forget, test) == pytest.approx(4.5 / 6)
-    assert population_mia_auc(Certain().fit(), test, forget) == pytest.approx(1.5 / 6)
-    assert population_mia_auc(Certain().fit(), forget, forget) == pytest.approx(0.5)
-
-
-def test_population_mia_errors():
-    rows = [[0.9]], ["yes"]
+    assert population_mia_auc(clf, forget, test) == pytest.approx(4.5 / 6)
+    assert population_mia_auc(clf, test, forget) == pytest.approx(1.5 / 6)
+    assert population_mia_auc(clf, forget, forget) == pytest.approx(0.5)
     with pytest.raises(NotFittedError):
-        population_mia_auc(Certain(), rows, rows)
+        population_mia_auc(SimpleNamespace(), forget, test)
     with pytest.raises(ValueError, match="in test"):
-        population_mia_auc(Certain().fit(), rows, ([], []))
+        population_mia_auc(clf, forget, ([], []))
     with pytest.raises(ValueError, match="maybe"):
-        population_mia_auc(Certain().fit(), rows, ([[0.9]], ["maybe"]))
+        population_mia_auc(clf, forget, ([[0.9]], ["maybe"]))
 
 
 def slow_u_lira(unlearned, oracle):
@@ -88,34 +78,30 @@ def test_u_lira_equals_a_slow_loop(holes):
 
 def test_u_lira_tells_what_is_apart_and_only_that():
     never = normal(60, 40, seed=0)
-    apart = u_lira(normal(60, 40, seed=1, loc=10), never)
-    assert apart.auc > 0.999
-    assert apart.tpr_at_1_percent_fpr > 0.99
+    for loc in (10, -10):  # over-unlearning is told just as well
+        apart = u_lira(normal(60, 40, seed=1, loc=loc), never)
+        assert apart.auc > 0.999
+        assert apart.tpr_at_1_percent_fpr > 0.99
     same = u_lira(normal(60, 40, seed=1), never)
     assert abs(same.auc - 0.5) < 3 * same.auc_standard_error < 0.1
     assert same.tpr_at_1_percent_fpr < 0.03
-    # over-unlearning is told just as well
-    assert u_lira(normal(60, 40, seed=1, loc=-10), never).auc > 0.999
 
 
 def test_u_lira_standard_error_is_that_of_repetitions():
-    found = [u_lira(normal(20, 20, seed=s), normal(20, 20, seed=s + 999)) for s in range(40)]
+    found = [
+        u_lira(normal(20, 20, seed=s), normal(20, 20, seed=s + 999), n_bootstrap=50) for s in range(40)
+    ]
     spread = np.std([result.auc for result in found])
     claimed = np.mean([result.auc_standard_error for result in found])
     assert 0.8 < claimed / spread < 2
-    again = u_lira(normal(20, 20, seed=0), normal(20, 20, seed=999))
-    assert again == found[0]
+    assert u_lira(normal(20, 20, seed=0), normal(20, 20, seed=999), n_bootstrap=50) == found[0]
 
 
-def test_u_lira_without_any_spread():
-    same = u_lira(np.ones((4, 3)), np.ones((5, 3)))
-    assert same.auc == 0.5
-    assert same.auc_standard_error == 0
+def test_u_lira_at_its_limits():
+    same = u_lira(np.ones((4, 3)), np.ones((5, 3)))  # no spread
+    assert (same.auc, same.auc_standard_error) == (0.5, 0)
     assert u_lira(np.full((4, 3), 1.1), np.ones((5, 3))).auc == 1
-
-
-def test_u_lira_with_one_example_and_few_counted_models():
-    part = np.full((60, 1), np.nan)
+    part = np.full((60, 1), np.nan)  # one example, four models that count
     part[:4] = normal(4, 1, seed=0)
     result = u_lira(part, part[::-1] + 1, n_bootstrap=100)
     assert 0 <= result.auc <= 1
@@ -133,11 +119,15 @@ def slow_klom(p, q, bins):
     return divergence
 
 
-@pytest.mark.parametrize("bins", [5, 20])
-def test_klom_equals_a_slow_loop(bins):
-    unlearned, oracle = normal(50, 6, seed=0, loc=0.5), normal(70, 6, seed=1)
-    expected = [slow_klom(unlearned[:, i], oracle[:, i], bins) for i in range(6)]
-    np.testing.assert_allclose(klom(unlearned, oracle, bins=bins), expected, rtol=1e-12)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**16), st.integers(4, 50), st.integers(1, 30))
+def test_klom_equals_a_slow_loop_and_is_never_negative(seed, n_models, bins):
+    p, q = normal(2, n_models, 3, seed=seed)
+    found = klom(p, q, bins=bins)
+    expected = [slow_klom(p[:, i], q[:, i], bins) for i in range(3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    assert (found >= -1e-12).all()
+    assert (klom(p, p[::-1], bins=bins) == 0).all()
 
 
 def test_klom_by_hand():
@@ -145,47 +135,33 @@ def test_klom_by_hand():
     assert klom(high, low) == pytest.approx(np.log(1e5))  # the oracle's bin is empty
     half = np.array([[0.0], [0.0], [1.0], [1.0]])
     assert klom(low, half) == pytest.approx(np.log(2))
-    assert klom(np.full((4, 1), 500.0), np.full((4, 1), 300.0)) == 0  # both clipped to 100
-    assert klom(np.full((4, 1), 500.0), np.full((4, 1), 300.0), clip=1000) > 11
-    holes = np.vstack([low, [[np.nan]]])
-    assert klom(holes, half) == pytest.approx(np.log(2))
+    assert klom(500 * high, 300 * high) == 0  # both clipped to 100
+    assert klom(500 * high, 300 * high, clip=1000) > 11
+    assert klom(np.vstack([low, [[np.nan]]]), half) == pytest.approx(np.log(2))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**16), st.integers(4, 30), st.integers(1, 30))
-def test_klom_is_zero_for_the_same_and_never_negative(seed, n_models, bins):
-    p, q = normal(2, n_models, 3, seed=seed)
-    assert (klom(p, p[::-1], bins=bins) == 0).all()
-    assert (klom(p, q, bins=bins) >= -1e-12).all()
-
-
-@pytest.mark.parametrize("attack", [u_lira, klom])
-def test_attacks_on_margins_refuse(attack):
+@pytest.mark.parametrize(
+    ("attack", "bad_parameters"),
+    [(u_lira, [{"n_bootstrap": 1}]), (klom, [{"bins": 0}, {"clip": 0}])],
+)
+def test_attacks_on_margins_refuse(attack, bad_parameters):
     good = normal(5, 3, seed=0)
     with pytest.raises(MissingOracleError, match="retrain"):
         attack(good, None)
-    with pytest.raises(ValueError, match="at least 4 unlearned models"):
+    with pytest.raises(ValueError, match="4 unlearned models"):
         attack(good[:3], good)
     few = good.copy()
     few[:2, 1] = np.nan
-    with pytest.raises(ValueError, match=r"oracle models .* examples \[1\]"):
+    with pytest.raises(ValueError, match=r"oracle models .* \[1\]"):
         attack(good, few)
-    with pytest.raises(ValueError, match="finite margins or NaN"):
+    with pytest.raises(ValueError, match="finite margins"):
         attack(good, np.where(few > 0, np.inf, good))
     for bad in (good[:, :2], good[0], good[None]):
         with pytest.raises(ValueError, match="shapes"):
             attack(good, bad)
-
-
-def test_parameters_of_attacks_are_checked():
-    good = normal(5, 3, seed=0)
-    for call in (
-        lambda: u_lira(good, good, n_bootstrap=1),
-        lambda: klom(good, good, bins=0),
-        lambda: klom(good, good, clip=0),
-    ):
+    for parameters in bad_parameters:
         with pytest.raises(ValueError, match="must be"):
-            call()
+            attack(good, good, **parameters)
 
 
 def test_gus_by_hand():
@@ -228,10 +204,10 @@ def test_gus_errors():
     X, y = torch.zeros(2, 3), [0, 1]
     net = nn.Linear(3, 2)
     for bad in ((X[:0], [], X[:0]), (X, y, X[:, :2]), (X, [0], X)):
-        with pytest.raises(ValueError, match="same shape and one label a row"):
+        with pytest.raises(ValueError, match="shapes"):
             gaussian_unlearning_score(net, *bad, sigma=1.0)
     with pytest.raises(ValueError, match="sigma"):
         gaussian_unlearning_score(net, X, y, X, sigma=0.0)
     nn.init.zeros_(net.weight)
-    with pytest.raises(ValueError, match=r"zero in rows \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"rows \[0, 1\]"):
         gaussian_unlearning_score(net, X, y, X, sigma=1.0)

@@ -58,14 +58,14 @@ def test_shadow_errors(blobs):
     clf = small().fit(X, y)
     with pytest.raises(ValueError, match=r"retain \+ forget < 1"):
         shadow_margins(clf, X, y, retain=0.9)
-    with pytest.raises(ValueError, match="Expected shares that leave at least one of the 20 rows"):
+    with pytest.raises(ValueError, match="shares"):
         shadow_margins(clf, X[:20], y[:20], retain=0.5, forget=0.49)
-    with pytest.raises(ValueError, match='Expected predict_with="linear"'):
+    with pytest.raises(ValueError, match="predict_with"):
         shadow_margins(FastNTKClassifier(predict_with="network").fit(X, y), X, y)
-    with pytest.raises(ValueError, match="Expected labels among"):
+    with pytest.raises(ValueError, match="labels"):
         shadow_margins(clf, X, y + 7)
     tuned = FastNTKClassifier(anchor="finetuned", max_epochs=1, random_state=0).fit(X, y)
-    with pytest.raises(ValueError, match='Expected anchor="pretrained"'):
+    with pytest.raises(ValueError, match="anchor"):
         shadow_margins(tuned, X, y)
 
 
