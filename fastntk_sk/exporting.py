@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .backbones.loading import save_for_timm
-from .publishing import files, hub
-from .publishing.card import Earlier, model_card
+from .publishing import files
 from .publishing.onnx_export import onnx_bytes
 from .state import Halves
 from .store import persistence, receipts
+
+if TYPE_CHECKING:
+    from .publishing.card import Earlier
 
 
 class ExportMixin(Halves):
@@ -215,6 +217,8 @@ class ExportMixin(Halves):
         NotFittedError
             If there is nothing to publish.
         """
+        from .publishing.card import model_card
+
         check_is_fitted(self)
         card = model_card(self, license=license, dataset=dataset, metrics=metrics)
         persistence.save_adapter(self, path, str(card))
@@ -286,6 +290,8 @@ class ExportMixin(Halves):
         if local:
             folder = Path(path_or_repo)
         else:
+            from .publishing import hub
+
             folder = hub.pull(str(path_or_repo), revision, token=token, cache_dir=cache_dir)
         return persistence.load_adapter(cls, folder, backbone=backbone, device=device)
 
@@ -364,6 +370,9 @@ class ExportMixin(Halves):
             Before anything is uploaded, if earlier commits will still hold what was forgotten or a
             private state; and if `purge_history` left something behind.
         """
+        from .publishing import hub
+        from .publishing.card import model_card
+
         check_is_fitted(self)
         persistence.check_publishable(self._adapter)
         if key is not None and not include_private_state:

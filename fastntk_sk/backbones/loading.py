@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
@@ -185,6 +184,8 @@ def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str |
         "base_model", a repository of the Hub, and "revision", its commit or the version of the package
         that ships the weights.
     """
+    from huggingface_hub import try_to_load_from_cache
+
     unknown: dict[str, str | None] = {"base_model": None, "revision": None}
     if not isinstance(source, str) or source == "mlp" or source.startswith("local-dir:"):
         return unknown
