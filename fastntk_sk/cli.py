@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from .backbones.folders import DATA, read_labelled, read_pictures
 from .backbones.recipes import find_recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
 from .exceptions import FastNTKError
@@ -24,11 +22,8 @@ from .store import persistence
 from .sums import memory
 from .sums.statistics import Statistics
 
-# as torchvision's ImageFolder reads them
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _FAILURES = (FastNTKError, ValueError, OSError, ImportError, Image.DecompressionBombError)
 _CLASSES = 10  # of the statistics in the zoo's table
-_DATA = "folder with a subfolder for each class, or a CSV file with columns path, label and perhaps id"
 
 
 @dataclass(frozen=True)
@@ -38,102 +33,6 @@ class Answer:
     data: dict[str, Any]
     text: str
     code: int = 0
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Files, and what is known of them; labels of a folder are the names of its subfolders."""
-
-    paths: list[str]
-    labels: list[str] | None = None
-    ids: list[str | None] | None = None
-
-
-def read_pictures(source: Path) -> Pictures:
-    """Return the pictures that a folder, a CSV file or a list of paths names.
-
-    Parameters
-    ----------
-    source : Path
-        A folder of class folders (links are followed, hidden folders are not read), a folder of
-        pictures, a picture, a CSV file with a header, or a text file with one path a line. Paths in a
-        file are relative to it.
-
-    Raises
-    ------
-    ValueError
-        If there is no picture, or a line does not name one.
-    """
-    if source.is_dir():
-        found = sorted(_pictures_in(source))
-        nested = [path.parent != source for path in found]
-        labels = [path.relative_to(source).parts[0] for path in found] if all(nested) else None
-        pictures = Pictures([str(path) for path in found], labels)
-    elif source.suffix.lower() in _SUFFIXES:
-        pictures = Pictures([str(source)])
-    else:
-        try:
-            text = source.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"Expected {source} to be a picture ({', '.join(_SUFFIXES)}) or a list in UTF-8, got "
-                "other bytes. Rename the picture, or save the list as UTF-8."
-            ) from error
-        if source.suffix.lower() == ".csv":
-            pictures = _listed(source, text)
-        else:
-            lines = [line.strip() for line in text.splitlines()]
-            pictures = Pictures([str(source.parent / line) for line in lines if line])
-    if not pictures.paths:
-        raise ValueError(f"Expected pictures in {source}, got none. Give a {_DATA}.")
-    return pictures
-
-
-def _pictures_in(folder: Path) -> Iterator[Path]:
-    seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            yield from (
-                Path(place) / name
-                for name in names
-                if Path(name).suffix.lower() in _SUFFIXES and not name.startswith(".")
-            )
-        seen.add(real)
-
-
-def _listed(source: Path, text: str) -> Pictures:
-    """Return the pictures of a CSV file."""
-    reader = csv.DictReader(io.StringIO(text))
-    fields = reader.fieldnames or []
-    if "path" not in fields:
-        raise ValueError(
-            f"Expected columns path, label and perhaps id in {source}, got {list(fields)}. Name the "
-            "columns in the first line."
-        )
-    rows = []
-    for row in reader:
-        needed = [row[name] for name in ("path", "label") if name in fields]
-        if None in row or None in row.values() or not all(cell.strip() for cell in needed):
-            raise ValueError(
-                f"Expected {len(fields)} cells, path and label filled, in line {reader.line_num} of "
-                f"{source}. Quote cells that hold commas."
-            )
-        rows.append(row)
-    return Pictures(
-        [str(source.parent / row["path"]) for row in rows],
-        [row["label"] for row in rows] if "label" in fields else None,
-        [row["id"] or None for row in rows] if "id" in fields else None,
-    )
-
-
-def _labelled(source: Path) -> tuple[Pictures, list[str]]:
-    """Return pictures whose classes are known, and the classes."""
-    pictures = read_pictures(source)
-    if pictures.labels is None:
-        raise ValueError(f"Expected a class for each picture of {source}, got none. Give a {_DATA}.")
-    return pictures, pictures.labels
 
 
 def _zoo(args: argparse.Namespace) -> Answer:
@@ -189,7 +88,7 @@ def _fit(args: argparse.Namespace) -> Answer:
         )
     persistence.check_place(args.out)
     persistence.check_key(key)
-    pictures, labels = _labelled(args.data)
+    pictures, labels = read_labelled(args.data)
     recipe = find_recipe(args.backbone)
     chosen = {} if recipe is None else dict(recipe.defaults)
     for name in ("trainable", "anchor", "kernel", "alpha", "n_components", "image_size", "random_state"):
@@ -298,7 +197,7 @@ def _report(args: argparse.Namespace) -> Answer:
     lines += [f"{r['time']}  {r['n_rows']:,} rows  {r['exactness']}" for r in receipts]
     paths, labels = None, None
     if args.data is not None:
-        pictures, named = _labelled(args.data)
+        pictures, named = read_labelled(args.data)
         paths, labels = pictures.paths, _as_classes(clf, named, False)
         data["accuracy"] = clf.score(paths, labels)
         lines.append(f"accuracy {data['accuracy']:.1%} on {len(paths):,} pictures")
@@ -386,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     zoo.add_argument("pattern", nargs="?", default="*", help="such as 'vit*'")
 
     fit = command("fit", _fit, "Learn pictures and save the state.")
-    fit.add_argument("data", type=Path, help=_DATA)
+    fit.add_argument("data", type=Path, help=DATA)
     fit.add_argument("--out", type=Path, required=True, help="folder of the state")
     fit.add_argument("--overwrite", action="store_true", help="replace a state, receipts and all")
     fit.add_argument("--backbone", default="tf_efficientnet_lite0", help="a recipe or a timm name")
@@ -415,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = command("report", _report, "Tell what a model rests on.")
     report.add_argument("dir", help="a state, an adapter or a repository of the Hub")
-    report.add_argument("--data", type=Path, help=f"test pictures: a {_DATA}")
+    report.add_argument("--data", type=Path, help=f"test pictures: a {DATA}")
     report.add_argument("--before", help="the model before its deletions")
     report.add_argument("--html", type=Path, help="write one page with tables and pictures")
 
