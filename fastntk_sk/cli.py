@@ -335,7 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--alpha", type=_alpha, help='a number, or "auto"')
     fit.add_argument("--n-components", type=int)
     fit.add_argument("--image-size", type=int)
-    fit.add_argument("--random-state", type=int, default=0)
+    fit.add_argument("--random-state", type=int, default=0, help="0 by default")
     fit.add_argument("--random-weights", action="store_true", help="no pretrained weights")
     fit.add_argument("--num-workers", type=int, help="processes that read ahead")
 
