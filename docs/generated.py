@@ -27,7 +27,7 @@ def zoo() -> str:
         subsets = ", ".join(f"{name} ({p:,})" for name, p in recipe.trainable.items())
         results = recipe.results
         lines.append(
-            f"| `{recipe.name}` | `{recipe.source}` {recipe.revision or ''} | {recipe.license} "
+            f"| `{recipe.name}` | `{recipe.source}` | {recipe.license or ''} "
             f"| {recipe.input_size or ''} | {(recipe.n_weights or 0) / 1e6:.1f} M "
             f"| {recipe.n_features} | {recipe.n_pooled or 0:,} | {subsets} "
             f"| {results.get('accuracy', 'not measured')} {results.get('dataset', '')} |"

@@ -4,12 +4,16 @@ Fast-NTK (arXiv:2312.14923): the backbone stays frozen, a parameter-efficient su
 and deletion is the closed-form solution without the forgotten rows.
 """
 
-from .backbones.recipes import Recipe, list_recipes, load_recipe, register_recipe
-from .classifier import FastNTKClassifier
-from .distributed import share_rows
-from .metaestimators import unlearn
-from .search import FastNTKClassifierCV
-from .store.receipts import verify_receipts
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backbones.recipes import Recipe, list_recipes, load_recipe, register_recipe
+    from .classifier import FastNTKClassifier
+    from .distributed import share_rows
+    from .metaestimators import unlearn
+    from .search import FastNTKClassifierCV
+    from .store.receipts import verify_receipts
 
 __version__ = "0.1.0"
 
@@ -24,3 +28,26 @@ __all__ = [
     "unlearn",
     "verify_receipts",
 ]
+
+# scikit-learn and torch are imported when a name is asked for
+_MODULES = {
+    "FastNTKClassifier": "classifier",
+    "FastNTKClassifierCV": "search",
+    "Recipe": "backbones.recipes",
+    "list_recipes": "backbones.recipes",
+    "load_recipe": "backbones.recipes",
+    "register_recipe": "backbones.recipes",
+    "share_rows": "distributed",
+    "unlearn": "metaestimators",
+    "verify_receipts": "store.receipts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -38,9 +38,8 @@ from .exceptions import (
     StateMismatchError,
 )
 from .progress import progress
-from .publishing import exports, files, folder, hub
+from .publishing import exports, files, folder
 from .publishing.adapter import Adapter
-from .publishing.card import Earlier, model_card
 from .publishing.html import state_table
 from .settings import Settings
 from .state import State, Sums, Tuning, distinct
@@ -64,6 +63,9 @@ from .validation import (
     draw_seed,
     encode_labels,
 )
+
+if TYPE_CHECKING:
+    from .publishing.card import Earlier
 
 _COLUMNS = ("n_features_in_", "feature_names_in_")
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
@@ -951,6 +953,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         NotFittedError
             If there is nothing to publish.
         """
+        from .publishing.card import model_card
+
         check_is_fitted(self)
         card = model_card(self, license=license, dataset=dataset, metrics=metrics)
         folder.save_adapter(self, path, str(card))
@@ -1022,6 +1026,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         if local:
             place = Path(path_or_repo)
         else:
+            from .publishing import hub
+
             place = hub.pull(str(path_or_repo), revision, token=token, cache_dir=cache_dir)
         return folder.load_adapter(cls, place, backbone=backbone, device=device)
 
@@ -1100,6 +1106,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Before anything is uploaded, if earlier commits will still hold what was forgotten or a
             private state; and if `purge_history` left something behind.
         """
+        from .publishing import hub
+        from .publishing.card import model_card
+
         check_is_fitted(self)
         folder.check_publishable(self._adapter)
         if key is not None and not include_private_state:

@@ -1,4 +1,4 @@
-"""Progress bars, which nobody makes who has not asked for them."""
+"""Progress bars, which are created only on request."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], what: str, total: int | None = None, *, unit: str, show: Any
 ) -> Iterable[T]:
-    """Return items that show a bar while they are read, or the items as they are.
+    """Return items that show a progress bar while they are read; without `show`, the items themselves.
 
-    tqdm's own `disable` takes tqdm's lock all the same. Forked processes share that lock, and one that
-    is killed while it holds it leaves all others waiting.
+    tqdm's own `disable=True` still acquires tqdm's lock. Forked processes share that lock, so that one
+    process that is killed while it holds the lock blocks all others.
     """
     return tqdm(items, what, total, unit=unit) if show else items

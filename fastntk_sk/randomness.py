@@ -9,23 +9,10 @@ _STREAMS = ("directions", "projection", "prompts", "mlp", "synthetic", "weights"
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """Return the CPU generator of one purpose; the global generators are never touched.
+    """Return the CPU generator of one stream; the global generators are never touched.
 
-    Parameters
-    ----------
-    seed : int
-        The seed drawn from `random_state` at fit.
-
-    stream : {"directions", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch"}
-        What the numbers are for. Streams of one seed are independent.
-
-    index : int, default=0
-        Position within the stream, such as a class index: the numbers of class `c` do not depend on
-        how many classes there are.
-
-    Returns
-    -------
-    generator : torch.Generator
+    Streams of one seed are independent, and so are the indices of a stream: what is drawn for class
+    `index` does not depend on the number of classes.
 
     Examples
     --------

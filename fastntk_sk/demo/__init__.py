@@ -1,1 +1,1 @@
-"""An app in which a person learns pictures, picks some, and sees a model forget them."""
+"""An app to learn pictures, pick some of them, and see a model forget them."""

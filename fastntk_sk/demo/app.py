@@ -1,4 +1,4 @@
-"""The app: run this file, or ``fastntk demo``. On a Hugging Face Space it stands as it is."""
+"""The app: run this file or ``fastntk demo``. The folder is also a complete Hugging Face Space."""
 
 from __future__ import annotations
 
@@ -17,15 +17,9 @@ ABOUT = (
 
 
 def build(local: bool = False, **parameters: Any) -> gr.Blocks:
-    """Return the app.
+    """Return the app, with parameters of `FastNTKClassifier`.
 
-    Parameters
-    ----------
-    local : bool, default=False
-        Let the person name an image folder of this machine. Never on a server that others reach.
-
-    **parameters
-        Of `FastNTKClassifier`.
+    `local` lets the person name an image folder of this machine: never set it on a server.
     """
     with gr.Blocks(title="Forget these pictures", analytics_enabled=False) as app:
         gr.Markdown(ABOUT)

@@ -1,4 +1,4 @@
-"""What the app does, without its buttons."""
+"""The state of the app: what it learns, forgets and shows, without widgets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fastntk_sk import FastNTKClassifier
+from fastntk_sk.backbones.folders import read_labelled
 from fastntk_sk.backbones.inputs import drawable
-from fastntk_sk.cli import read_pictures
 
 N_DIGITS, N_WRONG, SHOWN = 120, 8, 24
 _RECEIPT = ("time", "n_rows", "n_samples_learned", "exactness", "residual", "seconds")
@@ -21,25 +21,10 @@ _RECEIPT = ("time", "n_rows", "n_samples_learned", "exactness", "residual", "sec
 
 @dataclass
 class Session:
-    """One person's model and pictures.
+    """One person's fitted model and pictures.
 
-    Parameters
-    ----------
-    pictures : list of uint8 ndarray
-
-    labels : list of str
-        As they were given.
-
-    notes : dict of int to str
-        True labels of pictures that were learned under wrong ones.
-
-    classifier : FastNTKClassifier
-        Fitted.
-
-    forgotten : set of int
-
-    before, now : ndarray of shape (n, n_classes)
-        Class probabilities before the last deletion, and now.
+    `notes` maps pictures that were learned under a wrong label to the true one. `before` and `now` are
+    the class probabilities of all pictures, of shape (n, n_classes), before the last deletion and now.
     """
 
     pictures: list[np.ndarray]
@@ -51,17 +36,7 @@ class Session:
     forgotten: set[int] = field(default_factory=set)
 
     def forget(self, chosen: set[int]) -> None:
-        """Forget pictures.
-
-        Parameters
-        ----------
-        chosen : set of int
-
-        Raises
-        ------
-        ValueError
-            If nothing new was chosen, or nothing would be left.
-        """
+        """Forget pictures; raise ValueError if nothing new was chosen or nothing would be left."""
         rows = sorted(chosen - self.forgotten)
         if not rows:
             raise ValueError("Expected pictures that are not forgotten yet, got none. Pick some first.")
@@ -70,13 +45,7 @@ class Session:
         self.before, self.now = self.now, self.classifier.predict_proba(self.pictures)
 
     def captions(self, chosen: set[int]) -> list[str]:
-        """Return what stands under each picture: its given label, and what it is taken for.
-
-        Parameters
-        ----------
-        chosen : set of int
-            Pictures that are picked.
-        """
+        """Return the text under each picture: its given label and its predicted class."""
         names = self.classifier.classes_.astype(str)
         captions = []
         for i in range(min(SHOWN, len(self.pictures))):
@@ -109,35 +78,17 @@ class Session:
 
 
 def learn(folder: str = "", **parameters: Any) -> Session:
-    """Fit a classifier.
+    """Fit a classifier, with parameters of `FastNTKClassifier`, on a folder of class folders.
 
-    Parameters
-    ----------
-    folder : str, default=""
-        With a subfolder for each class; empty takes handwritten digits, the first of them under wrong
-        labels.
-
-    **parameters
-        Of `FastNTKClassifier`.
-
-    Returns
-    -------
-    session : Session
-
-    Raises
-    ------
-    ValueError
-        If the folder has no pictures in class folders.
+    An empty name takes handwritten digits, the first of them under wrong labels.
     """
     notes: dict[int, str] = {}
     folder = folder.strip()
     if folder:
-        found = read_pictures(Path(folder).expanduser())
-        if found.labels is None:
-            raise ValueError(f"Expected a subfolder for each class in {folder!r}, got none.")
-        draws = np.random.default_rng(0).permutation(len(found.paths))
+        found, classes = read_labelled(Path(folder).expanduser())
+        draws = np.random.default_rng(0).permutation(len(classes))
         pictures = [drawable(found.paths[i]) for i in draws]
-        labels = [found.labels[i] for i in draws]
+        labels = [classes[i] for i in draws]
     else:
         X, y = load_digits(return_X_y=True)
         pictures = [(row.reshape(8, 8) * 255 / 16).astype(np.uint8) for row in X[:N_DIGITS]]

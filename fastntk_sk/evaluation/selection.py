@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from sklearn.utils import _safe_indexing
 
-from ..metaestimators import unlearn
 from ..exceptions import UnknownSampleError
+from ..metaestimators import unlearn
 from ._checks import check_dataset
 from .metrics import accuracies
 

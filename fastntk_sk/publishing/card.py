@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from typing import TYPE_CHECKING, Any
 
 from ..backbones.recipes import find_recipe
 from ..sums.ridge import TANGENT_ALPHA
 from ..tangents.model import LinearizedModel
 from .adapter import LADDER_IS_EXACT, Adapter
 from .config import public_name
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 _TEXT = """\
 # {title}
@@ -150,6 +151,8 @@ def model_card(
     card : ModelCard
         Its links to arXiv list the adapter on the page of the paper.
     """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
     adapter: Adapter = classifier._adapter
     model, settings = adapter.model, adapter.settings
     name, origin = public_name(model), model.origin

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-import timm.layers
 from torch import nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_ACTIVATIONS = tuple(
-    kind
-    for library in (nn.modules.activation, timm.layers.activations)
-    for kind in vars(library).values()
-    if isinstance(kind, type)
-    and issubclass(kind, nn.Module)
-    and kind.__module__ == library.__name__
-    and not kind.__name__.lower().endswith(("sigmoid", "softmax", "attention"))
-)
+# by name, because timm is imported only where a network of timm is built
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+_GATES = ("sigmoid", "softmax", "attention")
 _Child = tuple[str, nn.Module]
 
 
 def is_activation(module: nn.Module) -> bool:
     """Return whether a module is an elementwise nonlinearity, gates between 0 and 1 excepted."""
-    return isinstance(module, _ACTIVATIONS)
+    return any(
+        kind.__module__ in _ACTIVATIONS and not kind.__name__.lower().endswith(_GATES)
+        for kind in type(module).__mro__
+    )
 
 
 def find_blocks(net: nn.Module) -> list[str]:

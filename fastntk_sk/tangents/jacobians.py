@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.autograd.forward_ad as fwd
-from timm.layers import Conv2dSame
-from timm.layers.padding import get_same_padding
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -254,7 +253,7 @@ class TangentNetwork(nn.Module):
         return features, torch.zeros_like(features) if derivative is None else derivative
 
 
-class _UnpaddedConv2dSame(Conv2dSame):
+class _UnpaddedConv2dSame(nn.Conv2d):
     """TensorFlow's convolution without a padded copy of its input in either direction.
 
     Where one row more is lacking after the input than before it, a row of zeros before the kernel
@@ -263,11 +262,9 @@ class _UnpaddedConv2dSame(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
-        if self.dilation != (1, 1):
-            return super().forward(x)
         lacking = [
-            get_same_padding(*axis, 1)
-            for axis in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
+            max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            for size, kernel, stride in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
         ]
         kernel = nn.functional.pad(self.weight, (lacking[1] % 2, 0, lacking[0] % 2, 0))
         padding = [(rows + 1) // 2 for rows in lacking]
@@ -309,8 +306,9 @@ def check_rows_are_independent(function: Callable[[Tensor], Tensor], probe: Tens
 def frozen_copy(net: nn.Module) -> nn.Module:
     """Return a copy of shared parameters and buffers, in which TensorFlow's convolutions are faster."""
     copied = _shared_copy(net)
+    padded = getattr(sys.modules.get("timm.layers"), "Conv2dSame", None)  # timm is never imported here
     for module in copied.modules():
-        if type(module) is Conv2dSame:
+        if type(module) is padded and module.dilation == (1, 1):
             module.__class__ = _UnpaddedConv2dSame
     return copied
 
@@ -323,6 +321,8 @@ def plain_copy(net: nn.Module) -> nn.Module:
     copied = copy.deepcopy(net)
     for module in copied.modules():
         if type(module) is _UnpaddedConv2dSame:
+            from timm.layers import Conv2dSame
+
             module.__class__ = Conv2dSame  # type: ignore[assignment]
     return copied
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -216,9 +217,8 @@ class _DropPrompts(nn.Module):
 
 
 def _takes_prompts(net: nn.Module) -> bool:
-    from timm.models.vision_transformer import VisionTransformer
-
-    return isinstance(net, VisionTransformer)
+    timm = sys.modules.get("timm.models.vision_transformer")  # no network is timm's without it
+    return timm is not None and isinstance(net, timm.VisionTransformer)
 
 
 def prompt_width(net: nn.Module) -> int:

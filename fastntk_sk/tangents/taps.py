@@ -9,6 +9,7 @@ image.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -306,14 +307,12 @@ class PromptTap(Tap):
 
 def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
     """Return the fastest tap that is right for a module and its trainable parameters."""
-    from timm.layers import BatchNormAct2d
-    from timm.layers import LayerNorm as TimmLayerNorm
-
     plain_names = set(names) <= {"weight", "bias"}
-    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+    timm = sys.modules.get("timm.layers")  # never imported here: without it no module is timm's
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, getattr(timm, "BatchNormAct2d", None))
     if plain_names and type(module) in batch_norms and module.running_var is not None:
         return BatchNormTap(module, names)  # type: ignore[arg-type]
-    layer_norm = type(module) in (nn.LayerNorm, TimmLayerNorm)
+    layer_norm = type(module) in (nn.LayerNorm, getattr(timm, "LayerNorm", None))
     if plain_names and layer_norm and len(module.normalized_shape) == 1:  # type: ignore[arg-type]
         return LayerNormTap(module, names)
     if plain_names and type(module) is nn.Linear:

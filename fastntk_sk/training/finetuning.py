@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch import NeuralNetClassifier
-from skorch.callbacks import LRScheduler
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -135,26 +133,6 @@ class SubspaceNetwork(nn.Module):
         return scores if self.V is None else scores + (h - self.net(x)) @ self.V.T
 
 
-class _Tuner(NeuralNetClassifier):
-    """skorch's classifier with a weight for each row, and interruptions told apart."""
-
-    stopped_by_callback = False
-
-    def notify(self, method_name, **kwargs):
-        """Note where a callback ends training: skorch's way is to raise KeyboardInterrupt."""
-        try:
-            super().notify(method_name, **kwargs)
-        except KeyboardInterrupt:
-            self.stopped_by_callback = True
-            raise
-
-    def get_loss(self, y_pred, y_true, X, training=False):
-        """Return the weighted mean of the rows' losses."""
-        weight = X["weight"].to(y_pred)
-        losses = self.criterion_(y_pred, y_true.to(y_pred.device))
-        return (losses * weight).sum() / weight.sum()
-
-
 class _Dataset(torch.utils.data.Dataset):
     def __init__(self, rows: Rows, labels: np.ndarray, weights: np.ndarray) -> None:
         self.rows, self.labels, self.weights = rows, labels, weights
@@ -230,6 +208,10 @@ def finetune(
     ValueError
         If `params` holds what the estimator has a parameter for.
     """
+    from skorch.callbacks import LRScheduler
+
+    from .tuner import Tuner
+
     dtype = network.W.dtype
     params = copy.deepcopy(params or {})  # callbacks keep a state
     for name, own in (("max_epochs", "max_epochs"), ("lr", "learning_rate")):
@@ -264,7 +246,7 @@ def finetune(
         "verbose": verbose,
         **params,
     }
-    tuner = _Tuner(network, **settings).initialize()
+    tuner = Tuner(network, **settings).initialize()
     dataset = _Dataset(rows, labels, weights)
     if scheduled:
         learned, _ = tuner.get_split_datasets(dataset, labels)

@@ -18,7 +18,7 @@ from fastntk_sk import FastNTKClassifier
 from fastntk_sk.demo.session import N_WRONG, SHOWN, learn
 from fastntk_sk.evaluation import report_page
 
-SMALL = {"backbone": "resnet18", "pretrained": False, "n_components": 8}
+SMALL = {"backbone": "test_resnet", "pretrained": False, "n_components": 8}
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
@@ -32,7 +32,7 @@ def test_a_session(monkeypatch):
     assert session.captions(set())[1].startswith("✗ ")
     assert session.summary() == "37 pictures learned, 3 forgotten."
     assert json.loads(session.receipts())[0]["n_rows"] == 3
-    with pytest.raises(ValueError, match="Expected pictures that are not forgotten yet"):
+    with pytest.raises(ValueError, match="not forgotten yet"):
         session.forget({1})
     left = [i for i in range(40) if i not in session.forgotten]
     refit = FastNTKClassifier(**session.classifier.get_params()).fit(
@@ -52,7 +52,7 @@ def test_a_folder(tmp_path):
     assert sorted(set(session.labels)) == ["a", "b"]
     assert not session.notes
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="Expected pictures in"):
+    with pytest.raises(ValueError, match="pictures in"):
         learn(str(tmp_path / "none"))
 
 

@@ -1,0 +1,100 @@
+"""Pictures in folders, CSV files and lists of paths, as the command line and the demo take them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA = "folder with a subfolder for each class, or a CSV file with columns path, label and perhaps id"
+# the suffixes that torchvision's ImageFolder reads
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Paths of pictures with their classes and ids, as far as the source names them."""
+
+    paths: list[str]
+    labels: list[str] | None = None
+    ids: list[str | None] | None = None
+
+
+def read_pictures(source: Path) -> Pictures:
+    """Return the pictures of a folder, a CSV file, a text file with one path a line, or one picture.
+
+    Paths in a file are relative to it. The first level of subfolders gives the classes; links are
+    followed, and hidden files and folders are left out.
+    """
+    if source.is_dir():
+        found = sorted(_pictures_in(source))
+        nested = all(path.parent != source for path in found)
+        labels = [path.relative_to(source).parts[0] for path in found] if nested else None
+        pictures = Pictures([str(path) for path in found], labels)
+    elif source.suffix.lower() in _SUFFIXES:
+        pictures = Pictures([str(source)])
+    else:
+        try:
+            text = source.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"Expected {source} to be a picture ({', '.join(_SUFFIXES)}) or a list in UTF-8, got "
+                "other bytes. Rename the picture, or save the list as UTF-8."
+            ) from error
+        if source.suffix.lower() == ".csv":
+            pictures = _listed(source, text)
+        else:
+            lines = [line.strip() for line in text.splitlines()]
+            pictures = Pictures([str(source.parent / line) for line in lines if line])
+    if not pictures.paths:
+        raise ValueError(f"Expected pictures in {source}, got none. Give a {DATA}.")
+    return pictures
+
+
+def read_labelled(source: Path) -> tuple[Pictures, list[str]]:
+    """Return pictures and their classes; raise ValueError if the source does not name the classes."""
+    pictures = read_pictures(source)
+    if pictures.labels is None:
+        raise ValueError(f"Expected a class for each picture of {source}, got none. Give a {DATA}.")
+    return pictures, pictures.labels
+
+
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES:
+                yield Path(place) / name
+
+
+def _listed(source: Path, text: str) -> Pictures:
+    reader = csv.DictReader(io.StringIO(text))
+    fields = reader.fieldnames or []
+    if "path" not in fields:
+        raise ValueError(
+            f"Expected columns path, label and perhaps id in {source}, got {list(fields)}. Name the "
+            "columns in the first line."
+        )
+    rows = []
+    for row in reader:
+        needed = [row[name] for name in ("path", "label") if name in fields]
+        if None in row or None in row.values() or not all(cell.strip() for cell in needed):
+            raise ValueError(
+                f"Expected {len(fields)} cells, path and label filled, in line {reader.line_num} of "
+                f"{source}. Quote cells that hold commas."
+            )
+        rows.append(row)
+    return Pictures(
+        [str(source.parent / row["path"]) for row in rows],
+        [row["label"] for row in rows] if "label" in fields else None,
+        [row["id"] or None for row in rows] if "id" in fields else None,
+    )
