@@ -97,7 +97,6 @@ class Original:
         source = estimator
         if not isinstance(estimator, BaselineClassifier):
             check_is_fitted(estimator)
-            estimator._held
             source = estimator._adapter
         self.model, self.parameters, self.sharpness = source.model, source.parameters, source.sharpness
         self.classes = estimator.classes_
