@@ -20,6 +20,7 @@ from .backbones.recipes import find_recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
 from .exceptions import FastNTKError
 from .publishing import files
+from .publishing.exactness import exactness_text
 from .store import persistence
 from .sums import memory
 from .sums.statistics import Statistics
@@ -222,33 +223,32 @@ def _unlearn(args: argparse.Namespace) -> Answer:
             "them from a backup, forget, and delete them afterwards."
         )
     key = _key(args)
-    with files.locked(args.dir):  # a deletion of another process must not be lost
-        persistence.check_place(args.dir)
-        persistence.check_key(key)
-        clf = FastNTKClassifier.load(args.dir, key=key)
-        # names of folders that are no classes are just folders; a file says what it means
-        given = [
-            _as_classes(clf, pictures.labels, source.is_dir())
-            for source, pictures in zip(args.forget, listed, strict=True)
-        ]
-        labels = [label for part in given for label in part or ()] if None not in given else None
-        ids = [one for pictures in listed for one in pictures.ids or [None] * len(pictures.paths)]
-        request: dict[str, Any] = {
-            "sample_ids": ids if any(one is not None for one in ids) else None,
-            "copies": "all" if args.all_copies else "one",
-        }
-        if args.dry_run:
-            report = clf.can_unlearn(paths, labels, **request)
-            verdict = "can be forgotten" if report["possible"] else f"cannot: {report['reason']}"
-            text = f"{report['n_rows']:,} learned rows {verdict} (about {report['seconds']:.1f} s)."
-            return Answer(report, text, code=int(not report["possible"]))
-        verbose = clf.verbose
-        clf.set_params(verbose=not args.quiet).unlearn(paths, labels, **request)
-        clf.set_params(verbose=verbose).save(args.dir, key=key)
+    persistence.check_place(args.dir)
+    persistence.check_key(key)
+    clf = FastNTKClassifier.load(args.dir, key=key)
+    # names of folders that are no classes are just folders; a file says what it means
+    given = [
+        _as_classes(clf, pictures.labels, source.is_dir())
+        for source, pictures in zip(args.forget, listed, strict=True)
+    ]
+    labels = [label for part in given for label in part or ()] if None not in given else None
+    ids = [one for pictures in listed for one in pictures.ids or [None] * len(pictures.paths)]
+    request: dict[str, Any] = {
+        "sample_ids": ids if any(one is not None for one in ids) else None,
+        "copies": "all" if args.all_copies else "one",
+    }
+    if args.dry_run:
+        report = clf.can_unlearn(paths, labels, **request)
+        verdict = "can be forgotten" if report["possible"] else f"cannot: {report['reason']}"
+        text = f"{report['n_rows']:,} learned rows {verdict} (about {report['seconds']:.1f} s)."
+        return Answer(report, text, code=int(not report["possible"]))
+    verbose = clf.verbose
+    clf.set_params(verbose=not args.quiet).unlearn(paths, labels, **request)
+    clf.set_params(verbose=verbose).save(args.dir, key=key)
     receipt = clf.receipts_[-1]
     copies = [path for path in paths if clf.can_unlearn([path])["possible"]]
     text = (
-        f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {receipt['exactness']}. "
+        f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {_exactness(clf, receipt)}. "
         f"{clf.n_samples_learned_:,} rows are left."
     )
     if copies:
@@ -261,6 +261,10 @@ def _unlearn(args: argparse.Namespace) -> Answer:
     text += " What was published before still remembers: fastntk push --purge-history."
     data = {"receipt": receipt, "n_learned": clf.n_samples_learned_, "copies_left": copies}
     return Answer(data, text)
+
+
+def _exactness(clf: FastNTKClassifier, receipt: dict[str, Any]) -> str:
+    return exactness_text(receipt["exactness"], ladder_alone=clf._adapter.is_ladder_alone)
 
 
 def _predict(args: argparse.Namespace) -> Answer:
@@ -295,7 +299,7 @@ def _report(args: argparse.Namespace) -> Answer:
     lines = [f"{clf.n_samples_learned_:,} rows learned, {clf.n_samples_forgotten_:,} forgotten."]
     if clf.n_samples_forgotten_ and not receipts:
         lines.append("The receipts are with the private state.")
-    lines += [f"{r['time']}  {r['n_rows']:,} rows  {r['exactness']}" for r in receipts]
+    lines += [f"{r['time']}  {r['n_rows']:,} rows  {_exactness(clf, r)}" for r in receipts]
     paths, labels = None, None
     if args.data is not None:
         pictures, named = _labelled(args.data)

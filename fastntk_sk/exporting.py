@@ -12,10 +12,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .backbones.loading import save_for_timm
-from .publishing import files, hub
+from .publishing import files, folder, hub
 from .publishing.card import Earlier, model_card
-from .publishing.onnx_export import onnx_bytes
+from .publishing.exports import onnx_bytes, save_for_timm
 from .state import Halves
 from .store import persistence, receipts
 
@@ -217,7 +216,7 @@ class ExportMixin(Halves):
         """
         check_is_fitted(self)
         card = model_card(self, license=license, dataset=dataset, metrics=metrics)
-        persistence.save_adapter(self, path, str(card))
+        folder.save_adapter(self, path, str(card))
 
     @classmethod
     def from_pretrained(
@@ -284,10 +283,10 @@ class ExportMixin(Halves):
         if local and revision is not None:
             raise ValueError(f"Expected no revision with a folder, got {revision!r}. Leave it out.")
         if local:
-            folder = Path(path_or_repo)
+            found = Path(path_or_repo)
         else:
-            folder = hub.pull(str(path_or_repo), revision, token=token, cache_dir=cache_dir)
-        return persistence.load_adapter(cls, folder, backbone=backbone, device=device)
+            found = hub.pull(str(path_or_repo), revision, token=token, cache_dir=cache_dir)
+        return folder.load_adapter(cls, found, backbone=backbone, device=device)
 
     def push_to_hub(
         self,
@@ -365,7 +364,7 @@ class ExportMixin(Halves):
             private state; and if `purge_history` left something behind.
         """
         check_is_fitted(self)
-        persistence.check_publishable(self._adapter)
+        folder.check_publishable(self._adapter)
         if key is not None and not include_private_state:
             raise ValueError(
                 "Expected no key without include_private_state=True, got one. Leave it out."
@@ -383,7 +382,7 @@ class ExportMixin(Halves):
                 repository=repo_id,
                 revision=revision,
             )
-            found = persistence.adapter_files(self, str(card))
+            found = folder.adapter_files(self, str(card))
             if include_private_state:
                 state = persistence.state_files(self, key)
                 found |= {f"{hub.PRIVATE}/{name}": data for name, data in state.items()}

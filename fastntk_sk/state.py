@@ -24,10 +24,11 @@ from .exceptions import (
 )
 from .publishing import files
 from .publishing.adapter import Adapter
+from .publishing.exactness import exactness
 from .settings import Settings
 from .store.checkpoints import Checkpoint
 from .store.ledger import KEY_BYTES, Ledger, Removal
-from .store.receipts import chain_heads, environment, make_receipt, senses
+from .store.receipts import chain_heads, environment, head_of, make_receipt, senses
 from .sums.ridge import GRID, solve
 from .sums.statistics import Statistics
 from .tangents.model import LinearizedModel, Parameters, relative_gap
@@ -166,12 +167,12 @@ class State:
         signature = None if group.alone and checkpoint is None else self.signature()
         if not group.alone:
             seen = [content(rows[i]) for i in {0, len(rows) // 2, len(rows) - 1}]
-            known = self.adapter.digest() if self.ledger.n_rows else ""
-            group.check_same(files.digest(*asked, *seen, repr((known, signature)).encode()).encode())
+            known = self.adapter.checksum if self.ledger.n_rows else ""
+            group.check_same(files.checksum(*asked, *seen, repr((known, signature)).encode()).encode())
         part = group.share(len(labels))
         sums, digests = self.model.empty_statistics(), list[bytes]()
         if checkpoint is not None:
-            problem = files.digest(*asked, repr((signature, part)).encode(), *map(_bytes, probes))
+            problem = files.checksum(*asked, repr((signature, part)).encode(), *map(_bytes, probes))
             sums, digests = checkpoint.resume(problem, sums)
             self._check_same_rows(rows, part, digests)
         n_done = len(digests)
@@ -247,19 +248,23 @@ class State:
         here = self._environment_here()
         if not drift:
             changed = replace(changed, environment=here, session=_SESSION)
+        measured: dict[str, Any] = {
+            "residual": changed.residual,
+            "drift": drift,
+            "rounding": 0.0,
+            "seen_by": seen_by,
+            "searched_by": searched_by,
+            "anchor": self.settings.anchor,
+        }
         receipt = make_receipt(
             chain=self.chain,
-            earlier=self.receipts,
-            adapter_before=self.adapter.digest(),
-            adapter_after=changed.adapter.digest(),
+            previous=head_of(self.receipts, self.chain),
+            adapter=changed.adapter.checksum,
             n_rows=len(removals),
-            n_learned=int(class_rows.sum()),
-            residual=changed.residual,
+            n_samples_learned=int(class_rows.sum()),
+            exactness=exactness(**measured, backbone_has_seen=False),
+            **measured,
             seconds=time.perf_counter() - started,
-            drift=drift,
-            seen_by=seen_by,
-            searched_by=searched_by,
-            anchor=self.settings.anchor,
             environment=here,
             n_left=None if sample_ids is None else changed.ledger.owned_rows(set(sample_ids)),
         )
@@ -428,8 +433,8 @@ class State:
     ) -> tuple[Statistics, np.ndarray]:
         """Return the sums over learned rows times a sign, and their labels in the ledger."""
         if not group.alone:
-            asked = repr((self.adapter.digest(), removals)).encode()
-            group.check_same(files.digest(asked).encode())
+            asked = repr((self.adapter.checksum, removals)).encode()
+            group.check_same(files.checksum(asked).encode())
         labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
         weights = np.array([removal.entry.weight for removal in removals])
         part, sums = group.share(len(removals)), self.model.empty_statistics()

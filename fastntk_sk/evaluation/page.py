@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.utils.validation import check_is_fitted
 
 from ..publishing.adapter import LADDER_IS_EXACT
+from ..publishing.exactness import exactness_text
 from ..publishing.html import state_table
 from ._checks import optional
 from .pictures import ChangedPredictionsDisplay, ForgettingTimelineDisplay
@@ -83,7 +84,7 @@ def report_page(
     exact = f"{_EXACT} {LADDER_IS_EXACT}" if estimator._adapter.is_ladder_alone else _EXACT
     parts = [f"<h1>{escape(title)}</h1>", state_table(estimator), f"<p>{exact}</p>"]
     if receipts:
-        parts += ["<h2>Deletions</h2>", _receipts(receipts)]
+        parts += ["<h2>Deletions</h2>", _receipts(receipts, estimator._adapter.is_ladder_alone)]
         parts.append(_drawn(ForgettingTimelineDisplay(receipts).plot()))
     if X is not None:
         models = {"now": estimator} | ({} if before is None else {"before": before})
@@ -96,7 +97,7 @@ def report_page(
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
-def _receipts(receipts: list[dict[str, Any]]) -> str:
+def _receipts(receipts: list[dict[str, Any]], ladder_alone: bool) -> str:
     names = {
         "time": "time",
         "n_rows": "rows forgotten",
@@ -105,12 +106,12 @@ def _receipts(receipts: list[dict[str, Any]]) -> str:
         "residual": "relative residual",
         "seconds": "seconds",
     }
+    shown = [
+        r | {"exactness": exactness_text(r["exactness"], ladder_alone=ladder_alone)} for r in receipts
+    ]
     rows = [
-        [
-            f"{receipt[name]:.3g}" if isinstance(receipt[name], float) else str(receipt[name])
-            for name in names
-        ]
-        for receipt in receipts
+        [f"{r[name]:.3g}" if isinstance(r[name], float) else str(r[name]) for name in names]
+        for r in shown
     ]
     return _table(list(names.values()), rows)
 

@@ -111,7 +111,7 @@ class ForgettingTimelineDisplay:
             places = np.arange(len(rows))
             ax.step(places, rows, where="post", color="tab:blue")
             for place, left, receipt in zip(places[1:], rows[1:], receipts, strict=True):
-                exact = receipt["exactness"].startswith("exact")
+                exact = receipt["exactness"]["exact"]
                 label = "exact for the linearised model" if exact else "approximate: see the receipt"
                 ax.plot(
                     place,

@@ -9,26 +9,38 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
+from msgspec import Meta, Struct
 
 from ..exceptions import ReceiptError, StateFormatError
 from ..publishing import files
-from ..publishing.schema import MAX_INTEGER, Check, integer, list_of, number, one_of, text
+from ..publishing.config import Checksum, Count, Exactness, Rows
 
-EXACT = "exact for the linearised model"
-_RECEIPT: dict[str, Check] = {  # what is read of one again
-    "n_rows": integer(1, MAX_INTEGER),
-    "drift": number(0),
-    "seen_by": list_of(text()),
-    "searched_by": list_of(text()),
-    "anchor": one_of("pretrained", "finetuned"),
-    "chain": text(),
-    "previous": text(),
-    "digest": text(),
-}
 _PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
+Measured = Annotated[float, Meta(ge=0)]
+
+
+class Receipt(Struct):
+    """What every receipt holds; others of its keys say where it was made."""
+
+    time: str
+    n_rows: Rows
+    n_samples_learned: Count
+    exactness: Exactness
+    residual: Measured
+    drift: Measured
+    rounding: Measured
+    seen_by: list[str]
+    searched_by: list[str]
+    anchor: Literal["pretrained", "finetuned"]
+    seconds: Measured
+    adapter: Checksum
+    chain: str
+    previous: str
+    checksum: Checksum
 
 
 @cache
@@ -37,20 +49,7 @@ def _versions() -> dict[str, str]:
 
 
 def environment(device: str, precision: str) -> dict[str, Any]:
-    """Return what decides whether a Jacobian comes out bitwise the same.
-
-    Parameters
-    ----------
-    device : str
-
-    precision : str
-        Of the backbone's passes.
-
-    Returns
-    -------
-    environment : dict
-        Plain Python values: library versions, machine, device, precision, threads.
-    """
+    """Return what decides whether a Jacobian comes out bitwise the same, in plain Python values."""
     return {
         "versions": dict(_versions()),
         "machine": platform.machine(),
@@ -64,143 +63,105 @@ def environment(device: str, precision: str) -> dict[str, Any]:
 def make_receipt(
     *,
     chain: str,
-    earlier: Sequence[Mapping[str, Any]],
-    adapter_before: str,
-    adapter_after: str,
+    previous: str,
+    adapter: str,
     n_rows: int,
-    n_learned: int,
+    n_samples_learned: int,
+    exactness: dict[str, Any],
     residual: float,
-    seconds: float,
     drift: float,
-    seen_by: Sequence[str],
-    searched_by: Sequence[str],
-    anchor: str,
+    rounding: float,
+    seconds: float,
     environment: dict[str, Any],
     n_left: int | None = None,
+    anchor: str,
+    seen_by: Sequence[str],
+    searched_by: Sequence[str],
 ) -> dict[str, Any]:
-    """Describe one deletion in plain Python values.
+    """Return the receipt of one deletion in plain Python values, with its "checksum".
 
     Parameters
     ----------
-    chain : str
-        Name of this site's chain.
+    chain, previous : str
+        Name of this site's chain, and the checksum of the receipt before it there, or "".
 
-    earlier : sequence of dict
-        All receipts so far.
+    adapter : str
+        Checksum of what is published afterwards.
 
-    adapter_before, adapter_after : str
-        Digests of what is published.
+    n_rows, n_samples_learned : int
+        Rows that were removed, and those that the model rests on afterwards.
 
-    n_rows : int
-        Rows removed by this deletion.
-
-    n_learned : int
-        Rows that the model rests on afterwards.
-
-    residual : float
-        Relative residual of the normal equations after the solve.
+    exactness, residual, drift, rounding, anchor, seen_by, searched_by
+        See :func:`fastntk_sk.publishing.exactness.exactness`.
 
     seconds : float
 
-    drift : float
-        Relative difference between Jacobians here and those that were learned.
-
-    seen_by : sequence of str
-        Fitted steps before the classifier that have seen the rows.
-
-    searched_by : sequence of str
-        Searches whose choice of hyper-parameters has seen the rows.
-
-    anchor : {"pretrained", "finetuned"}
-
     environment : dict
+        Of :func:`environment`.
 
     n_left : int, default=None
         For a request by sample ids: learned rows that are left under them.
-
-    Returns
-    -------
-    receipt : dict
-        With "previous", the digest of the receipt before it in the chain, and its own "digest".
     """
-    problems = [f"{name} has seen the rows" for name in seen_by]
-    if drift:
-        problems.append(f"what the backbone gives differs by {drift:.1e} from what was learned")
-    exactness = f"approximate: {'; '.join(problems)}" if problems else EXACT
-    if anchor == "finetuned":
-        exactness += "; the fine-tuned anchor has seen the rows"
-    for name in searched_by:
-        exactness += f"; the hyper-parameters that {name} chose have seen the rows"
     left = {} if n_left is None else {"n_rows_left_under_sample_ids": n_left}
-    return files.signed(
+    return files.with_checksum(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "n_rows": n_rows,
-            "n_samples_learned": n_learned,
+            "n_samples_learned": n_samples_learned,
             "method": "downdate of the statistics and one solve",
             "exactness": exactness,
             "residual": residual,
             "drift": drift,
+            "rounding": rounding,
             "seen_by": list(seen_by),
             "searched_by": list(searched_by),
             "anchor": anchor,
             "seconds": seconds,
             **environment,
             **left,
-            "adapter_before": adapter_before,
-            "adapter_after": adapter_after,
+            "adapter": adapter,
             "chain": chain,
-            "previous": _heads(earlier).get(chain, ""),
+            "previous": previous,
         }
     )
 
 
-def senses(receipts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in what senses deletions were exact, for the public: without names of anybody's steps."""
-    found = []
-    drift = max((receipt["drift"] for receipt in receipts), default=0.0)
-    if any(not receipt["drift"] and not receipt["seen_by"] for receipt in receipts):
-        found.append(EXACT)
-    if any(receipt["seen_by"] for receipt in receipts):
-        found.append("approximate: fitted steps before the classifier have seen rows")
-    if drift:
-        found.append(
-            f"approximate: what the backbone gives differs by up to {drift:.0e} from what was learned"
-        )
-    if any(receipt["searched_by"] for receipt in receipts):
-        found.append("the hyper-parameters that a search chose have seen rows")
-    if any(receipt["anchor"] == "finetuned" for receipt in receipts):
-        found.append("the fine-tuned anchor has seen rows")
-    return found
+def senses(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the exactness of all deletions together, for the public: it names nobody's steps."""
+    found = [receipt["exactness"] for receipt in receipts]
+    reasons = dict.fromkeys(reason for one in found for reason in one["reasons"])
+    return {"exact": all(one["exact"] for one in found), "reasons": list(reasons)}
 
 
 def chain_heads(receipts: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the digest of the last receipt of each chain."""
+    """Return the checksum of the last receipt of each chain."""
     return list(_heads(receipts).values())
 
 
+def head_of(receipts: Iterable[Mapping[str, Any]], chain: str) -> str:
+    """Return the checksum of the last receipt of one chain, or "" if it has none yet."""
+    return _heads(receipts).get(chain, "")
+
+
+def _heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {receipt["chain"]: receipt["checksum"] for receipt in receipts}
+
+
 def export_receipts(receipts: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Write receipts as JSON lines; see the classifier.
-
-    Parameters
-    ----------
-    receipts : iterable of dict
-
-    path : str or path-like
-    """
+    """Write receipts as JSON lines; see the classifier."""
     path = Path(path).absolute()
     files.replace(path.parent, path.name, lines(*receipts))
 
 
 def lines(*documents: Mapping[str, Any]) -> bytes:
     """Return JSON lines."""
-    return b"".join(files.canonical(document, indent=None) + b"\n" for document in documents)
+    return b"".join(files.canonical(document) + b"\n" for document in documents)
 
 
-def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) -> list[dict[str, Any]]:
+def verify_receipts(path: str | os.PathLike[str], heads: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Check that exported receipts are whole and in order.
 
-    Each receipt holds the digest of the one before it: a line that was changed, inserted, left out or
+    Each receipt holds the checksum of the one before it: a line that was changed, inserted, left out or
     moved is noticed. Lines that were cut off at the end are noticed only through `heads`. A chain is
     evidence of what was run by somebody who is honest, not a proof that nothing was kept: who holds
     the state can write another chain.
@@ -211,7 +172,7 @@ def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) 
         As :meth:`FastNTKClassifier.export_receipts` wrote it.
 
     heads : iterable of str, default=()
-        Digests that must be among the receipts: those under "receipts" in the `config.json` of a
+        Checksums that must be among the receipts: those under "receipts" in the `config.json` of a
         published adapter.
 
     Returns
@@ -241,7 +202,7 @@ def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) 
     path = Path(path).absolute()
     receipts = parse_receipts(files.read(path.parent, path.name), path.name)
     wanted = {heads} if isinstance(heads, str) else set(heads)
-    missing = sorted(wanted - {receipt["digest"] for receipt in receipts})
+    missing = sorted(wanted - {receipt["checksum"] for receipt in receipts})
     if missing:
         raise ReceiptError(
             f"{path.name} lacks the receipts {missing}, which were published. It was cut off, or "
@@ -251,36 +212,21 @@ def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) 
 
 
 def parse_receipts(data: bytes, name: str) -> list[dict[str, Any]]:
-    """Return receipts that are whole and follow one another; see `verify_receipts`.
-
-    Parameters
-    ----------
-    data : bytes
-        JSON lines.
-
-    name : str
-        For messages.
-    """
+    """Return receipts that are whole and follow one another, from JSON lines; see `verify_receipts`."""
     receipts: list[dict[str, Any]] = []
     last: dict[str, str] = {}
     for i, line in enumerate(data.splitlines(), 1):
         try:
             receipt = files.parse_json(line, f"Receipt {i}")
-            files.check_signed(receipt, f"Receipt {i}")
-            for key, rule in _RECEIPT.items():
-                if not rule(receipt.get(key)):
-                    raise StateFormatError(f"Receipt {i} has no valid {key!r}.")
-        except StateFormatError as error:
-            raise ReceiptError(f"{name} is not what was written. {error}") from error
+            files.check_checksum(receipt, f"Receipt {i}")
+            msgspec.convert(receipt, Receipt)
+        except (StateFormatError, msgspec.ValidationError) as error:
+            raise ReceiptError(f"{name} is not what was written, in receipt {i}: {error}") from error
         if receipt["previous"] != last.get(receipt["chain"], ""):
             raise ReceiptError(
                 f"Receipt {i} of {name} does not follow the one before it in its chain: receipts "
                 "were left out, inserted or moved. Ask for the file as it was exported."
             )
-        last[receipt["chain"]] = receipt["digest"]
+        last[receipt["chain"]] = receipt["checksum"]
         receipts.append(receipt)
     return receipts
-
-
-def _heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {receipt["chain"]: receipt["digest"] for receipt in receipts}
