@@ -597,13 +597,13 @@ def test_pictures_that_do_not_fit_in_memory(little, tmp_path):
 
 def test_a_named_network_is_measured_before_it_is_built(little, tmp_path):
     params = {"image_size": 32, "batch_size": 4, "n_components": 8, "random_state": 0}
-    clf = FastNTKClassifier("timm:resnet18", trainable="norm", pretrained=False, **params)
+    clf = FastNTKClassifier("timm:test_resnet", trainable="norm", pretrained=False, **params)
     clf.fit(PICTURES, y).save_pretrained(tmp_path / "adapter")
     whole, found = Parts.of(tmp_path / "adapter"), []
     hostile.load(tmp_path / "adapter", None)  # which also warms what timm keeps
     for source, size, error in (
         ("timm:vit_base_patch32_224", [32, 32], StateMismatchError),
-        ("timm:resnet18", [2500, 2500], InsufficientMemoryError),
+        ("timm:test_resnet", [4096, 4096], InsufficientMemoryError),
     ):
         parts = whole.copy()
         parts.config["backbone"]["source"], parts.config["preprocessing"]["size"] = source, size
