@@ -40,13 +40,14 @@ from .exceptions import (
 from .progress import progress
 from .publishing import exports, files, folder
 from .publishing.adapter import Adapter
+from .publishing.exactness import exactness
 from .publishing.html import state_table
 from .settings import Settings
 from .state import State, Sums, Tuning, distinct
 from .store import persistence
 from .store.ledger import Ledger, Removal
 from .store.private import Private
-from .store.receipts import exactness, export_receipts, make_receipt
+from .store.receipts import export_receipts, head_of, make_receipt
 from .sums.ridge import number
 from .tangents.linearize import linearize
 from .tangents.model import LinearizedModel
@@ -70,6 +71,9 @@ if TYPE_CHECKING:
 _COLUMNS = ("n_features_in_", "feature_names_in_")
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
 _AT_ONCE = ("verbose", "num_workers", "random_state")  # parameters that are not fixed at fit
+_AS_GIVEN = (
+    "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
+)  # fmt: skip
 _COMMITTING = threading.Lock()
 
 
@@ -568,7 +572,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             )
         receipt = make_receipt(
             chain=before.chain,
-            earlier=before.receipts,
+            previous=head_of(before.receipts, before.chain),
             adapter=adapter.checksum,
             n_rows=len(removals),
             n_samples_learned=after.state.n_rows,
@@ -1214,27 +1218,25 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         seed = int.from_bytes(
             ranks().first(draw_seed(self.random_state).to_bytes(8, "little")), "little"
         )
+        as_given: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN}
+        resolved: dict[str, Any] = {
+            "precision": precision,
+            "predict_with": predict_with,
+            "backbone_has_seen": seen,
+        }
         return Settings(
+            **as_given,
+            **resolved,
             seed=seed,
             n_classes=n_classes,
             n_features=n_features,
             backbone=self.backbone if isinstance(self.backbone, str) else None,
             trainable=as_entries(self.trainable),
-            anchor=self.anchor,
-            kernel=self.kernel,
-            n_directions=int(self.n_directions),
-            n_components=self.n_components,
-            n_prompts=int(self.n_prompts),
             image_size=pair(self.image_size),
-            pretrained=bool(self.pretrained),
-            batch_size=int(self.batch_size),
-            precision=precision,
             device=device,
             alpha=number(self.alpha),
             tangent_scale=float(self.tangent_scale),
             target_scale=1.0 if self.target_scale == "auto" else float(self.target_scale),
-            predict_with=predict_with,
-            backbone_has_seen=seen,
         )
 
     def _first_state(self, training: Training) -> State:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from PIL import Image
 
 from .backbones.folders import DATA, read_labelled, read_pictures
@@ -20,6 +21,7 @@ from .backbones.recipes import Recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
 from .exceptions import FastNTKError, SampleError
 from .publishing import files
+from .publishing.exactness import exactness_text
 from .store import persistence
 from .sums import memory
 from .sums.statistics import Statistics
@@ -130,7 +132,7 @@ def _unlearn(args: argparse.Namespace) -> Answer:
             "them from a backup, forget them, and delete them afterwards."
         )
     key = _key(args)
-    with files.locked(args.dir):  # two processes must not overwrite each other's deletions
+    with _locked(args.dir):  # two processes must not overwrite each other's deletions
         persistence.check_place(args.dir)
         persistence.check_key(key)
         clf = FastNTKClassifier.load(args.dir, key=key)
@@ -157,7 +159,7 @@ def _unlearn(args: argparse.Namespace) -> Answer:
     receipt = clf.receipts_[-1]
     copies = [path for path in paths if clf.can_unlearn([path])["possible"]]
     text = (
-        f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {receipt['exactness']}. "
+        f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {_exactness(clf, receipt)}. "
         f"{clf.n_samples_learned_:,} rows are left."
     )
     if copies:
@@ -172,7 +174,7 @@ def _unlearn(args: argparse.Namespace) -> Answer:
 
 def _rebuild(args: argparse.Namespace) -> Answer:
     pictures = read_pictures(args.data)
-    with files.locked(args.dir):
+    with _locked(args.dir):
         clf = FastNTKClassifier.load(args.dir, key=_key(args))
         labels = _as_classes(clf, pictures.labels, args.data.is_dir())
         with _changing(args, clf, pictures.paths):
@@ -191,6 +193,15 @@ def _changing(args: argparse.Namespace, clf: FastNTKClassifier, paths: list[str]
     except SampleError as error:
         raise type(error)(_with_files(str(error), paths), error.indices) from error
     clf.set_params(verbose=verbose).save(args.dir, key=_key(args))
+
+
+def _exactness(clf: FastNTKClassifier, receipt: dict[str, Any]) -> str:
+    return exactness_text(receipt["exactness"], ladder_alone=clf._adapter.is_ladder_alone)
+
+
+def _locked(folder: Path) -> FileLock:
+    """Hold a folder against other commands, whose deletions would be overwritten."""
+    return FileLock(f"{folder.absolute()}.lock")
 
 
 def _with_files(message: str, paths: list[str]) -> str:
@@ -234,7 +245,7 @@ def _report(args: argparse.Namespace) -> Answer:
     lines = [f"{clf.n_samples_learned_:,} rows learned, {clf.n_samples_forgotten_:,} forgotten."]
     if clf.n_samples_forgotten_ and not receipts:
         lines.append("The private state holds the receipts.")
-    lines += [f"{r['time']}  {r['n_rows']:,} rows  {r['exactness']}" for r in receipts]
+    lines += [f"{r['time']}  {r['n_rows']:,} rows  {_exactness(clf, r)}" for r in receipts]
     paths, labels = None, None
     if args.data is not None:
         pictures, named = read_labelled(args.data)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+Side = Annotated[int, Meta(ge=1, le=4096)]
+Scale = Annotated[float, Meta(gt=0, le=1e300)]
 
 
 @dataclass(frozen=True)
 class Settings:
     """Parameters of the estimator as they were at fit; `set_params` does not reach them.
+
+    Constraints are those of a saved file; nothing checks them when an instance is made.
 
     Parameters
     ----------
@@ -39,26 +47,26 @@ batch_size, predict_with, precision, device, backbone_has_seen
         As the parameters of the classifier, without "auto".
     """
 
-    seed: int
-    n_classes: int
-    n_features: int | None
+    seed: Annotated[int, Meta(ge=0, le=2**31)]
+    n_classes: Annotated[int, Meta(ge=2, le=10**6)]
+    n_features: Annotated[int, Meta(ge=1, le=10**6)] | None
     backbone: str | None
-    trainable: tuple[str, ...]
-    anchor: str
-    kernel: str
-    n_directions: int
-    n_components: int | str | None
-    n_prompts: int
-    image_size: tuple[int, int] | None
+    trainable: Annotated[tuple[str, ...], Meta(min_length=1, max_length=1000)]
+    anchor: Literal["pretrained", "finetuned"]
+    kernel: Literal["full", "pseudo"]
+    n_directions: Annotated[int, Meta(ge=1, le=10**6)]
+    n_components: Annotated[int, Meta(ge=0, le=10**9)] | Literal["auto"] | None
+    n_prompts: Annotated[int, Meta(ge=1, le=10**4)]
+    image_size: tuple[Side, Side] | None
     pretrained: bool
-    batch_size: int
-    precision: str
-    device: str
-    alpha: float | None
-    tangent_scale: float
-    target_scale: float
-    predict_with: str
-    backbone_has_seen: bool | str = False
+    batch_size: Annotated[int, Meta(ge=1, le=10**6)]
+    precision: Literal["float32", "float64", "bfloat16"]
+    device: Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d{1,3})?\Z")]
+    alpha: Scale | None
+    tangent_scale: Annotated[float, Meta(ge=0, le=1e300)]
+    target_scale: Scale
+    predict_with: Literal["linear", "network"]
+    backbone_has_seen: bool | Literal["unknown"] = False
     searched_by: tuple[str, ...] = ()
 
     @property

@@ -270,7 +270,7 @@ def test_copies_and_sample_ids(blobs):
     clf = small().fit(np.vstack([X, X[:2]]), np.r_[y, y[:2]], sample_ids=[*ids, "x", "x"])
     assert not clf.can_unlearn(X[:1])["possible"]
     clf.unlearn(X[:1], sample_ids=["x"])
-    assert clf.receipts_[-1]["n_rows_left"] == 1
+    assert clf.receipts_[-1]["n_rows_left_under_sample_ids"] == 1
     clf.unlearn(X[:6], copies="all")
     assert clf.n_samples_learned_ == 62 - 1 - 6 - 1
 
@@ -428,7 +428,7 @@ def test_metadata_routing(blobs):
         pipeline.fit(X, y, sample_weight=weights, sample_ids=np.arange(60))
     assert gap(pipeline[-1], small().fit(X, y, sample_weight=weights)) < 1e-12
     pipeline[-1].unlearn(X[3:4], sample_ids=[3])
-    assert pipeline[-1].receipts_[-1]["n_rows_left"] == 0
+    assert pipeline[-1].receipts_[-1]["n_rows_left_under_sample_ids"] == 0
 
 
 def test_pandas_names(blobs):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
-from ..publishing import files
 from ..randomness import generator
 from . import torchvision_models
 from .inputs import InputSpec
@@ -301,93 +298,6 @@ def _create(name: str, source: str, pretrained: bool, size: tuple[int, int] | No
             f"{install}check the connection, pass a 'local-dir:PATH' that holds the weights, or "
             "pretrained=False for random ones."
         ) from error
-
-
-def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
-    """Put a readout on top of a network of features.
-
-    Parameters
-    ----------
-    net : nn.Module
-        Changed in place where it is a timm model.
-
-    W : Tensor of shape (C, d + 1)
-        The last column is the bias.
-
-    Returns
-    -------
-    module : nn.Module
-        A timm model with its own classifier, or a Sequential of "backbone" and "readout".
-    """
-    readout = skip_init(nn.Linear, W.shape[1] - 1, len(W), dtype=W.dtype, device=W.device)
-    readout.load_state_dict({"weight": W[:, :-1], "bias": W[:, -1]})
-    reset = getattr(net, "reset_classifier", None)
-    if reset is not None:
-        with torch.random.fork_rng(devices=[]):
-            reset(len(W))
-        head = net.get_classifier()  # type: ignore[operator]
-        if isinstance(head, nn.Linear) and head.weight.shape == readout.weight.shape:
-            name = next(name for name, module in net.named_modules() if module is head)
-            net.set_submodule(name, readout)
-            return net.eval()
-        reset(0)
-    return nn.Sequential(OrderedDict(backbone=net, readout=readout)).eval()
-
-
-def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list[str]) -> None:
-    """Write a timm model with its classifier in the layout that timm loads; see the classifier.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Of `with_readout`.
-
-    spec : InputSpec
-        Becomes its preprocessing.
-
-    folder : Path
-
-    labels : list of str
-        Names of the outputs.
-
-    Raises
-    ------
-    ValueError
-        If it is no plain timm model.
-    """
-    from timm.models import save_for_hf
-
-    config = getattr(module, "pretrained_cfg", None)
-    prompted = any(name.endswith(".prompt") for name in module.state_dict())
-    if config is None or prompted or not hasattr(module, "default_cfg"):
-        what = "one with prompt tokens" if prompted else type(module).__name__
-        raise ValueError(
-            f"Expected a plain timm model, got {what}, which timm cannot build by itself. Use "
-            "to_module() and torch, or publish the adapter."
-        )
-    if (folder / "adapter.safetensors").exists():
-        raise ValueError(
-            f"Expected another folder than {str(folder)!r}, which holds an adapter whose config.json "
-            "would be overwritten."
-        )
-    assert spec.size is not None
-    module.pretrained_cfg = {  # type: ignore[assignment]
-        **config,
-        "input_size": (spec.channels, *spec.size),
-        "mean": spec.mean,
-        "std": spec.std,
-        "interpolation": spec.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "num_classes": len(labels),
-    }
-    module.to(memory_format=torch.contiguous_format)
-    sized = {"img_size": spec.size} if config.get("fixed_input_size") else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as written:
-        save_for_hf(module, written, {"label_names": labels}, model_args=sized, safe_serialization=True)
-        for name in ("model.safetensors", "config.json"):
-            files.replace(folder, name, (Path(written) / name).read_bytes(), files.PUBLIC)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.utils.validation import check_is_fitted
 
 from ..publishing.adapter import LADDER_IS_EXACT
+from ..publishing.exactness import exactness_text
 from ..publishing.html import state_table
 from ._checks import optional
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay
@@ -83,10 +84,11 @@ def report_page(
     """
     check_is_fitted(estimator)
     receipts = estimator.receipts_
-    exact = f"{_EXACT} {LADDER_IS_EXACT}" if estimator._adapter.is_ladder_alone else _EXACT
+    ladder_alone = estimator._adapter.is_ladder_alone
+    exact = f"{_EXACT} {LADDER_IS_EXACT}" if ladder_alone else _EXACT
     parts = [f"<h1>{escape(title)}</h1>", state_table(estimator), f"<p>{exact}</p>"]
     if receipts:
-        parts += ["<h2>Deletions</h2>", _table(_RECEIPTS, map(_receipt, receipts))]
+        parts += ["<h2>Deletions</h2>", _table(_RECEIPTS, (_receipt(r, ladder_alone) for r in receipts))]
         parts.append(_image(ForgettingTimelineDisplay(receipts).plot()))
     if X is not None:
         models = {"now": estimator} | ({} if before is None else {"before": before})
@@ -102,13 +104,12 @@ def report_page(
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
-def _receipt(receipt: dict[str, Any]) -> list[str]:
+def _receipt(receipt: dict[str, Any], ladder_alone: bool) -> list[str]:
     """Return the cells of one deletion, in the order of `_RECEIPTS`."""
-    exactness = receipt["exactness"]
-    sense = ["exact for the linearised model" if exactness["exact"] else "approximate"]
+    sense = exactness_text(receipt["exactness"], ladder_alone=ladder_alone)
     numbers = (f"{receipt[name]:.3g}" for name in ("residual", "seconds"))
     counts = (str(receipt[name]) for name in ("n_rows", "n_samples_learned"))
-    return [receipt["time"], *counts, "; ".join(sense + exactness["reasons"]), *numbers]
+    return [receipt["time"], *counts, sense, *numbers]
 
 
 def _accuracies(models: dict[str, Any], X: Any, y: np.ndarray) -> str:

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..backbones.loading import with_readout
 from ..settings import Settings
 from ..tangents.jacobians import plain_copy
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
-from .files import tensors_digest
+from .exports import with_readout
+from .files import tensors_checksum
 
 LADDER_IS_EXACT = (
-    "With the ladder nothing is linearised away: the model is linear in its parameters, so that what is "
-    "exact is the model itself."
+    "A model on the ladder alone is linear in its parameters, so that the model itself is exact, not "
+    "only its linearisation."
 )
 
 
@@ -48,8 +48,8 @@ class Adapter:
 
     n_forgotten : int, default=0
 
-    exactness : list of str
-        In what senses the deletions were exact, each sense once.
+    exactness : dict
+        Of all deletions together; see :func:`exactness`.
 
     heads : list of str
         Checksums of the last receipt of each chain.
@@ -62,7 +62,7 @@ class Adapter:
     n_learned: int
     classes: np.ndarray
     n_forgotten: int = 0
-    exactness: list[str] = field(default_factory=list)
+    exactness: dict[str, Any] = field(default_factory=lambda: {"exact": True, "reasons": []})
     heads: list[str] = field(default_factory=list)
 
     def after(self, **deletions: Any) -> Adapter:
@@ -119,15 +119,11 @@ class Adapter:
     def tensors(self) -> dict[str, Tensor]:
         """Return what is published: with the source of the backbone, all that predictions need.
 
-        Returns
-        -------
-        tensors : dict
-            "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what the
-            source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the units and
-            the sketch of a ladder, so that nobody needs to draw it again; at the pretrained anchor
-            "probe_directions" (V, or the directions of the pseudo kernel); at the fine-tuned one the
-            subset's own values under "network.", and nothing of the anchor, which has seen rows
-            that may be forgotten.
+        They are "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what
+        the source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the units and
+        the sketch of a ladder. At the pretrained anchor "probe_directions" (V) is added; at the
+        fine-tuned one the solved values of the subset, and nothing of the anchor, which has seen rows
+        that may be forgotten.
         """
         model = self.model
         own = {f"network.{name}": tensor for name, tensor in model.own_tensors().items()}
@@ -141,11 +137,11 @@ class Adapter:
 
     @cached_property
     def checksum(self) -> str:
-        """Fingerprint of `tensors`."""
-        return tensors_digest(self.tensors())
+        """Checksum of `tensors`."""
+        return tensors_checksum(self.tensors())
 
     def to_module(self) -> nn.Module:
-        """Return the displaced network, or the ladder, with its readout; see the classifier."""
+        """Return the displaced network, or the ladder, with its readout."""
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:

@@ -12,6 +12,7 @@ from ..sums.ridge import TANGENT_ALPHA
 from ..tangents.model import LinearizedModel
 from .adapter import LADDER_IS_EXACT, Adapter
 from .config import public_name
+from .exactness import exactness_text
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -96,24 +97,12 @@ The backbone{paper} is built by timm{base}:
 
 @dataclass(frozen=True)
 class Earlier:
-    """The version of an adapter that a push follows.
-
-    Parameters
-    ----------
-    commit : str
-
-    n_learned, n_forgotten : int
-
-    tensors : str
-        Digest of what it publishes.
-
-    card : str
-    """
+    """The version of an adapter that a push follows; `checksum` is that of its tensors."""
 
     commit: str
     n_learned: int
     n_forgotten: int
-    tensors: str
+    checksum: str
     card: str
 
 
@@ -129,27 +118,8 @@ def model_card(
 ) -> ModelCard:
     """Return the card of a fitted classifier.
 
-    Parameters
-    ----------
-    classifier : FastNTKClassifier
-
-    license, dataset : str, default=None
-
-    metrics : mapping of str to float, default=None
-
-    earlier : Earlier, default=None
-        The published version before this one.
-
-    repository : str, default="ORG/NAME"
-        What to load, for the example.
-
-    revision : str, default=None
-        Its branch, if it is not "main".
-
-    Returns
-    -------
-    card : ModelCard
-        Its links to arXiv list the adapter on the page of the paper.
+    Its links to arXiv list the adapter on the page of the paper. `earlier` is the published version
+    before this one; `repository` and `revision` stand in the example.
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -200,7 +170,7 @@ def model_card(
         results=_results(metrics, dataset),
         deletions=_deletions(adapter, earlier),
         anchor_limit="; the fine-tuned anchor, which has seen every row"
-        if settings.anchor == "finetuned"
+        if settings.is_finetuned
         else "",
         ladder_citation="" if model.ladder is None else _LADDER,
         backbone_citation=_backbone_citation(model, base),
@@ -250,26 +220,22 @@ def _results(metrics: Mapping[str, float] | None, dataset: str | None) -> str:
 
 
 def _deletions(adapter: Adapter, earlier: Earlier | None) -> str:
-    if adapter.n_forgotten:
-        senses = "\n".join(f"* {sense}" for sense in adapter.exactness)
-        limit = (
-            LADDER_IS_EXACT if adapter.is_ladder_alone else "That holds for the linearised model only."
-        )
-        text = (
-            f"{adapter.n_forgotten:,} rows were forgotten; which ones is not recorded here. The "
-            f"deletions are\n\n{senses}\n\nExact means: the parameters are those of a model that never "
-            f"saw the rows, up to rounding. {limit}"
-        )
-    else:
-        text = "No row has been forgotten yet."
-    return text + _changes(adapter, earlier)
+    if not adapter.n_forgotten:
+        return "No row has been forgotten yet." + _changes(adapter, earlier)
+    alone = adapter.is_ladder_alone
+    limit = LADDER_IS_EXACT if alone else "That holds for the linearised model only."
+    return (
+        f"{adapter.n_forgotten:,} rows were forgotten; which ones is not recorded here. The deletions "
+        f"are {exactness_text(adapter.exactness, ladder_alone=alone)}.\n\nExact means: the parameters "
+        f"are those of a model that never saw the rows, up to rounding. {limit}"
+    ) + _changes(adapter, earlier)
 
 
 def _changes(adapter: Adapter, earlier: Earlier | None) -> str:
     """Return what changed since the published version, as far as the counts and receipts tell."""
     if earlier is None:
         return ""
-    if earlier.tensors == adapter.digest():  # the same again: what its card says is still so
+    if earlier.checksum == adapter.checksum:  # the same again: what its card says is still so
         found = re.search(r"\n\n(Since the version|Replaces the version) [^\n]*", earlier.card)
         return found[0] if found else ""
     before = f"version of commit `{earlier.commit[:12]}`"

@@ -2,37 +2,124 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from ..backbones.inputs import MAX_SIDE
 from ..backbones.recipes import portable
 from ..exceptions import StateFormatError, UnsavedParameterWarning
+from ..settings import Settings, Side
+from ..sums.memory import require
 from ..tangents.model import LinearizedModel
 from .adapter import Adapter
-from .files import canonical, check_signed, parse_json, signed
-from .schema import MAX_INTEGER, integer, list_of, number, one_of, optional, section, text
+from .files import canonical, check_checksum, convert, parse_json, with_checksum
 
 FORMAT = 1
-_FORBIDDEN = {"trust_remote_code", "auto_map", "custom_code"}
-_PART = r"\w(\w|\.(?!\.)|-(?!-)){0,95}(?<![.\-])"  # of the name of a repository, as the Hub allows it
-_BACKBONE = re.compile(
-    rf"mlp|(timm:|torchvision:)?[\w.\-]{{1,200}}|hf[\-_]hub:({_PART}/)?{_PART}(@(?!.*\.\.)\w[\w.\-/]{{0,199}})?|"
-    r"local-dir:.{1,4000}",
-    re.ASCII,
+_BACKBONE = (
+    r"(?a)\A(mlp|(timm:|torchvision:)?[\w.\-]{1,200}|local-dir:.{1,4000}"
+    r"|hf[\-_]hub:(?!.*\.\.)\w[\w.\-/]{0,200}(@\w[\w.\-/]{0,200})?)\Z"
 )
-_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
-_HEX = re.compile(r"[0-9a-f]{32}")
+_MAX = 2**53  # up to which every integer is a float too
+Source = Annotated[str, Meta(pattern=_BACKBONE)]
+Checksum = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Count = Annotated[int, Meta(ge=0, le=_MAX)]
+Rows = Annotated[int, Meta(ge=1, le=_MAX)]
+Size = Annotated[float, Meta(ge=1e-150, le=1e300)]
+Colours = Annotated[
+    tuple[Annotated[float, Meta(gt=-1e6, lt=1e6)], ...], Meta(min_length=1, max_length=4)
+]
+
+
+class Exactness(Struct):
+    """How exact deletions were; see `exactness.exactness`."""
+
+    exact: bool
+    reasons: list[str]
+
+
+class BackboneSource(Struct):
+    """Where a backbone comes from, and the checksum of its weights."""
+
+    source: Source | None
+    name: str
+    base_model: str | None
+    revision: str | None
+    checksum: Checksum
+
+
+class Preprocessing(Struct):
+    """The fields of `InputSpec`."""
+
+    size: tuple[Side, Side] | None
+    channels: Annotated[int, Meta(ge=1, le=3)]
+    mean: Colours
+    std: Colours
+    interpolation: str
+
+
+class Units(Struct):
+    """What a model measures on synthetic inputs."""
+
+    scale_h: Size
+    scale_J: Size
+    position_gap: Annotated[float, Meta(ge=0, le=1e300)]
+
+
+class Classes(Struct):
+    """`classes_` as plain values, and the kind of its dtype."""
+
+    values: Annotated[list[str | int | float | bool | None], Meta(min_length=2)]
+    kind: Annotated[str, Meta(pattern=r"\A([OU]|[<>|][biuf][1248])\Z")]
+
+    def labels(self) -> np.ndarray:
+        """Return `classes_`, or raise StateFormatError."""
+        if self.kind == "U":  # numpy makes every text as long as the longest
+            longest = max(len(str(value)) for value in self.values)
+            require(4 * longest * len(self.values), "The class labels take", "They look forged.")
+        try:
+            labels = np.array(self.values, dtype=self.kind)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise StateFormatError(
+                f"Expected class labels of kind {self.kind}, got others: {error}."
+            ) from error
+        found = labels.tolist()
+        if found != self.values or len(set(map(repr, found))) < len(found):
+            raise StateFormatError(
+                f"Expected different class labels of kind {self.kind}, got others. Restore a backup."
+            )
+        return labels
+
+
+class Config(Struct, kw_only=True):
+    """What `config.json` and the header of `adapter.safetensors` hold."""
+
+    format: int
+    version: str
+    params: dict[str, Any]
+    settings: Settings
+    backbone: BackboneSource
+    tensors_checksum: Checksum
+    preprocessing: Preprocessing
+    projection: Checksum
+    ladder: Checksum | None
+    units: Units
+    classes: Classes
+    without_rows: list[Count]
+    feature_names: list[str] | None
+    n_samples_learned: Rows
+    n_samples_forgotten: Count
+    exactness: Exactness
+    receipts: list[Checksum]
+    checksum: Checksum
 
 
 def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, Any]:
-    """Return the configuration of a fitted estimator, signed.
+    """Return the configuration of a fitted estimator as `Config` reads it, with its checksum.
 
     Parameters
     ----------
@@ -44,11 +131,6 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
     public : bool
         Leave out what belongs to this machine: its device, paths, and `finetune_params`, which may
         hold some.
-
-    Returns
-    -------
-    config : dict
-        What JSON can hold.
 
     Raises
     ------
@@ -71,7 +153,7 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
         params |= {"finetune_params": None, "device": "cpu"}
         params["backbone"] = _public(params["backbone"])
         source = _public(source)
-    if not _NAME(params["backbone"]):
+    if not _is_source(params["backbone"]):
         params["backbone"] = None
     if not isinstance(params["random_state"], (int, np.integer, type(None))):
         params["random_state"] = settings.seed
@@ -85,38 +167,37 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
             stacklevel=4,
         )
         params["finetune_params"] = None
-    spec = model.backbone.spec
     names = getattr(classifier, "feature_names_in_", None)
     classes = classifier.classes_
-    config = {
-        "format": FORMAT,
-        "version": version("fastntk_sk"),
-        "params": params,
-        "settings": asdict(replace(settings, backbone=None)) | ({"device": "cpu"} if public else {}),
-        "backbone": {
-            "source": source,
-            "name": public_name(model) if public else model.backbone.name,
-            **model.origin,
-            "digest": model.backbone.digest(model.own_tensors()),
-        },
-        "tensors": adapter.digest(),
-        "preprocessing": asdict(spec),
-        "projection": model.projection.digest(),
-        "ladder": None if model.ladder is None else model.ladder.digest(),
-        "units": {
-            "scale_h": model.scale_h,
-            "scale_J": model.scale_J,
-            "position_gap": model.position_gap,
-        },
-        "classes": {"values": classes.tolist(), "kind": _kind(classes)},
-        "without_rows": np.flatnonzero(adapter.empty).tolist(),
-        "feature_names": None if names is None else names.tolist(),
-        "n_samples_learned": adapter.n_learned,
-        "n_samples_forgotten": adapter.n_forgotten,
-        "exactness": adapter.exactness,
-        "receipts": adapter.heads,
-    }
-    config = signed(config)
+    config = with_checksum(
+        {
+            "format": FORMAT,
+            "version": version("fastntk_sk"),
+            "params": params,
+            "settings": asdict(replace(settings, backbone=None)) | ({"device": "cpu"} if public else {}),
+            "backbone": {
+                "source": source,
+                "name": public_name(model) if public else model.backbone.name,
+                **model.origin,
+                "checksum": model.backbone.digest(model.own_tensors()),
+            },
+            "tensors_checksum": adapter.checksum,
+            "preprocessing": asdict(model.backbone.spec),
+            "projection": model.projection.digest(),
+            "ladder": None if model.ladder is None else model.ladder.digest(),
+            "units": {name: getattr(model, name) for name in Units.__struct_fields__},
+            "classes": {
+                "values": classes.tolist(),
+                "kind": classes.dtype.kind if classes.dtype.kind in "OU" else classes.dtype.str,
+            },
+            "without_rows": np.flatnonzero(adapter.empty).tolist(),
+            "feature_names": None if names is None else names.tolist(),
+            "n_samples_learned": adapter.n_learned,
+            "n_samples_forgotten": adapter.n_forgotten,
+            "exactness": adapter.exactness,
+            "receipts": adapter.heads,
+        }
+    )
     check(parse_json(canonical(config), "the configuration"), "The configuration")
     return config
 
@@ -133,50 +214,43 @@ def _public(source: Any) -> Any:
     return None if isinstance(source, str) and source.startswith("local-dir:") else source
 
 
-def check(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a configuration that can be relied on, or raise an error that names what is wrong.
+def _is_source(name: Any) -> bool:
+    return name is None or (isinstance(name, str) and re.search(_BACKBONE, name) is not None)
 
-    Parameters
-    ----------
-    document : dict
-        As it was read, with its digest.
 
-    name : str
-        Of the file, for messages.
-
-    Returns
-    -------
-    config : dict
+def check(document: dict[str, Any], name: str) -> Config:
+    """Return a configuration that can be relied on; `name` is that of the file, for messages.
 
     Raises
     ------
     StateFormatError
-        If its format is newer, its digest does not fit, a value is missing or not of its kind, or it
-        asks for code to be run.
+        If its format is newer, its checksum does not fit, or a value is missing or wrong.
 
     Warns
     -----
     UnknownKeyWarning
         If there are keys that this version does not know.
     """
-    checked = section(intact(document, name), _SCHEMA, name)
-    labels, empty = class_labels(checked), set(checked["without_rows"])
-    if any(c >= len(labels) for c in empty) or len(empty) == len(labels):
-        raise StateFormatError(
-            f"{name} names classes without rows that it does not list, or all that it lists. Restore "
-            "a backup."
-        )
-    columns, n_features = checked["feature_names"], checked["settings"]["n_features"]
-    if columns is not None and len(columns) != n_features:
-        raise StateFormatError(
-            f"Expected the names of {n_features} features in {name}, got {len(columns)}. Restore a "
-            "backup."
-        )
-    return checked
+    check_intact(document, name)
+    config = convert(document, Config, name)
+    settings, n_classes = config.settings, len(config.classes.labels())
+    contradictions = {
+        "params.backbone": not _is_source(config.params.get("backbone")),
+        "settings.n_classes": settings.n_classes != n_classes,
+        "settings.n_components": not isinstance(settings.n_components, int),
+        "preprocessing.size": (config.preprocessing.size is None) != (settings.n_features is not None),
+        "without_rows": not set(config.without_rows) < set(range(n_classes)),
+        "feature_names": len(config.feature_names or [0] * (settings.n_features or 0))
+        != (settings.n_features or 0),
+    }
+    wrong = [key for key, holds in contradictions.items() if holds]
+    if wrong:
+        raise StateFormatError(f"{name} contradicts itself in {wrong}. Restore a backup.")
+    return config
 
 
-def intact(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return what was signed: of a format that is known, not changed since, and asking for no code."""
+def check_intact(document: dict[str, Any], name: str) -> None:
+    """Raise StateFormatError unless a document has a known format and was not changed since."""
     found = document.get("format")
     if type(found) is not int or found < 1:
         raise StateFormatError(f"Expected an integer format in {name}, got {found!r:.100}.")
@@ -185,109 +259,4 @@ def intact(document: dict[str, Any], name: str) -> dict[str, Any]:
             f"Expected format {FORMAT} or older in {name}, got {found} written by fastntk_sk "
             f"{document.get('version')!s:.100}. Upgrade fastntk_sk."
         )
-    rest = check_signed(document, name)
-    _forbid_code(rest, name)
-    return rest
-
-
-def class_labels(config: dict[str, Any]) -> np.ndarray:
-    """Return `classes_`."""
-    values, kind = config["classes"]["values"], config["classes"]["kind"]
-    lengths = [len(value) for value in values if isinstance(value, str)]
-    if kind == "U" and len(lengths) < len(values):
-        raise StateFormatError("Expected class labels to be text, got others. Restore a backup.")
-    if kind == "U" and len(values) * max(lengths) > 16 * sum(lengths) + 2**20:
-        raise StateFormatError("One class label is out of proportion to the others. Restore a backup.")
-    try:
-        labels = np.array(values, dtype=kind)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise StateFormatError(f"Expected class labels of kind {kind}, got others: {error}.") from error
-    if labels.tolist() != values:
-        raise StateFormatError(f"Expected class labels of kind {kind}, got others. Restore a backup.")
-    if len(set(map(repr, labels.tolist()))) < len(labels):
-        raise StateFormatError("Expected different class labels, got one twice. Restore a backup.")
-    return labels
-
-
-def _kind(classes: np.ndarray) -> str:
-    return classes.dtype.kind if classes.dtype.kind in "OU" else classes.dtype.str
-
-
-def _forbid_code(value: Any, name: str) -> None:
-    asked = sorted(_FORBIDDEN & value.keys()) if isinstance(value, dict) else []
-    if asked:
-        raise StateFormatError(
-            f"{name} asks for code to be run ({asked[0]!r}), which this library never does. Do not "
-            "use the file."
-        )
-    if isinstance(value, (dict, list)):
-        for part in value.values() if isinstance(value, dict) else value:
-            _forbid_code(part, name)
-
-
-def _label(value: Any) -> bool:
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return value is None or (isinstance(value, (str, int, float, bool)) and finite)
-
-
-_FLAG = one_of(True, False)
-_NAME = text(_BACKBONE)
-_SIDES = list_of(integer(1, MAX_SIDE), 2, 2)
-_COLOURS = list_of(lambda value: type(value) in (int, float) and abs(value) < 1e6, 1, 4)
-_SCHEMA: dict[str, Any] = {
-    "format": integer(1, FORMAT),
-    "params": lambda value: isinstance(value, dict) and optional(_NAME)(value.get("backbone")),
-    "settings": {
-        "seed": integer(0, 2**31),
-        "n_classes": integer(2, 10**6),
-        "n_features": optional(integer(1, 10**6)),
-        "backbone": one_of(None),
-        "trainable": list_of(text(length=200), 1, 1000),
-        "anchor": one_of("pretrained", "finetuned"),
-        "kernel": one_of("full", "pseudo"),
-        "n_directions": integer(1, 10**6),
-        "n_components": integer(0, 10**9),
-        "n_prompts": integer(1, 10**4),
-        "image_size": optional(_SIDES),
-        "pretrained": _FLAG,
-        "batch_size": integer(1, 10**6),
-        "precision": one_of("float32", "float64", "bfloat16"),
-        "device": text(_DEVICE),
-        "alpha": optional(number(5e-324)),
-        "tangent_scale": number(0),
-        "target_scale": number(5e-324),
-        "predict_with": one_of("linear", "network"),
-    },
-    "backbone": {
-        "source": optional(_NAME),
-        "name": text(),
-        "base_model": optional(text()),
-        "revision": optional(text()),
-        "digest": text(_HEX),
-    },
-    "tensors": text(_HEX),
-    "preprocessing": {
-        "size": optional(_SIDES),
-        "channels": one_of(1, 3),
-        "mean": _COLOURS,
-        "std": _COLOURS,
-        "interpolation": text(),
-    },
-    "projection": text(_HEX),
-    "ladder": optional(text(_HEX)),
-    "units": {
-        "scale_h": number(1e-150),
-        "scale_J": number(1e-150),
-        "position_gap": number(0),
-    },
-    "classes": {
-        "values": list_of(_label, 2),
-        "kind": text(re.compile(r"[OU]|[<>|][biuf][1248]")),
-    },
-    "without_rows": list_of(integer(0, 10**6)),
-    "feature_names": optional(list_of(text())),
-    "n_samples_learned": integer(1, MAX_INTEGER),
-    "n_samples_forgotten": integer(0, MAX_INTEGER),
-    "exactness": list_of(text(length=10**5)),
-    "receipts": list_of(text(_HEX)),
-}
+    check_checksum(document, name)

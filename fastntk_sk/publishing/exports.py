@@ -1,0 +1,121 @@
+"""What predicts as a plain module, as a model of timm, and as an ONNX file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import OrderedDict
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from ..backbones.inputs import InputSpec
+from . import files
+
+_TOO_LARGE = 2**31  # bytes of one protocol buffer
+
+
+def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
+    """Put a readout of shape (C, d + 1), bias last, on top of a network of features.
+
+    A timm model is changed in place and gets its own classifier; others become a Sequential of
+    "backbone" and "readout".
+    """
+    readout = skip_init(nn.Linear, W.shape[1] - 1, len(W), dtype=W.dtype, device=W.device)
+    readout.load_state_dict({"weight": W[:, :-1], "bias": W[:, -1]})
+    reset = getattr(net, "reset_classifier", None)
+    if reset is not None:
+        with torch.random.fork_rng(devices=[]):
+            reset(len(W))
+        head = net.get_classifier()  # type: ignore[operator]
+        if isinstance(head, nn.Linear) and head.weight.shape == readout.weight.shape:
+            name = next(name for name, module in net.named_modules() if module is head)
+            net.set_submodule(name, readout)
+            return net.eval()
+        reset(0)
+    return nn.Sequential(OrderedDict(backbone=net, readout=readout)).eval()
+
+
+def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list[str]) -> None:
+    """Write a timm model of `with_readout`, whose outputs have these labels, as timm loads it.
+
+    Raises
+    ------
+    ValueError
+        If it is no plain timm model.
+    """
+    from timm.models import save_for_hf
+
+    config = getattr(module, "pretrained_cfg", None)
+    prompted = any(name.endswith(".prompt") for name in module.state_dict())
+    if config is None or prompted or not hasattr(module, "default_cfg"):
+        what = "one with prompt tokens" if prompted else type(module).__name__
+        raise ValueError(
+            f"Expected a plain timm model, got {what}, which timm cannot build by itself. Use "
+            "to_module() and torch, or publish the adapter."
+        )
+    if (folder / "adapter.safetensors").exists():
+        raise ValueError(
+            f"Expected another folder than {str(folder)!r}, which holds an adapter whose config.json "
+            "would be overwritten."
+        )
+    assert spec.size is not None
+    module.pretrained_cfg = {  # type: ignore[assignment]
+        **config,
+        "input_size": (spec.channels, *spec.size),
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": spec.interpolation,
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "num_classes": len(labels),
+    }
+    module.to(memory_format=torch.contiguous_format)
+    sized = {"img_size": spec.size} if config.get("fixed_input_size") else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as written:
+        save_for_hf(module, written, {"label_names": labels}, model_args=sized, safe_serialization=True)
+        for name in ("model.safetensors", "config.json"):
+            files.replace(folder, name, (Path(written) / name).read_bytes(), files.PUBLIC)
+
+
+def onnx_bytes(module: nn.Module, example: Tensor, spec: InputSpec, labels: list[str]) -> bytes:
+    """Export a module in eval mode to ONNX, for batches of any number of rows.
+
+    The input is "batch", as in the example of two rows, and the output "scores"; the metadata hold
+    "classes" (the labels) and "preprocessing" (the fields of `spec`) in JSON.
+
+    Raises
+    ------
+    ImportError
+        Without the packages onnx and onnxscript.
+
+    ValueError
+        If the network's weights exceed the 2 GiB that one file can hold.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("ONNX needs more packages: pip install 'fastntk_sk[onnx]'.") from error
+    n_bytes = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if n_bytes >= _TOO_LARGE:
+        raise ValueError(
+            f"Expected weights of less than 2 GiB, which is what one ONNX file holds, got {n_bytes:,} "
+            "bytes. Export to_module() with torch.onnx.export and external data."
+        )
+    program = torch.onnx.export(
+        module,
+        (example,),
+        input_names=["batch"],
+        output_names=["scores"],
+        dynamic_shapes=({0: torch.export.Dim("n_rows")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["classes"] = json.dumps(labels)
+    program.model.metadata_props["preprocessing"] = json.dumps(asdict(spec))
+    return program.model_proto.SerializeToString()

@@ -8,12 +8,12 @@ import os
 import re
 import secrets
 import stat
-from collections import Counter
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -21,66 +21,65 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from ..exceptions import StateFormatError
+from ..exceptions import StateFormatError, UnknownKeyWarning
 from ..sums.memory import require
 
 PARTIAL = r"\.fastntk-[0-9a-f]{16}\.partial"
 PRIVATE, PUBLIC = 0o600, 0o644
-# what is parsed is many times larger in memory, most of all where it is nested
-_JSON_BYTES, _JSON_CONTAINERS, _JSON_DEPTH = 32 * 2**20, 2**18, 100
-_DIMENSIONS = 32  # which numpy and torch both take
+_JSON_BYTES = 32 * 2**20  # what is parsed is many times larger in memory
+_DIMENSIONS = 24  # torch.isfinite takes no more
 _BLOBS = ("snapshots", "blobs")  # a snapshot in the cache of the Hub's client links to its blobs
+T = TypeVar("T")
 
 
-def canonical(value: Any, indent: int | None = 1) -> bytes:
-    """Return JSON that is the same for equal values.
-
-    Parameters
-    ----------
-    value : object
-        Plain Python values and numpy scalars.
-
-    indent : int or None, default=1
-        None writes one line.
-
-    Raises
-    ------
-    StateFormatError
-        If JSON cannot hold it.
-    """
+def canonical(value: Any) -> bytes:
+    """Return JSON that is the same for equal plain values and numpy scalars, without NaN."""
     try:
-        return _encoder(indent).encode(value).encode()
-    except (RecursionError, ValueError) as error:
+        return json.dumps(value, sort_keys=True, default=plain, allow_nan=False).encode()
+    except (RecursionError, TypeError, ValueError) as error:
         raise StateFormatError(f"Expected plain values, got what JSON cannot hold: {error}.") from error
 
 
-def digest(*parts: bytes) -> str:
-    """Return the fingerprint of some bytes, 32 hexadecimal digits."""
-    return _fingerprint(parts)
+def plain(item: Any) -> Any:
+    """Return a numpy scalar as a plain value, for encoders of JSON."""
+    if isinstance(item, np.generic):
+        return item.item()
+    raise TypeError(f"{type(item).__name__}; use strings, numbers or tuples")
 
 
-def signed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document with the digest of its canonical JSON."""
-    return {**document, "digest": digest(canonical(document))}
+def checksum(*parts: bytes) -> str:
+    """Return the checksum of some bytes, 32 hexadecimal digits."""
+    return _checksum(parts)
 
 
-def check_signed(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a document without its digest, or raise StateFormatError where it does not fit."""
-    rest = {key: value for key, value in document.items() if key != "digest"}
-    if document.get("digest") != _fingerprint(part.encode() for part in _encoder(1).iterencode(rest)):
+def _checksum(parts: Iterable[Any]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+def with_checksum(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with the checksum of its canonical JSON."""
+    return {**document, "checksum": checksum(canonical(document))}
+
+
+def check_checksum(document: Mapping[str, Any], name: str) -> None:
+    """Raise StateFormatError unless a document has the checksum of the rest of it."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    if document.get("checksum") != checksum(canonical(rest)):
         raise StateFormatError(f"{name} was changed after it was saved. Restore a backup.")
-    return rest
 
 
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of named tensors: names, dtypes, shapes and values."""
+def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the checksum of named tensors: names, dtypes, shapes and values."""
 
-    def parts() -> Iterator[bytes]:
+    def parts() -> Iterator[Any]:
         for name, tensor in sorted(tensors.items()):
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
-            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
-    return _fingerprint(parts())
+    return _checksum(parts())
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -96,13 +95,6 @@ def dump(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) 
 def parse_tensors(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file, all real and finite, and its metadata.
 
-    Parameters
-    ----------
-    data : bytes
-
-    name : str
-        For messages.
-
     Raises
     ------
     StateFormatError
@@ -116,57 +108,78 @@ def parse_tensors(data: bytes, name: str) -> tuple[dict[str, Tensor], dict[str, 
         ) from error
     for key, tensor in tensors.items():
         odd = tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize == 1)
-        if odd or tensor.ndim > _DIMENSIONS:
+        if odd or tensor.ndim > _DIMENSIONS or not tensor.isfinite().all():
             raise StateFormatError(
-                f"Expected tensor {key!r} of {name} to hold integers or real numbers in at most "
-                f"{_DIMENSIONS} dimensions, got {tensor.dtype} in {tensor.ndim}. Restore a backup."
+                f"Expected tensor {key!r} of {name} to hold finite real numbers in at most "
+                f"{_DIMENSIONS} dimensions, got others ({tensor.dtype}). Restore a backup."
             )
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise StateFormatError(f"Tensor {key!r} of {name} is NaN or infinite. Restore a backup.")
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], name)
     return tensors, header.get("__metadata__") or {}
 
 
+def check_tensors(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], what: str
+) -> None:
+    """Raise StateFormatError unless tensors are those that are expected, of these dtypes and shapes."""
+    got = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    wrong = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
+    if wrong:
+        name = wrong[0]
+        raise StateFormatError(
+            f"{what}: expected tensor {name!r} to be {expected.get(name, 'absent')}, got "
+            f"{got.get(name, 'none')}. Restore a backup."
+        )
+
+
 def parse_json(data: bytes | str, name: str) -> dict[str, Any]:
-    """Return a JSON object, or raise StateFormatError for anything else.
-
-    Parameters
-    ----------
-    data : bytes or str
-
-    name : str
-        For messages.
-    """
+    """Return a JSON object, or raise StateFormatError for anything else."""
     if len(data) > _JSON_BYTES:
         raise _too_long(name, len(data))
-    if isinstance(data, str):
-        containers = data.count("[") + data.count("{")
-    else:
-        containers = data.count(b"[") + data.count(b"{")
-    if containers > _JSON_CONTAINERS:
-        raise StateFormatError(
-            f"{name} opens {containers:,} brackets; at most {_JSON_CONTAINERS:,} are read. It was not "
-            "written by this library."
-        )
     try:
-        document = json.loads(data, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise StateFormatError(f"{name} is damaged: {error}. Restore a backup.") from error
-    if not isinstance(document, dict):
-        raise StateFormatError(f"Expected a JSON object in {name}, got {type(document).__name__}.")
-    _check_depth(document, name)
-    return document
+
+
+def convert(document: Mapping[str, Any], kind: type[T], name: str) -> T:
+    """Return a JSON object as a struct or dataclass, whose constraints it meets.
+
+    Raises
+    ------
+    StateFormatError
+        If a value is missing or wrong.
+
+    Warns
+    -----
+    UnknownKeyWarning
+        If there are keys that this version does not know; they are ignored.
+    """
+    try:
+        found = msgspec.convert(document, kind)
+        unknown = sorted(_unknown(document, msgspec.to_builtins(found)))
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise StateFormatError(f"{name} is not valid: {error}. Restore a backup.") from error
+    if unknown:
+        warnings.warn(
+            f"{name} holds {unknown}, which this version does not know and ignores. Upgrade fastntk_sk "
+            "to use them.",
+            UnknownKeyWarning,
+            stacklevel=6,
+        )
+    return found
+
+
+def _unknown(document: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a document that were not taken over, with those above them."""
+    for key, value in document.items():
+        if key not in known:
+            yield prefix + key
+        elif isinstance(value, dict) and isinstance(known[key], dict):
+            yield from _unknown(value, known[key], f"{prefix}{key}.")
 
 
 def read(folder: Path, name: str) -> bytes:
     """Return the content of a regular file of a folder.
-
-    Parameters
-    ----------
-    folder : Path
-
-    name : str
-        A plain file name.
 
     Raises
     ------
@@ -177,13 +190,9 @@ def read(folder: Path, name: str) -> bytes:
     InsufficientMemoryError
         If it does not fit in memory; nothing was read.
     """
-    if name != (folder / name).name or name in ("", ".", ".."):
-        raise StateFormatError(f"Expected a plain file name, got {name!r}. Nothing was read.")
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        handle = os.open(
-            _target(folder, name),
-            os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0),
-        )
+        handle = os.open(_target(folder, name), flags)
     except FileNotFoundError:
         raise StateFormatError(
             f"No {name} in {str(folder)!r}: it is missing. Pass the folder that was saved, or restore "
@@ -202,6 +211,28 @@ def read(folder: Path, name: str) -> bytes:
         return file.read(found.st_size)
 
 
+def _target(folder: Path, name: str) -> Path:
+    """Return the path of a file, where a link of the Hub's cache leads if it is one."""
+    path = folder / name
+    if not path.is_symlink():
+        return path
+    snapshots, blobs = _BLOBS
+    stores = [p.parent.resolve() / blobs for p in folder.absolute().parents if p.name == snapshots]
+    target = path.resolve()
+    if target.parent not in stores:
+        raise StateFormatError(
+            f"{name} is a link out of its folder, which is not followed. Copy the file there."
+        )
+    return target
+
+
+def _too_long(name: str, n_bytes: int) -> StateFormatError:
+    return StateFormatError(
+        f"{name} has {n_bytes:,} bytes; at most {_JSON_BYTES:,} are read. It was not written by this "
+        "library."
+    )
+
+
 def make_folder(folder: Path, mode: int = 0o777) -> None:
     """Make a folder and those above it, durably; `mode` is for a new one, less the user's umask."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -211,19 +242,7 @@ def make_folder(folder: Path, mode: int = 0o777) -> None:
 
 
 def replace(folder: Path, name: str, data: bytes, mode: int = PRIVATE) -> None:
-    """Put a file in place in one instant, and make it durable.
-
-    Parameters
-    ----------
-    folder : Path
-
-    name : str
-
-    data : bytes
-
-    mode : int, default=0o600
-        Who may read it; the user's umask does not widen or narrow it.
-    """
+    """Put a file in place in one instant, and make it durable; the umask does not change its mode."""
     partial = folder / f".fastntk-{secrets.token_hex(8)}.partial"
     try:
         _write(partial, data, mode)
@@ -261,22 +280,6 @@ def collect(folder: Path, pattern: str, keep: Iterable[str] = ()) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes that ask for it too; on POSIX systems only."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
-
-
 def check_folder(folder: Path, pattern: str) -> None:
     """Raise StateFormatError unless a folder is new, or holds only files that match a pattern."""
     others = folder.exists() or folder.is_symlink()
@@ -286,66 +289,4 @@ def check_folder(folder: Path, pattern: str) -> None:
         raise StateFormatError(
             f"Expected {str(folder)!r} to be a new or empty folder, or one that was saved before; it "
             "holds something else. Choose another folder."
-        )
-
-
-def _encoder(indent: int | None) -> json.JSONEncoder:
-    return json.JSONEncoder(sort_keys=True, indent=indent, default=_plain)
-
-
-def _plain(item: Any) -> Any:
-    if isinstance(item, np.generic):
-        return item.item()
-    raise StateFormatError(
-        f"Expected plain values in the estimator's parameters, got {type(item).__name__}. Use "
-        "strings, numbers or tuples."
-    )
-
-
-def _fingerprint(parts: Iterable[bytes]) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        state.update(part)
-    return state.hexdigest()
-
-
-def _target(folder: Path, name: str) -> Path:
-    """Return the path of a file, where a link of the Hub's cache leads if it is one."""
-    path = folder / name
-    if not path.is_symlink():
-        return path
-    snapshots, blobs = _BLOBS
-    stores = [p.parent.resolve() / blobs for p in folder.absolute().parents if p.name == snapshots]
-    target = path.resolve()
-    if target.parent not in stores:
-        raise StateFormatError(
-            f"{name} is a link out of its folder, which is not followed. Copy the file there."
-        )
-    return target
-
-
-def _too_long(name: str, n_bytes: int) -> StateFormatError:
-    return StateFormatError(
-        f"{name} has {n_bytes:,} bytes; at most {_JSON_BYTES:,} are read. It was not written by this "
-        "library."
-    )
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        key, times = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"it holds {key!r:.100} {times} times")
-    return document
-
-
-def _check_depth(document: dict[str, Any], name: str) -> None:
-    """Raise StateFormatError for nesting on which recursion could end."""
-    level: list[Any] = [document]
-    for _ in range(_JSON_DEPTH):
-        parts = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [part for inner in parts for part in inner if isinstance(part, (dict, list))]
-    if level:
-        raise StateFormatError(
-            f"{name} is nested more than {_JSON_DEPTH} deep. It was not written by this library."
         )

@@ -1,1 +1,127 @@
-from ..store.persistence import *
+"""The folder of a public adapter: written, and read again.
+
+`adapter.safetensors` holds its own configuration and is replaced in one instant: whenever a save is
+interrupted, the folder holds the old adapter or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..exceptions import PrivacyWarning, PublicationError, StateFormatError
+from ..tangents.model import Parameters
+from . import files
+from .adapter import Adapter
+from .config import check_intact, describe
+from .rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
+
+ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
+_PRIVATE = r"manifest\.json|(adapter|statistics|ledger|receipts)-[0-9a-f]{32}\..*"  # of the room store
+
+
+def adapter_files(classifier: Any, card: str) -> dict[str, bytes]:
+    """Return the files of a public adapter by their names, in the order in which they are written."""
+    adapter: Adapter = classifier._adapter
+    check_publishable(adapter)
+    config = describe(adapter, classifier, public=True)
+    return {
+        ADAPTER: adapter_file(adapter, config),
+        CONFIG: files.canonical(config),
+        CARD: card.encode(errors="replace"),
+    }
+
+
+def adapter_file(adapter: Adapter, config: dict[str, Any]) -> bytes:
+    """Return the content of `adapter.safetensors`."""
+    return files.dump(adapter.tensors(), {"config": files.canonical(config).decode()})
+
+
+def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> None:
+    """Write the public adapter; see :meth:`FastNTKClassifier.save_pretrained`."""
+    folder = Path(path)
+    if _private_files(folder):
+        raise PublicationError(
+            f"{str(folder)!r} holds files of a private state. Save the public adapter to another "
+            "folder, so that they are not published together."
+        )
+    foreign = [name for name in (CONFIG, CARD) if (folder / name).exists()]
+    if foreign and not (folder / ADAPTER).exists():
+        raise PublicationError(
+            f"{str(folder)!r} holds a {foreign[0]} of something else, which would be overwritten. Save "
+            "to another folder."
+        )
+    contents = adapter_files(classifier, card)
+    files.make_folder(folder)
+    for name, data in contents.items():
+        files.replace(folder, name, data, files.PUBLIC)
+    files.collect(folder, files.PARTIAL)
+
+
+def check_publishable(adapter: Adapter) -> None:
+    """Raise PublicationError where predictions need a fine-tuned anchor, which has seen every row."""
+    if adapter.settings.is_finetuned and adapter.settings.predict_with == "linear":
+        raise PublicationError(
+            'With anchor="finetuned" and predict_with="linear", predictions need the weights that SGD '
+            "left, which have seen forgotten rows too: they are private. Fit with "
+            'predict_with="network" to publish, or use save().'
+        )
+
+
+def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) -> Any:
+    """Read a public adapter; see :meth:`FastNTKClassifier.from_pretrained`."""
+    if _private_files(folder):
+        raise StateFormatError(
+            f"{str(folder)!r} holds a whole estimator with its private state. Read it with "
+            "FastNTKClassifier.load."
+        )
+    config, tensors = read_adapter(files.read(folder, ADAPTER), ADAPTER)
+    if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
+        beside = files.parse_json(files.read(folder, CONFIG), CONFIG)
+        check_intact(beside, CONFIG)
+        if beside.get("tensors_checksum") != config.tensors_checksum:
+            warnings.warn(
+                f"{CONFIG} in {str(folder)!r} describes another model than {ADAPTER}, which is the one "
+                "that is loaded: a save was interrupted, or files were mixed. Save once more before you "
+                "publish.",
+                PrivacyWarning,
+                stacklevel=4,
+            )
+    source = config.backbone.source or ""
+    if backbone is None and source.startswith("local-dir:"):
+        raise StateFormatError(
+            f"{ADAPTER} names a folder as backbone ({source!r:.100}), which is not read: whoever wrote "
+            "the file could name any. If it is yours, pass from_pretrained(..., backbone=...)."
+        )
+    settings = settings_at_fit(config, device)
+    if settings.is_finetuned and settings.predict_with == "linear":
+        raise StateFormatError(f"{ADAPTER} lacks the anchor that its predictions need.")
+    W, displacement = tensors["readout"], tensors["displacement"]
+    V = tensors.get("probe_directions", torch.zeros_like(W[:, :-1]))
+    moved = torch.zeros(int(settings.n_components or 0)) if settings.is_finetuned else None
+    model = build_model(config, settings, backbone, tensors, V, moved, learns=False)
+    check_sizes(model, tensors)
+    empty = np.zeros(len(W), dtype=bool)
+    empty[config.without_rows] = True
+    adapter = Adapter(
+        model,
+        Parameters(W, displacement if moved is None else torch.zeros_like(displacement)),
+        displacement,
+        empty,
+        config.n_samples_learned,
+        config.classes.labels(),
+        config.n_samples_forgotten,
+        {"exact": config.exactness.exact, "reasons": config.exactness.reasons},
+        config.receipts,
+    )
+    return unfitted(cls, config, backbone)._commit(adapter)
+
+
+def _private_files(folder: Path) -> set[str]:
+    """Return what is there of a private state, of an interrupted save too."""
+    return files.matching(folder, _PRIVATE) if folder.is_dir() else set()

@@ -5,24 +5,17 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from .exactness import exactness_text
+
 
 def state_table(classifier: Any) -> str:
-    """Return what the model rests on.
-
-    Parameters
-    ----------
-    classifier : FastNTKClassifier
-        Fitted.
-
-    Returns
-    -------
-    table : str
-    """
+    """Return what a fitted classifier rests on."""
     adapter = classifier._adapter
+    exact = exactness_text(adapter.exactness, ladder_alone=adapter.is_ladder_alone)
     cells = {
         "learned": f"{classifier.n_samples_learned_:,} rows",
         "forgotten": f"{classifier.n_samples_forgotten_:,} rows",
-        "deletions": "; ".join(adapter.exactness) or "none yet",
+        "deletions": exact if adapter.n_forgotten else "none yet",
         "state": "public adapter only" if classifier._private is None else "public and private",
         "anchor": adapter.settings.anchor,
     }

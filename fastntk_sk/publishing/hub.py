@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -27,18 +25,15 @@ from huggingface_hub.utils import (
 )
 
 from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError
-from ..store.persistence import ADAPTER, CARD, CONFIG
 from .adapter import Adapter
 from .card import Earlier
 from .config import check
 from .files import parse_json, read
+from .folder import ADAPTER, CARD, CONFIG
 
 PRIVATE = "private_state"
-_ATTEMPTS = 3
-_SECONDS = 1.0  # before the second attempt; doubled each time
 _TRANSIENT = (429, 500, 502, 503, 504)
 _HTTPError: type[Exception] = errors.HfHubHTTPError.__bases__[0]  # httpx's, or httpx2's, by version
-Result = TypeVar("Result")
 
 
 def pull(
@@ -48,22 +43,7 @@ def pull(
     token: str | bool | None,
     cache_dir: str | os.PathLike[str] | None,
 ) -> Path:
-    """Download the public adapter of a repository, at one commit.
-
-    Parameters
-    ----------
-    repo_id : str
-
-    revision : str or None
-
-    token : str, bool or None
-
-    cache_dir : str, path-like or None
-
-    Returns
-    -------
-    folder : Path
-        In the cache.
+    """Download the public adapter of a repository, at one commit; return its folder in the cache.
 
     Raises
     ------
@@ -79,8 +59,8 @@ def pull(
     api = HfApi(token=token)
     with _named(repo_id, revision), _quiet():
         commit = _commit(api, repo_id, revision)
-        folder = _patiently(
-            lambda: snapshot_download(
+        folder = Path(
+            snapshot_download(
                 repo_id,
                 revision=revision,
                 token=token,
@@ -89,14 +69,14 @@ def pull(
                 local_files_only=commit is None,
             )
         )
-    if commit not in (None, Path(folder).name):
+    if commit not in (None, folder.name):
         raise HubError(f"{repo_id!r} changed, or the Hub was lost, while it was read. Call again.")
-    if not (Path(folder) / ADAPTER).exists():
+    if not (folder / ADAPTER).exists():
         raise HubError(
             f"Repository {repo_id!r} holds no {ADAPTER}: it is no adapter of this library, or its "
             "upload was not finished."
         )
-    return Path(folder)
+    return folder
 
 
 def push(
@@ -111,30 +91,9 @@ def push(
     include_private_state: bool,
     purge_history: bool,
 ) -> str:
-    """Publish a folder as one commit; see :meth:`FastNTKClassifier.push_to_hub`.
+    """Publish files as one commit, and return it; see :meth:`FastNTKClassifier.push_to_hub`.
 
-    Parameters
-    ----------
-    repo_id : str
-
-    contents : callable
-        Returns the files by their names in the repository, given the version before.
-
-    adapter : Adapter
-
-    private : bool or None
-
-    branch : str
-
-    message : str or None
-
-    token : str, bool or None
-
-    include_private_state, purge_history : bool
-
-    Returns
-    -------
-    commit : str
+    `contents` returns them by their names in the repository, given the version before.
     """
     if purge_history and branch != "main":
         raise PublicationError(
@@ -143,7 +102,7 @@ def push(
         )
     api = HfApi(token=_checked(token))
     with _named(repo_id, branch), _quiet():
-        exists = _patiently(lambda: api.repo_exists(repo_id))
+        exists = api.repo_exists(repo_id)
         if include_private_state and not exists and not private:
             raise PublicationError(
                 f"The private state describes training rows, and {repo_id!r} would be public. Pass "
@@ -152,11 +111,11 @@ def push(
         if purge_history and exists:
             _check_branches(api, repo_id)
         if not exists:
-            _patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+            api.create_repo(repo_id, private=private, exist_ok=True)
         if branch != "main":
-            _patiently(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-        parent = str(_patiently(lambda: api.repo_info(repo_id, revision=branch)).sha)
-        there = _patiently(lambda: api.list_repo_files(repo_id, revision=parent))
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+        parent = str(api.repo_info(repo_id, revision=branch).sha)
+        there = api.list_repo_files(repo_id, revision=parent)
         if CONFIG in there and ADAPTER not in there:
             raise PublicationError(
                 f"{repo_id!r} holds another model: its {CONFIG} would be overwritten. Push to another "
@@ -168,19 +127,8 @@ def push(
         _check_visibility(api, repo_id, private, include_private_state or bool(old_private))
         _warn(repo_id, adapter, earlier, ADAPTER in there, bool(old_private), purge_history)
         title = message or _title(adapter, earlier)
-        try:
-            _patiently(  # a repetition of what was done, and whose answer was lost, is no commit
-                lambda: api.create_commit(
-                    repo_id,
-                    changes,
-                    commit_message=title,
-                    revision=branch,
-                    parent_commit=parent,
-                )
-            )
-        except _HTTPError as error:
-            if _status(error) != 412 or not _is_done(api, repo_id, branch, changes, parent, title):
-                raise
+        # after a lost answer the user calls again, and what is there already is no second commit
+        api.create_commit(repo_id, changes, commit_message=title, revision=branch, parent_commit=parent)
         if purge_history:
             try:
                 _purge(api, repo_id, branch)
@@ -189,7 +137,7 @@ def push(
                     f"The adapter was pushed to {repo_id!r}, and the purge was not finished: earlier "
                     "versions may still be there. Call again."
                 ) from error
-        return str(_patiently(lambda: api.repo_info(repo_id, revision=branch)).sha)
+        return str(api.repo_info(repo_id, revision=branch).sha)
 
 
 def _checked(token: str | bool | None) -> str | bool | None:
@@ -209,7 +157,7 @@ def _commit(api: HfApi, repo_id: str, revision: str | None) -> str | None:
     deleted, or a commit that was purged.
     """
     try:
-        return str(_patiently(lambda: api.repo_info(repo_id, revision=revision)).sha)
+        return str(api.repo_info(repo_id, revision=revision).sha)
     except errors.OfflineModeIsEnabled:
         return None
     except _HTTPError as error:
@@ -236,17 +184,13 @@ def _earlier(api: HfApi, repo_id: str, commit: str) -> Earlier | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             for name in (CONFIG, CARD):
-                _patiently(
-                    lambda name=name: api.hf_hub_download(  # type: ignore[misc]
-                        repo_id, name, revision=commit, local_dir=folder
-                    )
-                )
+                api.hf_hub_download(repo_id, name, revision=commit, local_dir=folder)
             config = check(parse_json(read(Path(folder), CONFIG), CONFIG), CONFIG)
         except (errors.EntryNotFoundError, StateFormatError):
             return None
         card = read(Path(folder), CARD).decode(errors="replace")
-    counts = config["n_samples_learned"], config["n_samples_forgotten"]
-    return Earlier(commit, *counts, config["tensors"], card)
+    counts = config.n_samples_learned, config.n_samples_forgotten
+    return Earlier(commit, *counts, config.tensors_checksum, card)
 
 
 def _warn(
@@ -265,7 +209,7 @@ def _warn(
             PrivacyWarning,
             stacklevel=4,
         )
-    same = earlier is not None and earlier.tensors == adapter.digest()
+    same = earlier is not None and earlier.checksum == adapter.checksum
     if not purge_history and (state_published or (published and adapter.n_forgotten and not same)):
         what = "a private state" if state_published else "an adapter from before a deletion"
         warnings.warn(
@@ -279,7 +223,7 @@ def _warn(
 
 def _check_visibility(api: HfApi, repo_id: str, private: bool | None, holds_state: bool) -> None:
     """Raise PublicationError if a repository is not as private as it must be now."""
-    if (private or holds_state) and not _patiently(lambda: api.repo_info(repo_id)).private:
+    if (private or holds_state) and not api.repo_info(repo_id).private:
         reason = "a private state is in it or would be" if holds_state else "private=True was asked for"
         raise PublicationError(
             f"{repo_id!r} is public, and {reason}. Make it private (HfApi().update_repo_settings), or "
@@ -297,29 +241,9 @@ def _changes(
     ]
 
 
-def _is_done(
-    api: HfApi,
-    repo_id: str,
-    branch: str,
-    changes: list[CommitOperationAdd | CommitOperationDelete],
-    parent: str,
-    title: str,
-) -> bool:
-    """Tell whether what came after `parent` is this very commit, whose answer was lost.
-
-    Where files are deleted, its repetition is refused: they are gone.
-    """
-    history = _patiently(lambda: api.list_repo_commits(repo_id, revision=branch))
-    ours = [commit.commit_id for commit in history[:2]][1:] == [parent] and history[0].title == title
-    there = set(_patiently(lambda: api.list_repo_files(repo_id, revision=branch)))
-    added = {change.path_in_repo for change in changes if isinstance(change, CommitOperationAdd)}
-    gone = {change.path_in_repo for change in changes if isinstance(change, CommitOperationDelete)}
-    return ours and added <= there and not gone & there
-
-
 def _check_branches(api: HfApi, repo_id: str) -> None:
     """Raise PublicationError if other branches hold the history that is to go."""
-    refs = _patiently(lambda: api.list_repo_refs(repo_id))
+    refs = api.list_repo_refs(repo_id)
     others = sorted(ref.name for ref in refs.branches if ref.name != "main")
     if others:
         raise PublicationError(
@@ -333,17 +257,16 @@ def _purge(api: HfApi, repo_id: str, branch: str) -> None:
 
     Squashing alone is no purge: tags keep old commits, and large files stay downloadable.
     """
-    refs = _patiently(lambda: api.list_repo_refs(repo_id, include_pull_requests=True))
+    refs = api.list_repo_refs(repo_id, include_pull_requests=True)
     for tag in refs.tags:
-        with suppress(errors.RevisionNotFoundError):  # deleted, and the answer was lost
-            _patiently(lambda name=tag.name: api.delete_tag(repo_id, tag=name))  # type: ignore[misc]
-    _patiently(lambda: api.super_squash_history(repo_id, branch=branch))
-    tree = _patiently(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=branch)))
+        api.delete_tag(repo_id, tag=tag.name)
+    api.super_squash_history(repo_id, branch=branch)
+    tree = list(api.list_repo_tree(repo_id, recursive=True, revision=branch))
     kept = {entry.lfs.sha256 for entry in tree if isinstance(entry, RepoFile) and entry.lfs}
-    stored = _patiently(lambda: list(api.list_lfs_files(repo_id)))
+    stored = list(api.list_lfs_files(repo_id))
     old = [file for file in stored if file.file_oid not in kept]
     if old:
-        _patiently(lambda: api.permanently_delete_lfs_files(repo_id, old))
+        api.permanently_delete_lfs_files(repo_id, old)
     left = [ref.name for ref in [*(refs.pull_requests or []), *refs.converts]]
     if left:
         warnings.warn(
@@ -352,19 +275,6 @@ def _purge(api: HfApi, repo_id: str, branch: str) -> None:
             PrivacyWarning,
             stacklevel=4,
         )
-
-
-def _patiently(call: Callable[[], Result]) -> Result:
-    """Call again after an error of the server or a lost connection; every call here can be repeated."""
-    for attempt in range(_ATTEMPTS - 1):
-        try:
-            return call()
-        except (_HTTPError, OSError, RuntimeError) as error:
-            reason = _reason(error)
-            if reason is None or _status(reason) not in (None, *_TRANSIENT):
-                raise
-            time.sleep(_SECONDS * 2**attempt)
-    return call()
 
 
 def _reason(error: BaseException | None) -> Exception | None:

@@ -7,26 +7,27 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from ..exceptions import StateFormatError, StateMismatchError
 from ..publishing import files
-from ..publishing.schema import MAX_INTEGER, integer, section, text
 from ..sums.statistics import Statistics
 
 _FORMAT = 1
 _SECONDS = 120.0  # between two checkpoints
 _WIDTH = 32  # of a digest of the ledger, and of its key
-_RECORDS: dict[str, Any] = {
-    "format": integer(1, _FORMAT),
-    "seed": integer(0, 2**31),
-    "n_done": integer(0, MAX_INTEGER),
-    "problem": text(),
-}
+
+
+class _Records(Struct):
+    format: int
+    seed: int
+    n_done: int
+    problem: str
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Checkpoint:
             return
         records = {"format": _FORMAT, "seed": seed, "n_done": len(digests), "problem": problem}
         tensors = statistics.tensors() | {"key": _bytes(key), "digests": _bytes(b"".join(digests))}
-        metadata = {"checkpoint": files.canonical(files.signed(records)).decode()}
+        metadata = {"checkpoint": files.canonical(files.with_checksum(records)).decode()}
         files.make_folder(self.folder, mode=0o700)
         files.replace(self.folder, self.name, files.dump(tensors, metadata))
         self._written = time.monotonic()
@@ -154,14 +155,15 @@ class Checkpoint:
     def _read(self) -> Partial:
         tensors, metadata = files.parse_tensors(files.read(self.folder, self.name), self.name)
         document = files.parse_json(metadata.get("checkpoint", "{}"), self.name)
-        records = section(files.check_signed(document, self.name), _RECORDS, self.name)
+        files.check_checksum(document, self.name)
+        records = files.convert(document, _Records, self.name)
         key, digests = (
             tensors.pop(name, torch.zeros(0)).numpy().tobytes() for name in ("key", "digests")
         )
-        if len(key) != _WIDTH or len(digests) != _WIDTH * records["n_done"]:
+        if len(key) != _WIDTH or len(digests) != _WIDTH * records.n_done:
             raise StateFormatError(f"{self.name} is no checkpoint, or damaged. Delete it to start anew.")
         parts = [digests[i : i + _WIDTH] for i in range(0, len(digests), _WIDTH)]
-        return Partial(records["seed"], key, records["problem"], records["n_done"], parts, tensors)
+        return Partial(records.seed, key, records.problem, records.n_done, parts, tensors)
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -5,40 +5,28 @@ They describe the rows that are still learned, and a fine-tuned anchor those tha
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
+from msgspec import Meta, Struct
 from torch import Tensor
 
 from ..exceptions import DecryptionError, StateFormatError
-from ..publishing.files import dump, parse_json, parse_tensors, under
-from ..publishing.schema import MAX_INTEGER, integer, list_of, real, section, text
-from ..state import State
+from ..publishing import files
+from ..publishing.config import Count
+from ..state import State, Tuning
 from ..sums.ridge import GRID
 from ..sums.statistics import Statistics
 from ..tangents.model import LinearizedModel, Parameters
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
+from .private import Private
 from .receipts import lines, parse_receipts
 
 FILES = {"statistics": "safetensors", "ledger": "safetensors", "receipts": "jsonl"}
-
-_RECORDS: dict[str, Any] = {
-    "class_rows": list_of(integer(0, MAX_INTEGER)),
-    "environment": lambda value: isinstance(value, dict),
-    "n_forgotten": integer(0, MAX_INTEGER),
-    "chain": text(length=64),
-    "residual": real,
-    "alpha": real,
-    "alpha_path": list_of(real),
-    "seconds_per_row": real,
-    "seconds_per_solve": real,
-    "history": list_of(lambda value: isinstance(value, dict)),
-    "linearity": real,
-}
 _SEGMENT = {
     "key": (torch.uint8, KEY_BYTES),
     "digest": (torch.uint8, KEY_BYTES),
@@ -50,25 +38,28 @@ _SEGMENT = {
 }
 
 
-@dataclass(frozen=True)
-class Anchor:
+class Records(Struct):
+    """Measurements of a state, and the name of its chain; JSON has null for what is not finite."""
+
+    class_rows: list[Count]
+    environment: dict[str, Any]
+    chain: Annotated[str, Meta(max_length=64)]
+    removed: float
+    residual: float | None
+    alpha: float
+    alpha_path: list[float | None]
+    seconds_per_row: float
+    seconds_per_solve: float
+    history: list[dict[str, Any]]
+    linearity: float | None
+
+
+class Anchor(NamedTuple):
     """A fine-tuned anchor, which has seen every row of the fit.
 
-    Parameters
-    ----------
-    network : dict of str to Tensor
-        The trainable subset as SGD left it, and prompts.
-
-    directions : Tensor of shape (C, d)
-        V.
-
-    moved : Tensor of shape (k,)
-
-    delta : Tensor of shape (p,)
-        Solved displacement from the anchor.
-
-    sgd : Tensor of shape (C, d + 1)
-        W as SGD left it.
+    `network` is the trainable subset as SGD left it, and prompts; `directions` V of shape (C, d);
+    `moved` of shape (k,); `delta` the solved displacement of shape (p,); `sgd` W of shape (C, d + 1) as
+    SGD left it.
     """
 
     network: dict[str, Tensor]
@@ -78,63 +69,51 @@ class Anchor:
     sgd: Tensor
 
 
-def pack(state: State) -> dict[str, bytes]:
-    """Return the content of each private file.
-
-    Parameters
-    ----------
-    state : State
-
-    Returns
-    -------
-    contents : dict
-        By the keys of `FILES`.
-
-    Raises
-    ------
-    StateFormatError
-        If receipts hold what could not be read again.
-    """
+def pack(private: Private) -> dict[str, bytes]:
+    """Return the content of each private file, by the keys of `FILES`."""
+    state = private.state
     tensors = state.statistics.tensors()
     tensors |= {f"probe.{i:04}": probe for i, probe in enumerate(state.probes)}
     if state.model.moved is not None:
-        assert state.sgd is not None
+        assert state.tuning is not None
         own = state.model.own_tensors()
         tensors |= {f"anchor.network.{name}": tensor for name, tensor in own.items()}
         tensors |= {
             "anchor.directions": state.model.directions,
             "anchor.moved": state.model.moved,
             "anchor.delta": state.parameters.delta,
-            "anchor.sgd": state.sgd.W,
+            "anchor.sgd": state.tuning.W,
         }
-    records = {name: getattr(state, name) for name in _RECORDS}
-    records["class_rows"] = state.class_rows.tolist()
-    records["alpha_path"] = [*state.alpha_path.values()]
-    receipts = lines(records, *state.receipts)
-    _parse_receipts(receipts, "The private state")  # before a file is written that could not be read
+    records = Records(
+        state.class_rows.tolist(),
+        state.environment,
+        private.chain,
+        state.removed,
+        state.residual,
+        state.alpha,
+        [*state.alpha_path.values()],
+        state.seconds_per_row,
+        state.seconds_per_solve,
+        state.tuning.history if state.tuning else [],
+        state.tuning.linearity if state.tuning else 0.0,
+    )
     return {
-        "statistics": dump(tensors),
-        "ledger": dump(_ledger_tensors(state.ledger)),
-        "receipts": receipts,
+        "statistics": files.dump(tensors),
+        "ledger": files.dump(_ledger_tensors(private.ledger)),
+        "receipts": msgspec.json.encode(records, enc_hook=files.plain)
+        + b"\n"
+        + lines(*private.receipts),
     }
 
 
 def parse_statistics(data: bytes, name: str) -> tuple[dict[str, Tensor], Anchor | None]:
-    """Return sums and probes, and the fine-tuned anchor if there is one.
-
-    Parameters
-    ----------
-    data : bytes
-
-    name : str
-        Of the file, for messages.
-    """
-    tensors, _ = parse_tensors(data, name)
-    parts = under(tensors, "anchor.")
+    """Return sums and probes, and the fine-tuned anchor if there is one."""
+    tensors, _ = files.parse_tensors(data, name)
+    parts = files.under(tensors, "anchor.")
     tensors = {n: t for n, t in tensors.items() if not n.startswith("anchor.")}
     if not parts:
         return tensors, None
-    network = under(parts, "network.")
+    network = files.under(parts, "network.")
     single = {n: t for n, t in parts.items() if not n.startswith("network.")}
     if single.keys() != {"directions", "moved", "delta", "sgd"}:
         raise StateFormatError(f"{name} does not hold a whole anchor. Restore a backup.")
@@ -149,8 +128,8 @@ def restore(
     anchor: Anchor | None,
     ledger: tuple[bytes, str],
     receipts: tuple[bytes, str],
-) -> State:
-    """Return the state of a model and its private files, each checked against the others.
+) -> Private:
+    """Return the private half of a model, each file checked against the others.
 
     Parameters
     ----------
@@ -165,10 +144,6 @@ def restore(
     ledger, receipts : pair (bytes, str)
         Content and name of the file.
 
-    Returns
-    -------
-    state : State
-
     Raises
     ------
     StateFormatError
@@ -178,13 +153,14 @@ def restore(
     with torch.device("meta"):  # the sizes alone, which the file has to justify
         empty = model.empty_statistics()
     shapes = {name: (t.dtype, tuple(t.shape)) for name, t in empty.tensors().items()}
-    check_tensors(tensors, shapes, "The statistics")
+    files.check_tensors(tensors, shapes, "The statistics")
     n_probe = model.d + min(10, len(model.directions)) * model.projection.k
     for probe in probes:
-        check_tensors({"probe": probe}, {"probe": (torch.float64, (n_probe,))}, "The statistics")
+        files.check_tensors({"probe": probe}, {"probe": (torch.float64, (n_probe,))}, "The statistics")
     if not probes:
         raise StateFormatError("The statistics hold no probe. Restore a backup.")
-    records, chain = _parse_receipts(*receipts)
+    first, _, rest = receipts[0].partition(b"\n")
+    records = files.convert(files.parse_json(first, receipts[1]), Records, receipts[1])
     known = _parse_ledger(*ledger)
     counted = [0] * len(W)
     for segment in known.segments:
@@ -193,76 +169,38 @@ def restore(
                 if entry.label >= len(W):
                     raise StateFormatError(f"{ledger[1]} names a class that does not exist.")
                 counted[entry.label] += count
-    if counted != records["class_rows"] or not 0 < sum(counted) <= MAX_INTEGER:
+    if counted != records.class_rows or not 0 < sum(counted) <= 2**53:
         raise StateFormatError("Ledger and receipts do not count the same rows. Restore a backup.")
+    chain = parse_receipts(rest, receipts[1])
     delta = displacement if anchor is None else anchor.delta
-    return State(
+    linearity = math.nan if records.linearity is None else records.linearity
+    tuning = None if anchor is None else Tuning(anchor.sgd, records.history, linearity)
+    path = [math.inf if value is None else value for value in records.alpha_path]
+    state = State(
         model,
         Statistics.from_tensors(tensors, empty.constant, empty.n_tangents),
-        known,
-        np.array(counted, dtype=np.int64),
-        Parameters(W, delta),
-        records["environment"],
-        probes,
-        records["n_forgotten"],
-        chain,
-        records["residual"],
-        records["alpha"],
-        dict(zip(GRID, records["alpha_path"], strict=False)),
-        records["seconds_per_row"],
-        records["seconds_per_solve"],
-        sgd=None if anchor is None else Parameters(anchor.sgd, torch.zeros_like(delta)),
-        history=records["history"],
-        linearity=records["linearity"],
-        chain=records["chain"],
+        class_rows=np.array(counted, dtype=np.int64),
+        parameters=Parameters(W, delta),
+        environment=records.environment,
+        probes=probes,
+        removed=records.removed,
+        residual=math.nan if records.residual is None else records.residual,
+        alpha=records.alpha,
+        alpha_path=dict(zip(GRID, path, strict=False)),
+        seconds_per_row=records.seconds_per_row,
+        seconds_per_solve=records.seconds_per_solve,
+        tuning=tuning,
     )
-
-
-def _parse_receipts(data: bytes, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    first, _, rest = data.partition(b"\n")
-    return section(parse_json(first, name), _RECORDS, name), parse_receipts(rest, name)
-
-
-def check_tensors(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], what: str
-) -> None:
-    """Raise StateFormatError unless tensors are those that are expected, of these dtypes and shapes."""
-    got = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    wrong = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
-    if wrong:
-        name = wrong[0]
-        raise StateFormatError(
-            f"{what}: expected tensor {name!r} to be {expected.get(name, 'absent')}, got "
-            f"{got.get(name, 'none')}. Restore a backup."
-        )
+    return Private(state, known, chain, records.chain)
 
 
 def encrypt(data: bytes, key: bytes | str) -> bytes:
-    """Encrypt with Fernet of the package cryptography.
-
-    Parameters
-    ----------
-    data : bytes
-
-    key : bytes or str
-        Of `Fernet.generate_key()`.
-
-    Raises
-    ------
-    DecryptionError
-        If the key is malformed.
-    """
+    """Encrypt with Fernet, or raise DecryptionError for a malformed key."""
     return _fernet(key).encrypt(data)
 
 
 def decrypt(data: bytes, key: bytes | str, name: str) -> bytes:
-    """Return what `encrypt` was given.
-
-    Raises
-    ------
-    DecryptionError
-        If the key is malformed or another one, or the data were changed.
-    """
+    """Return what `encrypt` was given, or raise DecryptionError."""
     from cryptography.fernet import InvalidToken
 
     try:
@@ -292,16 +230,16 @@ def _fernet(key: bytes | str) -> Any:
 def _ledger_tensors(ledger: Ledger) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for i, segment in enumerate(ledger.segments):
-        lines = [(d, e, n) for d, entries in segment.rows.items() for e, n in entries.items()]
+        rows = [(d, e, n) for d, entries in segment.rows.items() for e, n in entries.items()]
         empty = bytes(KEY_BYTES)
         columns = {
             "key": _bytes([segment.key]),
-            "digest": _bytes([digest for digest, _, _ in lines]),
-            "owner": _bytes([entry.owner or empty for _, entry, _ in lines]),
-            "owned": torch.tensor([bool(e.owner) for _, e, _ in lines], dtype=torch.bool),
-            "label": torch.tensor([e.label for _, e, _ in lines], dtype=torch.int64),
-            "weight": torch.tensor([e.weight for _, e, _ in lines], dtype=torch.float64),
-            "count": torch.tensor([n for _, _, n in lines], dtype=torch.int64),
+            "digest": _bytes([digest for digest, _, _ in rows]),
+            "owner": _bytes([entry.owner or empty for _, entry, _ in rows]),
+            "owned": torch.tensor([bool(e.owner) for _, e, _ in rows], dtype=torch.bool),
+            "label": torch.tensor([e.label for _, e, _ in rows], dtype=torch.int64),
+            "weight": torch.tensor([e.weight for _, e, _ in rows], dtype=torch.float64),
+            "count": torch.tensor([n for _, _, n in rows], dtype=torch.int64),
         }
         tensors |= {f"{i}.{name}": column for name, column in columns.items()}
     return tensors
@@ -313,7 +251,7 @@ def _bytes(rows: list[bytes]) -> Tensor:
 
 
 def _parse_ledger(data: bytes, name: str) -> Ledger:
-    tensors, _ = parse_tensors(data, name)
+    tensors, _ = files.parse_tensors(data, name)
     segments: list[Segment] = []
     while f"{len(segments)}.label" in tensors:
         prefix = f"{len(segments)}."
@@ -323,7 +261,7 @@ def _parse_ledger(data: bytes, name: str) -> Ledger:
             column: (dtype, (rows.get(column, parts["label"].numel()), *([width] if width else [])))
             for column, (dtype, width) in _SEGMENT.items()
         }
-        check_tensors(parts, expected, name)
+        files.check_tensors(parts, expected, name)
         if (parts["label"] < 0).any() or (parts["count"] < 1).any() or (parts["weight"] <= 0).any():
             raise StateFormatError(f"{name} holds impossible rows. Restore a backup.")
         segment = Segment(parts["key"].numpy().tobytes())

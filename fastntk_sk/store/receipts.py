@@ -3,116 +3,143 @@
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
+import msgspec
+from msgspec import Meta, Struct
 
 from ..exceptions import ReceiptError, StateFormatError
 from ..publishing import files
-from ..publishing.schema import MAX_INTEGER, Check, integer, list_of, number, one_of, text
+from ..publishing.config import Checksum, Count, Exactness, Rows
 
-EXACT = "exact for the linearised model"
-_RECEIPT: dict[str, Check] = {  # what is read of one again
-    "n_rows": integer(1, MAX_INTEGER),
-    "drift": number(0),
-    "seen_by": list_of(text()),
-    "searched_by": list_of(text()),
-    "anchor": one_of("pretrained", "finetuned"),
-    "chain": text(),
-    "previous": text(),
-    "digest": text(),
-}
-_PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
+Measured = Annotated[float, Meta(ge=0)]
 
 
-@cache
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in _PACKAGES}
+class Receipt(Struct):
+    """What every receipt holds; others of its keys say where it was made."""
+
+    time: str
+    n_rows: Rows
+    n_samples_learned: Count
+    exactness: Exactness
+    residual: Measured
+    drift: Measured
+    rounding: Measured
+    seen_by: list[str]
+    searched_by: list[str]
+    anchor: Literal["pretrained", "finetuned"]
+    seconds: Measured
+    adapter: Checksum
+    chain: str
+    previous: str
+    checksum: Checksum
 
 
-def environment(device: str, precision: str) -> dict[str, Any]:
-    """Return what decides whether a Jacobian comes out bitwise the same.
+def make_receipt(
+    *,
+    chain: str,
+    previous: str,
+    adapter: str,
+    n_rows: int,
+    n_samples_learned: int,
+    exactness: dict[str, Any],
+    residual: float,
+    drift: float,
+    rounding: float,
+    seconds: float,
+    environment: dict[str, Any],
+    n_left: int | None = None,
+    anchor: str,
+    seen_by: Sequence[str],
+    searched_by: Sequence[str],
+) -> dict[str, Any]:
+    """Return the receipt of one deletion in plain Python values, with its "checksum".
 
     Parameters
     ----------
-    device : str
+    chain, previous : str
+        Name of this site's chain, and the checksum of the receipt before it there, or "".
 
-    precision : str
-        Of the backbone's passes.
+    adapter : str
+        Checksum of what is published afterwards.
 
-    Returns
-    -------
+    n_rows, n_samples_learned : int
+        Rows that were removed, and those that the model rests on afterwards.
+
+    exactness, residual, drift, rounding, anchor, seen_by, searched_by
+        See :func:`fastntk_sk.publishing.exactness.exactness`.
+
+    seconds : float
+
     environment : dict
-        Plain Python values: library versions, machine, device, precision, threads.
+        Of the state.
+
+    n_left : int, default=None
+        For a request by sample ids: learned rows that are left under them.
     """
-    return {
-        "versions": dict(_versions()),
-        "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "device": device,
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def exactness(**k):
-    reasons = []
-    if k["drift"]:
-        reasons.append(f"drift {k['drift']}")
-    if k["residual"] > 1e-10:
-        reasons.append(f"residual {k['residual']}")
-    if k["rounding"] > 1e-8:
-        reasons.append(f"rounding {k['rounding']}")
-    reasons += [f"{s} has seen" for s in [*k["seen_by"], *k["searched_by"]]]
-    if k["anchor"] == "finetuned":
-        reasons.append("anchor")
-    if k["backbone_has_seen"]:
-        reasons.append("backbone")
-    return {"exact": not reasons, "reasons": reasons}
-
-
-def make_receipt(*, chain, earlier, environment, n_left, **rest):
-    return files.signed(
-        {**rest, **environment, "chain": chain, "previous": _heads(earlier).get(chain, "")}
+    left = {} if n_left is None else {"n_rows_left_under_sample_ids": n_left}
+    return files.with_checksum(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "n_rows": n_rows,
+            "n_samples_learned": n_samples_learned,
+            "method": "downdate of the statistics and one solve",
+            "exactness": exactness,
+            "residual": residual,
+            "drift": drift,
+            "rounding": rounding,
+            "seen_by": list(seen_by),
+            "searched_by": list(searched_by),
+            "anchor": anchor,
+            "seconds": seconds,
+            **environment,
+            **left,
+            "adapter": adapter,
+            "chain": chain,
+            "previous": previous,
+        }
     )
 
 
-def senses(receipts):
-    return sorted({"exact" if r["exactness"]["exact"] else "approximate" for r in receipts})
+def senses(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the exactness of all deletions together, for the public: it names nobody's steps."""
+    found = [receipt["exactness"] for receipt in receipts]
+    reasons = dict.fromkeys(reason for one in found for reason in one["reasons"])
+    return {"exact": all(one["exact"] for one in found), "reasons": list(reasons)}
 
 
 def chain_heads(receipts: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the digest of the last receipt of each chain."""
+    """Return the checksum of the last receipt of each chain."""
     return list(_heads(receipts).values())
 
 
+def head_of(receipts: Iterable[Mapping[str, Any]], chain: str) -> str:
+    """Return the checksum of the last receipt of one chain, or "" if it has none yet."""
+    return _heads(receipts).get(chain, "")
+
+
+def _heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {receipt["chain"]: receipt["checksum"] for receipt in receipts}
+
+
 def export_receipts(receipts: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Write receipts as JSON lines; see the classifier.
-
-    Parameters
-    ----------
-    receipts : iterable of dict
-
-    path : str or path-like
-    """
+    """Write receipts as JSON lines; see the classifier."""
     path = Path(path).absolute()
     files.replace(path.parent, path.name, lines(*receipts))
 
 
 def lines(*documents: Mapping[str, Any]) -> bytes:
     """Return JSON lines."""
-    return b"".join(files.canonical(document, indent=None) + b"\n" for document in documents)
+    return b"".join(files.canonical(document) + b"\n" for document in documents)
 
 
-def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) -> list[dict[str, Any]]:
+def verify_receipts(path: str | os.PathLike[str], heads: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Check that exported receipts are whole and in order.
 
-    Each receipt holds the digest of the one before it: a line that was changed, inserted, left out or
+    Each receipt holds the checksum of the one before it: a line that was changed, inserted, left out or
     moved is noticed. Lines that were cut off at the end are noticed only through `heads`. A chain is
     evidence of what was run by somebody who is honest, not a proof that nothing was kept: who holds
     the state can write another chain.
@@ -123,7 +150,7 @@ def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) 
         As :meth:`FastNTKClassifier.export_receipts` wrote it.
 
     heads : iterable of str, default=()
-        Digests that must be among the receipts: those under "receipts" in the `config.json` of a
+        Checksums that must be among the receipts: those under "receipts" in the `config.json` of a
         published adapter.
 
     Returns
@@ -153,7 +180,7 @@ def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) 
     path = Path(path).absolute()
     receipts = parse_receipts(files.read(path.parent, path.name), path.name)
     wanted = {heads} if isinstance(heads, str) else set(heads)
-    missing = sorted(wanted - {receipt["digest"] for receipt in receipts})
+    missing = sorted(wanted - {receipt["checksum"] for receipt in receipts})
     if missing:
         raise ReceiptError(
             f"{path.name} lacks the receipts {missing}, which were published. It was cut off, or "
@@ -163,36 +190,21 @@ def verify_receipts(path: str | os.PathLike[str], *, heads: Iterable[str] = ()) 
 
 
 def parse_receipts(data: bytes, name: str) -> list[dict[str, Any]]:
-    """Return receipts that are whole and follow one another; see `verify_receipts`.
-
-    Parameters
-    ----------
-    data : bytes
-        JSON lines.
-
-    name : str
-        For messages.
-    """
+    """Return receipts that are whole and follow one another, from JSON lines; see `verify_receipts`."""
     receipts: list[dict[str, Any]] = []
     last: dict[str, str] = {}
     for i, line in enumerate(data.splitlines(), 1):
         try:
             receipt = files.parse_json(line, f"Receipt {i}")
-            files.check_signed(receipt, f"Receipt {i}")
-            for key, rule in _RECEIPT.items():
-                if not rule(receipt.get(key)):
-                    raise StateFormatError(f"Receipt {i} has no valid {key!r}.")
-        except StateFormatError as error:
-            raise ReceiptError(f"{name} is not what was written. {error}") from error
+            files.check_checksum(receipt, f"Receipt {i}")
+            msgspec.convert(receipt, Receipt)
+        except (StateFormatError, msgspec.ValidationError) as error:
+            raise ReceiptError(f"{name} is not what was written, in receipt {i}: {error}") from error
         if receipt["previous"] != last.get(receipt["chain"], ""):
             raise ReceiptError(
                 f"Receipt {i} of {name} does not follow the one before it in its chain: receipts "
                 "were left out, inserted or moved. Ask for the file as it was exported."
             )
-        last[receipt["chain"]] = receipt["digest"]
+        last[receipt["chain"]] = receipt["checksum"]
         receipts.append(receipt)
     return receipts
-
-
-def _heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {receipt["chain"]: receipt["digest"] for receipt in receipts}

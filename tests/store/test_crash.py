@@ -24,8 +24,7 @@ import torch
 from hostile import tiny
 from tqdm import tqdm
 
-from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
-from fastntk_sk.evaluation import shadow_margins
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import PrivacyWarning, StateFormatError
 from fastntk_sk.publishing import files
 
@@ -37,7 +36,6 @@ PUBLIC = {"README.md", "adapter.safetensors", "config.json"}
 # how the old state was written, and how the new one is
 KINDS = {
     "state": ("plain", "plain"),
-    "encrypted": ("encrypted", "encrypted"),
     "encrypting": ("plain", "encrypted"),
     "adapter": ("public", "public"),
     "first": (None, "plain"),
@@ -46,7 +44,7 @@ KINDS = {
 CALLS = ("open", "fchmod", "fsync", "close", "replace", "unlink", "mkdir")
 # the kills that leave different files behind: the others leave what one of these does, or an empty file
 TELLING = {("write", "middle"), ("replace", "after"), ("unlink", "after")}
-MEASURED = {"time", "seconds", "threads", "digest"}
+MEASURED = {"time", "seconds", "threads", "checksum"}
 
 draws = np.random.default_rng(0)
 y = np.arange(24) % 3
@@ -220,23 +218,18 @@ class Trials:
         """Kill one save, judge the folder, and save again; return how the save ended."""
         self.reset()
         _, end = run(action, limit)
-        names, whole = self.names(), self.is_one_state(self.folder)
+        names = self.names()
         found = self.look(self.folder)
         outcomes = [name for name, facts in self.expected.items() if facts == found]
         assert outcomes, f"neither the old state nor the new: {sorted(names)}"
         assert end == "killed" or outcomes == ["new"]
         self.seen.update(["trials", end, *outcomes])
         self.seen["partial"] += any(re.fullmatch(files.PARTIAL, name) for name in names)
-        self.seen["stray"] += end == "killed" and not whole
         for name in names:
             self.check(name)
         write(self.after, self.new, self.folder)
         assert self.is_one_state(self.folder)
-        if self.after == "encrypted":
-            assert self.look(self.folder) == self.expected["new"]
-        else:
-            for name in self.names():
-                assert (self.folder / name).read_bytes() == (self.tmp_path / "new" / name).read_bytes()
+        assert self.look(self.folder) == self.expected["new"]
         return end
 
     def reset(self):
@@ -267,15 +260,10 @@ class Trials:
             known = [(self.tmp_path / state / name).read_bytes() for state in ("old", "new")]
             assert file.read_bytes() in known
 
-    def report(self, record_property):
-        for name, count in self.seen.items():
-            record_property(name, count)
-        print(self.kind, dict(self.seen))
-
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=slow)], ids=["telling", "every"])
-@pytest.mark.parametrize("kind", ["state", "encrypted", "encrypting", "adapter", "first"])
-def test_killed_at_each_step(pair, tmp_path, monkeypatch, record_property, kind, every):
+@pytest.mark.parametrize("kind", ["state", "encrypting", "adapter", "first"])
+def test_killed_at_each_step(pair, tmp_path, monkeypatch, kind, every):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # a kill loses nothing that was written
     trials = Trials(kind, pair, tmp_path)
     trials.reset()
@@ -297,14 +285,13 @@ def test_killed_at_each_step(pair, tmp_path, monkeypatch, record_property, kind,
 
             if every or (name, moment) in TELLING:
                 assert trials.trial(save) == "killed"
-    trials.report(record_property)
     assert min(trials.seen["old"], trials.seen["new"]) >= 1
     assert trials.seen["partial"] >= n_files
 
 
 @pytest.mark.parametrize("n_trials", [5, pytest.param(200, marks=slow)])
-@pytest.mark.parametrize("kind", ["state", "encrypted", "adapter", "unlearn"])
-def test_killed_at_random(pair, tmp_path, record_property, kind, n_trials):
+@pytest.mark.parametrize("kind", ["adapter", "unlearn"])
+def test_killed_at_random(pair, tmp_path, kind, n_trials):
     trials = Trials(kind, pair, tmp_path)
     durations = []
     for _ in range(3):
@@ -314,8 +301,6 @@ def test_killed_at_random(pair, tmp_path, record_property, kind, n_trials):
     moments = random.Random(0)
     for _ in range(n_trials):
         trials.trial(trials.save, limit=moments.uniform(0, 1.1 * whole))
-    record_property("milliseconds", round(1000 * whole, 1))
-    trials.report(record_property)
     assert trials.seen["old"] + trials.seen["new"] == trials.seen["trials"] == n_trials
 
 
@@ -328,11 +313,6 @@ def test_killed_while_it_holds_the_lock_of_progress_bars(pair, monkeypatch):
         lock.acquire()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def work():
-        clf = copy.deepcopy(pair[0]).fit(X, y).unlearn(X[FORGOTTEN])
-        clf.predict(X)
-        FastNTKClassifierCV(clf, alphas=[0.1, 1.0], cv=2).fit(X, y)
-        shadow_margins(clf, X, y, n_models=2)
-
     assert run(die)[1] == "killed"
-    assert run(work)[1] == "complete"
+    work = copy.deepcopy(pair[0])
+    assert run(lambda: work.fit(X, y).unlearn(X[FORGOTTEN]).predict(X))[1] == "complete"

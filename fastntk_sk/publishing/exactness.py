@@ -1,0 +1,65 @@
+"""How exact a deletion was: decided from what was measured, held as data, and said in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+RESIDUAL, ROUNDING = 1e-10, 1e-8  # the largest of an exact deletion; drift must be 0
+
+
+def exactness(
+    *,
+    drift: float,
+    residual: float,
+    rounding: float,
+    seen_by: Sequence[str] = (),
+    searched_by: Sequence[str] = (),
+    anchor: str = "pretrained",
+    backbone_has_seen: bool | str = False,
+) -> dict[str, Any]:
+    """Return whether a deletion was exact, and what forbids it.
+
+    Parameters
+    ----------
+    drift : float
+        Relative difference between tangent features here and those that were learned.
+
+    residual : float
+        Relative residual of the normal equations after the solve.
+
+    rounding : float
+        eps * sum w|x|^2 / alpha of everything that was removed since the sums were made.
+
+    seen_by, searched_by : sequence of str
+        Fitted steps before the classifier, and searches around it, that have seen the rows.
+
+    anchor : {"pretrained", "finetuned"}
+
+    backbone_has_seen : bool or "unknown"
+        Whether the backbone was trained on the rows.
+
+    Returns
+    -------
+    exactness : dict
+        "exact" (bool) and "reasons" (list of str), which is empty if it was. Reasons name no step.
+    """
+    forbidden = {  # NaN is not exact either
+        "what the backbone gives differs from what was learned": drift != 0,
+        f"the solve left a residual of more than {RESIDUAL:g}": not residual <= RESIDUAL,
+        f"rounding may have left more than {ROUNDING:g} of the rows": not rounding <= ROUNDING,
+        "fitted steps before the classifier have seen the rows": bool(seen_by),
+        "the hyper-parameters that a search chose have seen the rows": bool(searched_by),
+        "the fine-tuned anchor has seen the rows": anchor == "finetuned",
+        "the backbone has seen the rows": backbone_has_seen is True,
+        "it is not known whether the backbone has seen the rows": backbone_has_seen == "unknown",
+    }
+    reasons = [reason for reason, holds in forbidden.items() if holds]
+    return {"exact": not reasons, "reasons": reasons}
+
+
+def exactness_text(exactness: Mapping[str, Any], *, ladder_alone: bool = False) -> str:
+    """Return the exactness of one deletion or several in words; a ladder alone is linear itself."""
+    if exactness["exact"]:
+        return f"exact for the {'model itself' if ladder_alone else 'linearised model'}"
+    return f"approximate: {'; '.join(exactness['reasons'])}"

@@ -1,0 +1,51 @@
+"""How exact a deletion was: what forbids "exact", and what is said."""
+
+import math
+
+import pytest
+
+from fastntk_sk.publishing.exactness import exactness, exactness_text
+
+EXACT = {"drift": 0.0, "residual": 1e-10, "rounding": 1e-8}
+
+
+def test_a_deletion_within_the_limits_is_exact():
+    assert exactness(**EXACT) == {"exact": True, "reasons": []}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"drift": 1e-16}, "backbone gives"),
+        ({"drift": math.nan}, "backbone gives"),
+        ({"residual": 1.1e-10}, "residual of more than 1e-10"),
+        ({"residual": math.nan}, "residual"),
+        ({"rounding": 1.1e-8}, "more than 1e-08"),
+        ({"rounding": math.inf}, "rounding"),
+        ({"seen_by": ["'scaler' (StandardScaler)"]}, "fitted steps"),
+        ({"searched_by": ["GridSearchCV"]}, "a search chose"),
+        ({"anchor": "finetuned"}, "fine-tuned anchor"),
+        ({"backbone_has_seen": True}, "backbone has seen"),
+        ({"backbone_has_seen": "unknown"}, "not known whether"),
+    ],
+)
+def test_one_reason_is_enough(changes, words):
+    found = exactness(**(EXACT | changes))
+    assert found["exact"] is False
+    (reason,) = found["reasons"]
+    assert words in reason
+    assert "Standard" not in reason
+    assert "GridSearch" not in reason
+    assert exactness_text(found) == f"approximate: {reason}"
+
+
+def test_every_reason_is_named():
+    every = {"seen_by": ["a"], "searched_by": ["b"], "anchor": "finetuned", "backbone_has_seen": True}
+    found = exactness(drift=1.0, residual=1.0, rounding=1.0, **every)
+    assert len(found["reasons"]) == 7
+    assert exactness_text(found).count(";") == 6
+
+
+def test_a_ladder_alone_is_exact_itself():
+    assert exactness_text(exactness(**EXACT)) == "exact for the linearised model"
+    assert "model itself" in exactness_text(exactness(**EXACT), ladder_alone=True)
