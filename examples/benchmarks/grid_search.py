@@ -24,15 +24,16 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=64)
     args = parser.parse_args()
     X, y = training_images(args.rows)
-    clf = FastNTKClassifier(
-        "tf_efficientnet_lite0",
-        trainable="norm",
-        image_size=args.pixels,
-        n_components=512,
-        random_state=0,
-    )
+    backbone, settings = "tf_efficientnet_lite0", {
+        "trainable": "norm",
+        "image_size": args.pixels,
+        "n_components": 512,
+        "random_state": 0,
+    }
+    grid = {"alphas": ALPHAS, "tangent_scales": SCALES}
+    clf = FastNTKClassifier(backbone, **settings)
     searches = {
-        "FastNTKClassifierCV": FastNTKClassifierCV(clf, alphas=ALPHAS, tangent_scales=SCALES, cv=3),
+        "FastNTKClassifierCV": FastNTKClassifierCV(backbone, **grid, cv=3, **settings),
         "GridSearchCV": GridSearchCV(clf, {"alpha": ALPHAS, "tangent_scale": SCALES}, cv=3),
     }
     seconds = {}

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from fastntk_sk.fitting import prepare
 from torch import Tensor
 
 from fastntk_sk import FastNTKClassifier
@@ -63,7 +62,7 @@ class Linear:
         """Return what the estimator linearises: a function of no data."""
         estimator, classes = self.classifier(backbone, pixels, seed), np.arange(n_classes)
         blank = np.zeros((2, pixels, pixels, 3), np.uint8)
-        return prepare(estimator, blank, classes[:2], classes, None, None).state.model
+        return estimator.fit(blank, classes[:2], classes=classes)._adapter.model
 
 
 class Activations(Ladder):

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 
-from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV, unlearn
+from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
 
 X, y = load_digits(return_X_y=True)
 X = (X.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
@@ -38,17 +38,17 @@ print(f"test accuracy {ladder.score(X[test], y[test]):.1%}")
 # %%
 # Tangents of norm layers: 12 candidates, 3 folds, one pass.
 alphas, scales = (0.01, 0.03, 0.1, 0.3), (0.0, 0.25, 1.0)
-clf = FastNTKClassifier(**backbone, trainable="norm", n_components=256)
 start = time.perf_counter()
-search = FastNTKClassifierCV(clf, alphas=alphas, tangent_scales=scales, cv=3)
+settings = {"trainable": "norm", "n_components": 256, "cv": 3}
+search = FastNTKClassifierCV(**backbone, alphas=alphas, tangent_scales=scales, **settings)
 search.fit(X[train], y[train])
 print(f"{time.perf_counter() - start:.1f} s, best: {search.best_params_}")
 print(f"test accuracy {search.score(X[test], y[test]):.1%}")
 
 # %%
 # What was found can forget; the receipt tells that a search has seen the rows.
-unlearn(search, X[train[:3]])
-print(search.best_estimator_.receipts_[-1]["searched_by"])
+search.unlearn(X[train[:3]])
+print(search.receipts_[-1]["searched_by"])
 
 # %%
 scores = 100 * search.cv_results_["mean_test_score"].reshape(len(alphas), len(scales))

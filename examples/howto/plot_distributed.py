@@ -2,13 +2,13 @@
 More than one process, more than one machine
 ============================================
 
-Under ``torchrun`` every rank learns its share of the rows; the sums are added up once, and all ranks end
+Within ``share_rows`` every rank learns its share of the rows; the sums are added up once, and all ranks end
 with the same model. The same call works on one machine and on many; on GPUs with the backend nccl.
 """
 
 # %%
 # What every rank runs. All of them are given all rows, and read only their share: pass paths, or a
-# dataset that is read on demand. ``checkpoint_dir`` lets a restart go on where a rank was lost.
+# dataset that is read on demand. Outside of ``share_rows`` every process is on its own.
 import subprocess
 import sys
 import tempfile
@@ -23,13 +23,14 @@ from fastntk_sk import FastNTKClassifier
 SCRIPT = """
 import torch.distributed as dist
 from sklearn.datasets import load_digits
-from fastntk_sk import FastNTKClassifier
+from fastntk_sk import FastNTKClassifier, share_rows
 
 dist.init_process_group("gloo")
 X, y = load_digits(return_X_y=True)
 clf = FastNTKClassifier(n_components=128, random_state=0)
-clf.fit(X[:1200], y[:1200], checkpoint_dir="sums")
-clf.unlearn(X[:10])
+with share_rows():
+    clf.fit(X[:1200], y[:1200])
+    clf.unlearn(X[:10])
 if dist.get_rank() == 0:
     clf.save("state")
 dist.destroy_process_group()
