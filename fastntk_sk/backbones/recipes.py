@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -95,10 +96,11 @@ class Recipe:
 
 def import_timm() -> Any:
     """Import timm without the deprecation warnings of torch.jit.script, which some versions call."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".torch\.jit\.script")
-        import timm
-    return timm
+    if "timm" not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".torch\.jit\.script")
+            import_module("timm")
+    return import_module("timm")
 
 
 _registered: dict[str, Recipe] = {}
