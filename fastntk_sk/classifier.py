@@ -101,145 +101,149 @@ class Training(NamedTuple):
 class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     r"""Classifier on a frozen pretrained backbone that forgets rows in closed form.
 
-    A readout W on the features h is learned by ridge regression: by default on those of a ladder, a
-    fixed sketch of the activations of all blocks. Beside it, or instead, a parameter-efficient subset
-    theta of the backbone is linearised at its pretrained values, with a readout V and a subspace Q
-    that have seen no data, and displaced by Q z:
+    A readout W on the features h is learned by ridge regression, by default on those of a ladder, which
+    pools the activations of all blocks. Beside it, or instead, a parameter-efficient subset theta of
+    the backbone is linearised at its pretrained values, with probe directions V and a subspace Q that
+    have seen no data:
 
     .. math::
 
-        f(x) = W [h(x), 1] + \sqrt{s} J(x) Q z, \quad J = \partial_\theta (V h), \quad
-        \min_{W, z} \sum_i w_i \|f(x_i) - t(y_i)\|^2 + \alpha (\|W\|^2 + \|z\|^2) .
+        f(x) = W_h h(x) + b + J(x) \delta, \quad J = \partial_\theta (V h), \quad
+        \delta = \theta - \theta_0 = Q z, \\
+        \min_{W_h, b, z} \sum_i w_i \|f(x_i) - t_i\|^2
+        + \alpha \big(c_h^2 (\|W_h\|^2 + \|b\|^2) + c_J^2 \|\delta\|^2 / s\big)
 
-    The fit needs the rows only through sums, so that :meth:`unlearn` subtracts the forgotten rows
-    and solves again: exact for the linearised model, that is, the parameters of a fit that never
-    saw the rows, up to rounding; in any order, any number of times, without the rest of the data.
-    With a ladder alone nothing is linearised away: what is exact is the model.
-    What exactness does not cover (a fine-tuned anchor, the backbone's own pretraining data,
-    hyper-parameters that were chosen with the rows, class names, models published earlier) is listed
-    in docs/user_guide/exactness.md.
+    with t_i = target_scale (onehot(y_i) - 1/C) and s = tangent_scale. The units c_h and c_J are powers
+    of two that are measured on synthetic inputs (c_h = 1 with a ladder). Without tangents the last term
+    is absent and b has no ridge. The other anchor and the other kernel are in
+    docs/user_guide/concepts.md.
+
+    The rows enter the fit only through sums. :meth:`unlearn` subtracts the forgotten rows and solves
+    again. The result has the parameters of a fit that never saw the rows, up to rounding: in any order,
+    any number of times, without the rest of the data. It is exact for the linearised model; a ladder or
+    a head alone is linear in its parameters, so that it is exact for the model itself.
+    docs/user_guide/exactness.md lists what exactness does not cover: a fine-tuned anchor, the
+    backbone's own training data, hyper-parameters that were chosen with the rows, class names, and
+    models that were published earlier.
 
     Parameters
     ----------
     backbone : str, nn.Module or callable, default="mlp"
-        A recipe (see :func:`list_recipes`) or timm name, "timm:NAME", "hf-hub:ORG/NAME[@REVISION]",
-        "local-dir:PATH"; a module that returns features (copied), or a callable that returns one.
-        "mlp" is a fixed random network on plain 2-D X.
+        A recipe (see :func:`list_recipes`) or timm name, "timm:NAME", "torchvision:NAME",
+        "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH"; a module that returns features, which is copied;
+        or a callable that returns such a module. "mlp" is a fixed random network on 2-D X.
 
     trainable : str or sequence of str, default="auto"
-        What is trained. "ladder" puts a readout beside every block of the frozen network (a side
-        adapter): one forward pass a row, and a model that is linear in its parameters, so that what
-        is exact for the linearised model is exact for the model; at the pretrained anchor only.
-        "ladder-grid" reads the blocks' results on a grid of places, which suits pictures that are
-        aligned, "ladder-gap" activations within blocks, averaged over all places; "ladder" is both,
-        with half of `n_components` each. "head" is the readout alone: a linear probe. Subsets of the
-        network are "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt
-        tokens of a ViT, inserted after the class token), "prompt-deep" (new ones in every block),
-        "full" (small models), or glob patterns of parameter names. Several are united. "auto" is
-        "ladder" ("head" in a network without repeated blocks), and for anchor="finetuned" the
-        paper's subset: "prompt" for a ViT, else "norm".
+        What is trained; several entries are united.
+
+        - "ladder" reads every block of the frozen network (a side adapter): one forward pass a row. Only
+          at the pretrained anchor. It is "ladder-grid" (the results of the blocks on a grid of places,
+          which suits aligned pictures) and "ladder-gap" (activations within the blocks, averaged over
+          all places) with half of `n_components` each.
+        - "head" is the readout alone, a linear probe.
+        - "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt tokens of a ViT,
+          inserted after the class token), "prompt-deep" (new ones in every block), "full" (for small
+          models) and glob patterns of parameter names are subsets of the network.
+        - "auto" is "ladder" ("head" in a network without repeated blocks); for anchor="finetuned" it is
+          the paper's subset, "prompt" for a ViT and "norm" for others.
 
     anchor : {"pretrained", "finetuned"}, default="pretrained"
         Where the network is linearised. "finetuned" first trains the subset (in the subspace of
-        `n_components`) and W by SGD, and solves there, with the ridge still centred at the
-        pretrained values. It follows the network further, and its result is plain weights
-        (:meth:`to_module`); but the anchor has seen every row, so that against a real retraining a
-        deletion is approximate.
+        `n_components`) and W by SGD, and solves there, with the ridge centred at the pretrained values.
+        It follows the network further, and its result is plain weights (:meth:`to_module`). Its anchor
+        has seen every row, so that a deletion is not exact against a retraining.
 
     kernel : {"full", "pseudo"}, default="full"
-        "full" is the paper's: one displacement of the subset for all classes, which costs a backward
-        pass for each class and row. "pseudo" takes the tangents of `n_directions` random directions
-        of the features instead, and every class reads them by itself: the passes then do not
-        grow with the number of classes, and sums and solve grow little. It is as exact, about as
-        accurate, and cannot be written back as weights.
+        "full" is the paper's: all classes share one displacement of the subset, which costs a backward
+        pass for each class and row. "pseudo" takes the tangents of `n_directions` random directions of
+        the features, and each class reads them by itself: the cost of a pass does not grow with the
+        number of classes. It is as exact and about as accurate; it cannot be written back as weights.
 
     n_directions : int, default=3
-        r, of the pseudo kernel: backward passes a row. More cost more and gain little.
+        r, of the pseudo kernel: backward passes for each row. More cost more and gain little.
 
     alpha : float or "auto", default="auto"
-        Ridge on the sum of squared errors, in units of the backbone's energy on synthetic inputs;
-        with a ladder or the head alone, the intercept has none. "auto" lets the sums choose it
-        there (`alpha_`), by the evidence of Bayesian ridge regression on a fixed grid: after a
-        deletion it is what a fit without the rows would choose. It takes a row of weight w for w rows,
-        and copies for independent ones: give a number where a row comes with its mirror image, or
-        where weights sum to one. With tangents "auto" is 0.25.
-        A number is never rescaled by the number of rows, or a deletion would change it. Defaults were
-        chosen on held-out training images (examples/benchmarks).
+        Ridge. With a ladder or the head alone, "auto" chooses it from the sums (`alpha_`) by the
+        evidence of Bayesian ridge regression on a fixed grid, so that a deletion chooses again what a
+        fit without the rows would. It counts a row of weight w as w independent rows: give a number
+        where a row comes with its mirror image, or where weights sum to one. With tangents "auto" is
+        0.25, which was chosen on held-out training images (examples/benchmarks). A number is not
+        rescaled by the number of rows, because a deletion would change it.
 
     tangent_scale : float, default=1.0
-        s, the weight of the trainable subset against the readout; 0 leaves the readout alone, which is
-        a linear probe, or the ladder.
+        s, the weight of the subset against the readout. 0 leaves the readout alone: a linear probe, or
+        the ladder.
 
     target_scale : float or "auto", default="auto"
         Scale of the targets. "auto" is 1 for the pretrained anchor, where predictions and parameters
         grow in proportion, and the mean margin that SGD left for the fine-tuned one.
 
     n_components : int, "auto" or None, default="auto"
-        k, the dimension of a fixed random subspace of the subset, and of a ladder's features ("auto":
-        4096, None: as many as it pools). Memory grows as k^2, the solve with a ladder as k^3, with
-        tangents as k^2 times classes times features (with the pseudo kernel as (r k)^2 and (r k)^3).
-        "auto" is p up to 4096, fewer for hundreds of classes (pseudo: for all directions together);
-        None is p. Values above p mean p. With some hundred rows the solve takes longer than the
-        passes, in fit and at every deletion: 1024 is ten times faster then, and costs about a point
-        of accuracy or less.
+        k, the dimension of a fixed random subspace of the subset, and of the features of a ladder. None
+        is as many as there are, and so is any larger number. "auto" is 4096 at most, and fewer tangents
+        for hundreds of classes. Memory grows as k^2. The time of the solve grows as k^3 with a ladder;
+        with tangents as k^2 times classes times features, and as (r k)^3 with the pseudo kernel. With
+        some hundred rows the solve takes longer than the passes: 1024 is ten times faster then, and
+        costs about a point of accuracy or less.
 
     n_prompts : int, default=10
         Number of prompt tokens.
 
     image_size : int, tuple (height, width) or None, default=None
-        Images are resized to it; None is the size that the weights were trained at. Smaller is
-        faster, roughly in proportion to the area.
+        Images are resized to it; None is the size that the weights were trained at. The time of a pass
+        is roughly proportional to the area.
 
     pretrained : bool, default=True
         Load pretrained weights; False gives random ones, seeded by `random_state`.
 
     batch_size : int, default=32
-        Rows a pass. Learning and forgetting pad every batch to it, because a row's Jacobian must be
-        the same both times.
+        Rows in a pass. Learning and forgetting pad every batch to it, because a row's Jacobian has to
+        be the same both times.
 
     max_epochs : int, default=15
-        Of fine-tuning; the pretrained anchor has none.
+        Epochs of fine-tuning; the pretrained anchor has none.
 
     learning_rate : float, default=2e-3
-        Of the readout in fine-tuning. The subspace's coordinates learn ten times as fast.
+        Learning rate of the readout in fine-tuning. The coordinates of the subspace learn ten times as
+        fast.
 
     finetune_params : dict, default=None
         Further arguments of :class:`skorch.NeuralNetClassifier`: "callbacks" (added to the one-cycle
-        schedule, which "callbacks__schedule": None takes away), "train_split", "optimizer",
-        "criterion" (:class:`torch.nn.CrossEntropyLoss`; `finetuning.SquaredLoss` for squared loss),
-        "batch_size". As the subset is trained as a displacement, "optimizer__weight_decay" pulls it
-        toward the pretrained values (and the readout toward zero): decoupled with the default AdamW,
-        an L2 penalty with :class:`torch.optim.SGD` or :class:`torch.optim.Adam`.
+        schedule, which "callbacks__schedule": None removes), "train_split", "optimizer", "criterion"
+        (:class:`torch.nn.CrossEntropyLoss` by default; `training.finetuning.SquaredLoss` is the squared
+        loss), "batch_size". The subset is trained as a displacement: "optimizer__weight_decay" pulls it
+        toward the pretrained values, and the readout toward zero. The decay is decoupled with AdamW, the
+        default, and an L2 penalty with :class:`torch.optim.SGD` or :class:`torch.optim.Adam`.
 
     predict_with : {"auto", "linear", "network"}, default="auto"
-        "linear" evaluates the linearised model: one directional derivative where there are tangents, one
-        forward pass where there are none; "network", not for a ladder, puts the
-        displaced weights into the network (two forward passes at the pretrained anchor, one at the
-        fine-tuned). "auto" is "linear" for the pretrained anchor and "network" for the fine-tuned.
+        "linear" evaluates the linearised model, by one directional derivative where there are tangents
+        and by one forward pass where there are none. "network" puts the displaced weights into the
+        network, by two forward passes at the pretrained anchor and one at the fine-tuned; a ladder has
+        none. "auto" is "linear" for the pretrained anchor and "network" for the fine-tuned.
 
     precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
-        Of the backbone's passes. "auto" is float64 for "mlp", else float32. "bfloat16" learns and
-        forgets in torch's autocast: faster for transformers where the processor knows it, with
-        Jacobians a percent or two off (and deletion as exact); where they would be off by more than
-        5 %, as batch norms make them, it is an error. Predictions, fine-tuning, sums and solves are
+        Precision of the backbone's passes. "auto" is float64 for "mlp" and float32 for others.
+        "bfloat16" learns and forgets in torch's autocast: faster for transformers on processors that
+        know it, with Jacobians a percent or two off, and deletion as exact. Where they would be off by
+        more than 5 %, as in batch norms, it is an error. Predictions, fine-tuning, sums and solves are
         never in bfloat16.
 
     backbone_has_seen : bool, "unknown" or "auto", default="auto"
         Whether the backbone was trained on rows that are learned here. No deletion can take that back:
-        with True or "unknown" receipts say that a deletion is not exact, and why. "auto" is False for
-        pretrained weights by name and for random ones, whose makers have not seen your rows, and
-        "unknown" for modules, callables, folders and repositories of anybody.
+        with True or "unknown", receipts say that a deletion is not exact, and why. "auto" is False for
+        published weights of timm and torchvision and for random ones, and "unknown" for modules,
+        callables, folders and repositories of others.
 
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
 
     device : str, default="cpu"
-        Of the backbone's passes; "auto" takes a GPU if there is one.
+        Device of the backbone's passes; "auto" takes a GPU if there is one.
 
     random_state : int, RandomState instance or None, default=None
         Seeds the probe directions V, the subspace Q, prompts, random weights and batches. None draws a
-        seed from the system, and not from numpy's global generator: a fit never reads or advances
-        global generators. Pass an int to make a refit comparable.
+        seed from the system and not from numpy's global generator, because a fit neither reads nor
+        advances global generators. Pass an int to make a refit comparable.
 
     verbose : int, default=0
         1 shows progress bars.
@@ -253,52 +257,58 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Number of features; only for 2-D X.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Only for a 2-D DataFrame whose column names are all strings.
+        Column names; only for a 2-D DataFrame whose column names are all strings.
 
     trainable_ : list of str
-        What is trained, in place of "auto".
+        What is trained, with "auto" resolved.
 
     readout_ : ndarray of shape (n_classes, d + 1), or (n_classes, d + r k + 1)
-        W on features (of a ladder, d is its k), for the pseudo kernel tangent features, and a constant.
+        W = [W_h, b], on d features (of a ladder, its k) and a constant; with the pseudo kernel, on
+        features, tangent features and a constant.
 
     alpha_ : float
-        The ridge in force. Private, as the next: absent after :meth:`from_pretrained`.
+        The ridge in force. Private, and so is the next attribute: absent after :meth:`from_pretrained`.
 
     alpha_path_ : dict of float to float
-        Where the sums chose `alpha_`: minus twice the log evidence a class, by value of alpha, 1e-4
-        to 100; else empty. `alpha_` is its first minimum from the largest alpha on: the smallest one
-        where it falls all the way, as with fewer rows than features.
+        Where the sums chose `alpha_`: minus twice the log evidence for each class, by value of alpha
+        from 1e-4 to 100; else empty. `alpha_` is its first minimum from the largest alpha on: the
+        smallest alpha where it falls all the way, as with fewer rows than features.
 
     displacement_ : ndarray of shape (p,); (0,) for the pseudo kernel, and where p is 0
-        The move of the trainable parameters from their pretrained values.
+        Displacement of the trainable parameters from their pretrained values.
 
     history_ : list of dict
-        Only for the fine-tuned anchor: its epochs as skorch records them, on all rows of the fit.
+        Epochs of fine-tuning as skorch records them, on all rows of the fit. Only for the fine-tuned
+        anchor.
 
     linearity_ : float
-        Only for the fine-tuned anchor: relative difference between the centred scores of the network
-        and of the linearised model, at fit, on rows of the fit (some may be forgotten since).
-        Deletion is exact for the linearised model: the smaller this is, the closer does the network
-        follow it (examples/benchmarks prints it beside what was forgotten). Above 0.5 `fit` warns:
-        predict with "linear", or train for fewer epochs.
+        Relative difference between the centred scores of the network and of the linearised model, at
+        fit, on rows of the fit (some may be forgotten since). Only for the fine-tuned anchor. Deletion
+        is exact for the linearised model: the smaller this is, the closer the network follows it.
+        Above 0.5 `fit` warns: predict with "linear", or train for fewer epochs.
 
     n_samples_learned_ : int
-        Number of rows that the model rests on now.
+        Number of rows that the model rests on.
 
     n_samples_forgotten_ : int
         Number of rows removed so far.
 
     receipts_ : list of dict
-        One for each deletion: time, rows, in what sense it is exact, residual of the normal
-        equations, checksum of the adapter, versions, device, precision, and the
-        digest of the receipt before it. Private: empty after :meth:`from_pretrained`.
+        One for each deletion: time, number of rows, "exactness" ({"exact": bool, "reasons": list of
+        str}) and the numbers that decide it (drift, residual, rounding), versions, device, precision,
+        threads, the checksum of the adapter, and that of the receipt before it. Private: empty after
+        :meth:`from_pretrained`.
 
     See Also
     --------
+    FastNTKClassifierCV : The same with `alpha` and `tangent_scale` chosen by cross-validation.
     unlearn : The same for a classifier inside a Pipeline or a search.
 
     Notes
     -----
+    Parameters that are set after fit take effect at the next fit; :meth:`unlearn` and
+    :meth:`partial_fit` warn of them. `verbose` and `num_workers` take effect at once.
+
     A pickle, and the folder of :meth:`save`, hold the statistics and the ledger, which describe the
     remaining training data, and a fine-tuned anchor, which has seen forgotten rows too: they are
     private. What is public is the adapter of :meth:`save_pretrained` and :meth:`push_to_hub`.
@@ -555,18 +565,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self._warn_of_changed_parameters()
         started, before = time.perf_counter(), self._held
         rows, removals = self._match(X, y, sample_ids, copies)
-        before.ledger.check_rest(removals)
+        ledger = before.ledger.removed(removals)
         drift = self._drift(before.state)
         sums = self._sum(before, rows, removals, "forgetting")
-        after = replace(
-            before,
-            state=self._solved(before.state.subtract, sums),
-            ledger=before.ledger.removed(removals),
-        )
+        after = replace(before, state=self._solved(before.state.subtract, sums), ledger=ledger)
         adapter = after.published(self.classes_)
-        how_exact = self._exactness(after.state, drift, seen_by, searched_by)
-        if strict and not how_exact["exact"]:
-            reasons = "; ".join([*how_exact["reasons"], *seen_by])
+        measured = self._measured(after.state, drift, seen_by, searched_by)
+        if strict and not measured["exactness"]["exact"]:
+            reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
             raise InexactDeletionError(
                 f"The deletion would not be exact: {reasons}. Nothing was changed."
             )
@@ -576,16 +582,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             adapter=adapter.checksum,
             n_rows=len(removals),
             n_samples_learned=after.state.n_rows,
-            exactness=how_exact,
-            residual=after.state.residual,
-            drift=drift,
-            rounding=after.state.rounding,
-            seen_by=seen_by,
-            searched_by=searched_by,
-            anchor=after.state.settings.anchor,
+            **measured,
             seconds=time.perf_counter() - started,
             environment=after.state.environment,
-            n_left=after.ledger.owned_rows(check_ids(sample_ids, len(rows))),
+            n_left=ledger.owned_rows(check_ids(sample_ids, len(rows))),
         )
         self._warn_of_empty_classes(before.state, after.state)
         return self._replace(before, after.with_receipt(receipt), adapter)
@@ -614,7 +614,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         try:
             held = self._held
             _, removals = self._match(X_forget, y_forget, sample_ids, copies)
-            held.ledger.check_rest(removals)
+            held.ledger.removed(removals)
         except FastNTKError as error:
             indices = error.indices if isinstance(error, SampleError) else []
             report = {"possible": False, "reason": str(error), "indices": indices}
@@ -628,7 +628,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             "n_rows": len(removals),
             "n_bytes": state.model.memory_needed(),
             "seconds": padded * state.seconds_per_row + state.seconds_per_solve,
-            "exactness": self._exactness(state, state.drift(state.probe())),
+            "exactness": self._measured(state, state.drift(state.probe()))["exactness"],
         }
 
     def rebuild(self, X: Any, y: Any = None) -> Self:
@@ -1332,18 +1332,19 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return drift
 
     @staticmethod
-    def _exactness(state: State, drift: float, seen_by=(), searched_by=()) -> dict[str, Any]:
-        """Tell whether a deletion is exact, and what is in the way."""
+    def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[str, Any]:
+        """Return what tells whether a deletion is exact, and the verdict."""
         settings = state.settings
-        return exactness(
-            drift=max(drift, state.model.position_gap),
-            residual=state.residual,
-            rounding=state.rounding,
-            seen_by=seen_by,
-            searched_by=[*searched_by, *settings.searched_by],
-            anchor=settings.anchor,
-            backbone_has_seen=settings.backbone_has_seen,
-        )
+        measured: dict[str, Any] = {
+            "drift": max(drift, state.model.position_gap),
+            "residual": state.residual,
+            "rounding": state.rounding,
+            "seen_by": seen_by,
+            "searched_by": [*searched_by, *settings.searched_by],
+            "anchor": settings.anchor,
+        }
+        seen = settings.backbone_has_seen
+        return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
 
     @staticmethod
     def _at_all_places(state: State) -> State:

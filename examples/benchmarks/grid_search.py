@@ -24,12 +24,15 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=64)
     args = parser.parse_args()
     X, y = training_images(args.rows)
-    backbone, settings = "tf_efficientnet_lite0", {
-        "trainable": "norm",
-        "image_size": args.pixels,
-        "n_components": 512,
-        "random_state": 0,
-    }
+    backbone, settings = (
+        "tf_efficientnet_lite0",
+        {
+            "trainable": "norm",
+            "image_size": args.pixels,
+            "n_components": 512,
+            "random_state": 0,
+        },
+    )
     grid = {"alphas": ALPHAS, "tangent_scales": SCALES}
     clf = FastNTKClassifier(backbone, **settings)
     searches = {

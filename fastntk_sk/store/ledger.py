@@ -280,14 +280,6 @@ class Ledger:
                     found.append(Candidate(s, digest, entry, count))
         return known, found
 
-    def check_rest(self, removals: Sequence[Removal]) -> None:
-        """Raise ForgetsEverythingError if no row would be left."""
-        if len(removals) >= self.n_rows:
-            raise ForgetsEverythingError(
-                f"The request covers all {self.n_rows} learned rows; a model cannot rest on nothing. "
-                "Delete the model instead, or keep at least one row."
-            )
-
     def unchanged(self, rows: Iterable[np.ndarray], removals: Sequence[Removal]) -> Iterator[np.ndarray]:
         """Yield rows that are read again for the sums.
 
@@ -304,8 +296,19 @@ class Ledger:
                 )
             yield row
 
-    def removed(self, removals: Iterable[Removal]) -> Ledger:
-        """Return the ledger without these copies; no digest of a content without copies is kept."""
+    def removed(self, removals: Sequence[Removal]) -> Ledger:
+        """Return the ledger without these copies; no digest of a content without copies is kept.
+
+        Raises
+        ------
+        ForgetsEverythingError
+            If no row would be left.
+        """
+        if len(removals) >= self.n_rows:
+            raise ForgetsEverythingError(
+                f"The request covers all {self.n_rows} learned rows; a model cannot rest on nothing. "
+                "Delete the model instead, or keep at least one row."
+            )
         changed = self._copy()
         for _, s, digest, entry in removals:
             changed.n_rows -= 1
