@@ -3,8 +3,6 @@
 import json
 import re
 import stat
-import subprocess
-import sys
 from html import escape
 
 import numpy as np
@@ -85,23 +83,6 @@ def test_networks_of_images(pictures, tmp_path, trainable, anchor):
         torch.testing.assert_close(pulled.to_module()(x), clf.to_module()(x), rtol=0, atol=0)
     with pytest.raises(StateMismatchError, match=r"Expected the weights [0-9a-f]{32}"):
         FastNTKClassifier.from_pretrained(tmp_path, backbone=lambda: small_vit(1))
-
-
-def test_another_process_predicts_bitwise_the_same(pictures, tmp_path):
-    X, y = pictures
-    clf = make(backbone="test_resnet", pretrained=False, image_size=32, batch_size=8).fit(X, y)
-    clf.unlearn(X[:3]).save_pretrained(tmp_path / "adapter")
-    np.save(tmp_path / "X.npy", X)
-    code = (
-        "import sys, numpy, torch\n"
-        "from fastntk_sk import FastNTKClassifier\n"
-        f"torch.set_num_threads({torch.get_num_threads()})\n"
-        "clf = FastNTKClassifier.from_pretrained(sys.argv[1] + '/adapter')\n"
-        "X = numpy.load(sys.argv[1] + '/X.npy')\n"
-        "numpy.save(sys.argv[1] + '/scores.npy', clf.decision_function(X))\n"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), clf.decision_function(X))
 
 
 def test_it_cannot_learn_or_forget(blobs, tmp_path):
