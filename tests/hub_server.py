@@ -16,7 +16,6 @@ import json
 import re
 import secrets
 import socket
-import struct
 import threading
 import warnings
 from contextlib import contextmanager, suppress
@@ -169,9 +168,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", "/api/validate-yaml")
     def validate_card(self):
-        missing = {"message": "empty or missing yaml metadata in repo card"}
-        complete = self.json()["content"].startswith("---\n")
-        return {"errors": [], "warnings": [] if complete else [missing]}
+        return {"errors": [], "warnings": []}
 
     @route("POST", "/api/repos/create")
     def create_repository(self):
@@ -291,9 +288,6 @@ class Handler(BaseHTTPRequestHandler):
                     upload |= {"ref": ref.removeprefix("refs/heads/"), "filename": path}
             elif kind == "deletedFile" and files.pop(path, None) is None:
                 raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-            elif kind == "deletedFolder":
-                folder = path.rstrip("/") + "/"
-                files = {name: file for name, file in files.items() if not name.startswith(folder)}
         made = Commit(files, head, header["summary"], header["description"])
         repository.refs[ref] = oid = repository.add(made)
         return {"commitOid": oid, "commitUrl": f"{self.server.url}/{repository.name}/commit/{oid}"}
@@ -356,8 +350,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send(self.answer(), half=True)
         else:
             self.receive(half=True)
-        if fault.reset:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def answer(self):
         self.body = self.receive() or b"{}"
@@ -440,16 +432,15 @@ class Hub(ThreadingTCPServer):
 
     def shutdown_request(self, request):
         self.connections.discard(request)
-        request.close()  # without a shutdown, after which no reset could be sent
+        super().shutdown_request(request)
 
-    def fail(self, times=1, status=500, match="", after=False, reset=False):
+    def fail(self, times=1, status=500, match="", after=False):
         """Answer the next requests whose "METHOD path" matches with an error, `after` obeying or not."""
-        fault = SimpleNamespace(match=match, times=times, status=status, after=after, reset=reset)
-        self.faults.append(fault)
+        self.faults.append(SimpleNamespace(match=match, times=times, status=status, after=after))
 
-    def cut(self, match="", times=1, after=False, reset=False):
+    def cut(self, match="", times=1, after=False):
         """Hang up in the middle of the next requests that match, or `after` obeying them."""
-        self.fail(times, None, match, after, reset)
+        self.fail(times, None, match, after)
 
     def next_fault(self, line):
         with self.lock:

@@ -25,7 +25,8 @@ def scores_of(path, clf, X):
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == [
         *map(str, clf.classes_)
     ]
-    batch = spec.normalise([*clf._rows(X)], torch.float32)
+    rows = X.astype(np.float32) if X.ndim == 2 else [spec.pixels(picture) for picture in X]
+    batch = spec.normalise([*rows], torch.float32)
     return session.run(["scores"], {"batch": batch.numpy()})[0], session.get_modelmeta()
 
 
@@ -76,7 +77,7 @@ def test_vectors_and_a_class_without_rows(blobs, tmp_path):
     clf.export_onnx(tmp_path / "model.onnx")
     found, _ = scores_of(tmp_path / "model.onnx", clf, X)
     assert (found[:, 2] == -np.inf).all()
-    np.testing.assert_allclose(found[:, :2], clf._scores(X)[:, :2], atol=1e-4)
+    np.testing.assert_allclose(found[:, :2], clf.decision_function(X)[:, :2], atol=1e-4)
 
 
 def test_tangents_have_no_plain_weights(blobs, tmp_path):
@@ -87,7 +88,7 @@ def test_tangents_have_no_plain_weights(blobs, tmp_path):
 
 
 def test_weights_that_one_file_cannot_hold(blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastntk_sk.publishing.onnx_export._TOO_LARGE", 1000)
+    monkeypatch.setattr("fastntk_sk.publishing.exports._TOO_LARGE", 1000)
     with pytest.raises(ValueError, match="2 GiB"):
         FastNTKClassifier(random_state=0).fit(*blobs).export_onnx(tmp_path / "model.onnx")
     assert not [*tmp_path.iterdir()]
