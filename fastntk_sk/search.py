@@ -106,9 +106,9 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
     >>> from sklearn.datasets import load_iris
     >>> from fastntk_sk import FastNTKClassifierCV
     >>> X, y = load_iris(return_X_y=True)
-    >>> clf = FastNTKClassifierCV(alphas=(0.001, 0.01, 1.0), random_state=0).fit(X, y)
+    >>> clf = FastNTKClassifierCV(alphas=(1e-5, 1e-4, 1e-3), random_state=0).fit(X, y)
     >>> clf.best_params_
-    {'alpha': 0.01, 'tangent_scale': 1.0}
+    {'alpha': 0.0001, 'tangent_scale': 1.0}
     >>> clf.unlearn(X[:10]).n_samples_learned_
     140
     """
