@@ -33,8 +33,8 @@ def facts(clf):
         "displacement": clf.displacement_,
         "scores": clf.decision_function(X),
         "learned": clf.n_samples_learned_,
-        "receipts": [receipt["digest"] for receipt in clf.receipts_],
-        "digests": np.array([clf._adapter.digest()]),
+        "receipts": [receipt["checksum"] for receipt in clf.receipts_],
+        "digests": np.array([clf._adapter.checksum]),
     }
 
 

@@ -103,7 +103,8 @@ def test_its_estimator_forgets_and_says_what_has_seen_the_rows(blobs):
     refit = clone(fast.best_estimator_).fit(X[5:], y[5:])
     assert gap(fast.best_estimator_, refit) < 1e-10
     receipt = fast.best_estimator_.receipts_[0]
-    assert "FastNTKClassifierCV chose have seen the rows" in receipt["exactness"]
+    assert receipt["searched_by"] == ["FastNTKClassifierCV"]
+    assert "a search chose" in receipt["exactness"]["reasons"][0]
     assert estimator.get_params() == FastNTKClassifier(random_state=0).get_params()
     assert not hasattr(estimator, "classes_")
 

@@ -55,9 +55,10 @@ def test_the_timeline_follows_the_receipts(blobs):
 
 def test_approximate_deletions_have_their_own_colour():
     receipt = {"time": "2026-01-01T00:00:00+00:00", "n_rows": 1, "chain": "a"}
+    exact, approximate = {"exact": True, "reasons": []}, {"exact": False, "reasons": ["drift"]}
     receipts = [
-        receipt | {"exactness": "exact for the linearised model", "n_samples_learned": 9},
-        receipt | {"exactness": "approximate: a scaler has seen the rows", "n_samples_learned": 8},
+        receipt | {"exactness": exact, "n_samples_learned": 9},
+        receipt | {"exactness": approximate, "n_samples_learned": 8},
     ]
     legend = ForgettingTimelineDisplay(receipts).plot().ax_.get_legend()
     assert len(legend.get_texts()) == 2
