@@ -28,6 +28,7 @@ PARTIAL = r"\.fastntk-[0-9a-f]{16}\.partial"
 PRIVATE, PUBLIC = 0o600, 0o644
 _JSON_BYTES = 32 * 2**20  # what is parsed is many times larger in memory
 _DIMENSIONS = 24  # torch.isfinite takes no more
+_CODE = {"trust_remote_code", "auto_map", "custom_code"}  # of other libraries' configurations
 _BLOBS = ("snapshots", "blobs")  # a snapshot in the cache of the Hub's client links to its blobs
 T = TypeVar("T")
 
@@ -147,7 +148,7 @@ def convert(document: Mapping[str, Any], kind: type[T], name: str) -> T:
     Raises
     ------
     StateFormatError
-        If a value is missing or wrong.
+        If a value is missing or wrong, or a key asks for code to be run.
 
     Warns
     -----
@@ -159,6 +160,12 @@ def convert(document: Mapping[str, Any], kind: type[T], name: str) -> T:
         unknown = sorted(_unknown(document, msgspec.to_builtins(found)))
     except (msgspec.ValidationError, RecursionError) as error:
         raise StateFormatError(f"{name} is not valid: {error}. Restore a backup.") from error
+    asked = [key for key in unknown if key.rpartition(".")[2] in _CODE]
+    if asked:
+        raise StateFormatError(
+            f"{name} asks for code to be run ({asked[0]!r}), which this library never does. Do not use "
+            "the file."
+        )
     if unknown:
         warnings.warn(
             f"{name} holds {unknown}, which this version does not know and ignores. Upgrade fastntk_sk "

@@ -214,6 +214,12 @@ def test_backbones_that_nobody_may_name(monkeypatch, saved, tmp_path, case):
         assert isinstance(outcome(parts.write(tmp_path / "x"), backbone=None), StateFormatError), name
 
 
+@pytest.mark.parametrize("key", ["trust_remote_code", "auto_map", "custom_code"])
+def test_code_that_a_file_asks_for(forge, key):
+    for path in (f"config {key}", f"config backbone {key}"):
+        assert "code to be run" in str(forge(ADAPTER, put(path, False)))
+
+
 def test_folders_as_backbone(saved, tmp_path):
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "config.json").write_text('{"architecture": "os.system"}')

@@ -90,7 +90,7 @@ def test_unlearning_is_the_solve_on_the_rest_at_the_same_anchor(blobs, monkeypat
     np.testing.assert_allclose(
         clf.displacement_, rest.model.displacement(rest.parameters), rtol=1e-9, atol=1e-12
     )
-    assert "the fine-tuned anchor has seen the rows" in clf.receipts_[-1]["exactness"]
+    assert "the fine-tuned anchor has seen the rows" in clf.receipts_[-1]["exactness"]["reasons"]
     clf.partial_fit(X[:15], y[:15])
     assert clf.n_samples_learned_ == 60
 
