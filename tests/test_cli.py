@@ -205,13 +205,8 @@ def test_parameters_are_those_of_python(folders, state, tmp_path, capsys):
         main(["fit", str(folders), "--out", str(tmp_path), "--alpha", "much"])
 
 
-<<<<<<< HEAD
 def test_two_processes_at_once(folders, state):
     """Neither deletion is lost; progress goes to the standard error, results to the standard output."""
-=======
-def test_two_deletions_at_once(folders, state):
-    """Neither is lost, whoever comes first."""
->>>>>>> h2
     paths = sorted((folders / "train").rglob("*.png"))[:2]
     command = [sys.executable, "-m", "fastntk_sk", "unlearn", str(state), "--forget"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
