@@ -34,10 +34,6 @@ def facts(clf):
         "scores": clf.decision_function(X),
         "learned": clf.n_samples_learned_,
         "receipts": [receipt["checksum"] for receipt in clf.receipts_],
-<<<<<<< HEAD
-=======
-        "digests": np.array([clf._adapter.checksum]),
->>>>>>> h2
     }
 
 

@@ -2,8 +2,8 @@
 More than one process, more than one machine
 ============================================
 
-Within ``share_rows`` every rank learns its share of the rows; the sums are added up once, and all ranks end
-with the same model. The same call works on one machine and on many; on GPUs with the backend nccl.
+Within ``share_rows`` every rank learns its share of the rows; the sums are added up once, and all ranks
+end with the same model. The same call works on one machine and on many; on GPUs with the backend nccl.
 """
 
 # %%
