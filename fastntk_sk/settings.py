@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+MAX_BATCH = 2**16
 Side = Annotated[int, Meta(ge=1, le=4096)]
 Scale = Annotated[float, Meta(gt=0, le=1e300)]
 
@@ -59,7 +60,7 @@ batch_size, predict_with, precision, device, backbone_has_seen
     n_prompts: Annotated[int, Meta(ge=1, le=10**4)]
     image_size: tuple[Side, Side] | None
     pretrained: bool
-    batch_size: Annotated[int, Meta(ge=1, le=10**6)]
+    batch_size: Annotated[int, Meta(ge=1, le=MAX_BATCH)]
     precision: Literal["float32", "float64", "bfloat16"]
     device: Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d{1,3})?\Z")]
     alpha: Scale | None

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from .backbones.inputs import MAX_SIDE, check_images
+from .settings import MAX_BATCH
 
 _LIGHTEST_MEAN = 0.2  # below it alpha="auto" is far too large
 _POSITIVE, _COUNT = Interval(Real, 0, None, closed="neither"), Interval(Integral, 1, None, closed="left")
@@ -36,7 +37,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "n_prompts": [_COUNT],
     "image_size": [Interval(Integral, 1, MAX_SIDE, closed="both"), tuple, list, None],
     "pretrained": ["boolean"],
-    "batch_size": [_COUNT],
+    "batch_size": [Interval(Integral, 1, MAX_BATCH, closed="both")],
     "max_epochs": [_COUNT],
     "learning_rate": [_POSITIVE],
     "finetune_params": [dict, None],
