@@ -369,9 +369,9 @@ def _linearity(state: State, rows: Rows) -> float:
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), _LINEARITY_ROWS)).astype(int)
     network, linear = (
         torch.from_numpy(
-            state.model.scores(state.parameters, (rows[i] for i in chosen), network=network)
+            state.model.scores(state.parameters, (rows[i] for i in chosen), predict_with=how)
         )
-        for network in (True, False)
+        for how in ("network", "linear")
     )
     centred = (scores - scores.mean(1, keepdim=True) for scores in (network, linear))
     return relative_gap(*centred)

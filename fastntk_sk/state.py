@@ -182,17 +182,7 @@ class State:
                 digests.append(self.ledger.digest(content(row)))
                 yield row
 
-        def added(n: int) -> None:
-            if checkpoint is not None:
-                checkpoint.save(
-                    sums,
-                    seed=self.settings.seed,
-                    key=self.ledger.segments[0].key,
-                    problem=problem,
-                    digests=digests[: n_done + n],
-                )
-
-        self.model.learn(sums, noted(), labels[todo], weights[todo], added)
+        self.model.learn(sums, noted(), labels[todo], weights[todo])
         per_row = (time.perf_counter() - started) / max(1, len(todo))
         group.add_up(sums.tensors().values())
         if self.ledger.n_rows:

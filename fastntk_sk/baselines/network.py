@@ -66,7 +66,8 @@ class BaselineClassifier(GivenScoresMixin, ClassifierMixin, BaseEstimator):
     def _scores(self, X: Any) -> np.ndarray:
         rows = _rows(self.model, X)
         displaced = self.network and self.model.ladder is None  # a ladder reads the network as it was
-        scores = self.model.scores(self.parameters, rows, network=displaced)
+        how = "network" if displaced else "linear"
+        scores = self.model.scores(self.parameters, rows, predict_with=how)
         if self.empty is not None:
             scores[:, self.empty] = -np.inf
         return scores

@@ -25,9 +25,8 @@ from ..settings import Settings
 from ..store.private_state import check_tensors
 from ..sums.memory import block_sizes, require
 from ..tangents.ladder import TENSORS
-from ..tangents.linearize import linearize
+from ..tangents.linearize import Saved, linearize
 from ..tangents.model import LinearizedModel, working_dtype
-from ..tangents.saved import Saved
 from ..tangents.subsets import split_ladder
 from . import files
 from .config import check

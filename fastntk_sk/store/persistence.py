@@ -177,7 +177,7 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
     empty[config["without_rows"]] = True
     adapter = Adapter(
         model,
-        Parameters(
+        model.parameters(
             tensors["readout"], displacement if moved is None else torch.zeros_like(displacement)
         ),
         displacement,

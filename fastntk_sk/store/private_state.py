@@ -179,9 +179,8 @@ def restore(
         empty = model.empty_statistics()
     shapes = {name: (t.dtype, tuple(t.shape)) for name, t in empty.tensors().items()}
     check_tensors(tensors, shapes, "The statistics")
-    n_probe = model.d + min(10, len(model.directions)) * model.projection.k
     for probe in probes:
-        check_tensors({"probe": probe}, {"probe": (torch.float64, (n_probe,))}, "The statistics")
+        check_tensors({"probe": probe}, {"probe": (torch.float64, (model.n_probe,))}, "The statistics")
     if not probes:
         raise StateFormatError("The statistics hold no probe. Restore a backup.")
     records, chain = _parse_receipts(*receipts)
@@ -201,7 +200,7 @@ def restore(
         Statistics.from_tensors(tensors, empty.constant, empty.n_tangents),
         known,
         np.array(counted, dtype=np.int64),
-        Parameters(W, delta),
+        model.parameters(W, delta),
         records["environment"],
         probes,
         records["n_forgotten"],

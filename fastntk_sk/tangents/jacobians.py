@@ -7,11 +7,9 @@ R^{C x d}, row (i, c) of the Jacobian is d/dtheta [V_c . h(x_i; theta)] in R^p.
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -22,40 +20,25 @@ from torch.func import functional_call
 
 from ..exceptions import JacobianError
 from .subsets import Subset
-from .taps import BatchNormTap, Tap, make_tap, plain_attention
+from .taps import LEAVES, TANGENTS, BatchNormTap, PlainAttention, Tap, handed, make_tap, shared_copy
 
 logger = logging.getLogger(__name__)
 
-# taps carry the tensors of one pass, and torch has one forward-mode level for all threads
-_ONE_PASS = threading.RLock()
+# torch has one level of forward-mode differentiation for all threads
+_ONE_LEVEL = threading.Lock()
 
 
 class TangentNetwork(nn.Module):
     """A frozen network that gives features, per-sample Jacobians and directional derivatives.
 
-    The network is copied (its parameters are shared, never changed) and every module with trainable
-    parameters is replaced by a tap. Batch norms are folded into the convolution below where
-    that leaves the features unchanged.
+    The network maps a batch to features of shape (n, d), row by row, in eval mode. It is copied (its
+    parameters are shared, never changed), and every module with trainable parameters is replaced by a
+    tap. Batch norms are folded into the convolution below where that leaves the features unchanged.
+    Every row of the Jacobian of two inputs, `probe`, is checked against its own plain gradient; where a
+    module is not used the way its tap expects, the whole network becomes one tap.
 
-    Parameters
-    ----------
-    net : nn.Module
-        Maps a batch to features of shape (n, d), row by row. Must be in eval mode.
+    Any number of threads may use it at once.
 
-    subset : Subset
-        Its trainable parameters.
-
-    probe : Tensor of shape (n, ...)
-        Two inputs, on which every row of the Jacobian is checked against its own plain gradient.
-        Where a module is not used the way its tap expects, the whole network becomes one tap.
-
-    Raises
-    ------
-    JacobianError
-        If rows influence each other, or if no form agrees with the plain gradients.
-
-    Examples
-    --------
     >>> import torch
     >>> from fastntk_sk.tangents.jacobians import TangentNetwork
     >>> from fastntk_sk.tangents.subsets import select
@@ -82,7 +65,7 @@ class TangentNetwork(nn.Module):
         problem = self._problem(net, probe)
         if problem:
             logger.info("one tap over the whole network, which is slower, because %s", problem)
-            self.net, self._taps = _shared_copy(net), {}
+            self.net, self._taps = shared_copy(net), {}
             self._install("")
             problem = self._problem(net, probe)
         if problem:
@@ -142,17 +125,11 @@ class TangentNetwork(nn.Module):
         prefix = next(prefix for prefix in self._taps if name.startswith(prefix))
         return self._taps[prefix].module.get_parameter(name.removeprefix(prefix))
 
-    @contextmanager
-    def _tapped(self, what: str, tensors: dict[str, Tensor]) -> Iterator[None]:
-        """Hand named tensors to the taps for one forward pass."""
-        with _ONE_PASS:
-            try:
-                for prefix, tap in self._taps.items():
-                    setattr(tap, what, {name: tensors[prefix + name] for name in tap.names})
-                yield
-            finally:
-                for tap in self._taps.values():
-                    setattr(tap, what, None)
+    def _by_tap(self, tensors: dict[str, Tensor]) -> dict[Tap, dict[str, Tensor]]:
+        return {
+            tap: {name: tensors[prefix + name] for name in tap.names}
+            for prefix, tap in self._taps.items()
+        }
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -173,7 +150,6 @@ class TangentNetwork(nn.Module):
         Parameters
         ----------
         x : Tensor of shape (n, ...)
-            A batch as the network takes it.
 
         directions : Tensor of shape (C, d)
 
@@ -190,31 +166,18 @@ class TangentNetwork(nn.Module):
         if not self._taps:
             features = self.features(x)
             return features, features.new_zeros(len(x), len(directions), 0)
+        features, leaves = self._recorded(x)
         classes = []
-        with flushed_denormals():
-            features, leaves = self._recorded(x)
-            for c, row in enumerate(directions):
-                flat = _pulled(features, leaves, row.expand_as(features), c + 1 < len(directions))
-                classes.append(flat if project is None else project(flat))
+        for c, row in enumerate(directions):
+            flat = _pulled(features, leaves, row.expand_as(features), c + 1 < len(directions))
+            classes.append(flat if project is None else project(flat))
         return features.detach(), torch.stack(classes, dim=1)
 
     def gradients(self, x: Tensor, cotangents: Tensor) -> Tensor:
-        """Compute the gradient of `cotangents[i] @ features[i]` for each row i, in one backward pass.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n, ...)
-
-        cotangents : Tensor of shape (n, d)
-
-        Returns
-        -------
-        gradients : Tensor of shape (n, p)
-        """
+        """Return the gradients (n, p) of `cotangents[i] @ features[i]`, in one backward pass."""
         if not self._taps:
             return cotangents.new_zeros(len(x), 0)
-        with flushed_denormals():
-            return _pulled(*self._recorded(x), cotangents, keep=False)
+        return _pulled(*self._recorded(x), cotangents, keep=False)
 
     def _recorded(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the features with their graph, and the leaves that stand for every row's parameters."""
@@ -222,34 +185,17 @@ class TangentNetwork(nn.Module):
         for name in self.subset.names:
             parameter = self._parameter(name).detach()
             leaves[name] = parameter.expand(len(x), *parameter.shape).requires_grad_()
-        with self._tapped("leaves", leaves), torch.enable_grad():
+        with handed(LEAVES, self._by_tap(leaves)), torch.enable_grad():
             return self.net(x), list(leaves.values())
 
     @torch.no_grad()
     def directional(self, x: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features and their derivative along a displacement of theta, in one pass.
-
-        Forward mode. Fused attention has no forward-mode derivative, so attention runs in its plain
-        form meanwhile.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n, ...)
-
-        displacement : Tensor of shape (p,)
-
-        Returns
-        -------
-        features : Tensor of shape (n, d)
-
-        derivative : Tensor of shape (n, d)
-            d/dt h(x; theta + t * displacement) at t = 0.
-        """
+        """Return features and d/dt h(x; theta + t * displacement) at t = 0, each (n, d), in one pass."""
         if not self._taps:
             features = self.features(x)
             return features, torch.zeros_like(features)
-        parts = self.subset.split(displacement)
-        with flushed_denormals(), self._tapped("tangents", parts), plain_attention(), fwd.dual_level():
+        parts = self._by_tap(self.subset.split(displacement))
+        with _ONE_LEVEL, handed(TANGENTS, parts), PlainAttention(), fwd.dual_level():
             features, derivative = fwd.unpack_dual(self.net(x))
         return features, torch.zeros_like(features) if derivative is None else derivative
 
@@ -274,18 +220,6 @@ class _UnpaddedConv2dSame(Conv2dSame):
         return nn.functional.conv2d(x, kernel, self.bias, self.stride, padding, 1, self.groups)
 
 
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Let numbers too small for full precision be zero, for which processors can be far slower."""
-    smallest = torch.full((1,), torch.finfo(torch.float32).smallest_normal / 2)
-    before = not (smallest * 1).any()  # torch does not tell otherwise
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
 def _pulled(features: Tensor, leaves: list[Tensor], cotangents: Tensor, keep: bool) -> Tensor:
     """Return the rows (n, p) of one backward pass; `keep` the graph for another."""
     rows = torch.autograd.grad(
@@ -308,7 +242,7 @@ def check_rows_are_independent(function: Callable[[Tensor], Tensor], probe: Tens
 
 def frozen_copy(net: nn.Module) -> nn.Module:
     """Return a copy of shared parameters and buffers, in which TensorFlow's convolutions are faster."""
-    copied = _shared_copy(net)
+    copied = shared_copy(net)
     for module in copied.modules():
         if type(module) is Conv2dSame:
             module.__class__ = _UnpaddedConv2dSame
@@ -325,11 +259,6 @@ def plain_copy(net: nn.Module) -> nn.Module:
         if type(module) is _UnpaddedConv2dSame:
             module.__class__ = Conv2dSame  # type: ignore[assignment]
     return copied
-
-
-def _shared_copy(net: nn.Module) -> nn.Module:
-    tensors = itertools.chain(net.parameters(), net.buffers())
-    return copy.deepcopy(net, memo={id(t): t for t in tensors})
 
 
 def _owners(names: tuple[str, ...]) -> list[str]:

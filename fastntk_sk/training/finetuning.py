@@ -18,9 +18,9 @@ from torch.func import functional_call
 from ..backbones.inputs import InputSpec, Rows
 from ..exceptions import FineTuningError
 from ..randomness import generator
-from ..tangents.heap import kept_heap
 from ..tangents.projection import Projection
 from ..tangents.subsets import Subset
+from ..tangents.taps import shared_copy
 
 _BATCH = 50
 _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little
@@ -87,24 +87,8 @@ class SubspaceNetwork(nn.Module):
 
     .. math:: f(x) = W [h(x; \theta + Q z), 1] + V (h(x; \theta + Q z) - h(x; \theta))
 
-    Parameters
-    ----------
-    net : nn.Module
-        Maps a batch to features h of shape (n, d); at theta.
-
-    subset : Subset
-
-    projection : Projection
-        Q.
-
-    readout : Tensor of shape (C, d + 1)
-        The first W.
-
-    z : Tensor of shape (k,), default=None
-        Where it starts; None is zero.
-
-    V : Tensor of shape (C, d), default=None
-        None leaves the second term out.
+    W starts at `readout` of shape (C, d + 1) and z at zero, unless it is given. Without V, of shape
+    (C, d), there is no second term.
     """
 
     def __init__(
@@ -117,7 +101,9 @@ class SubspaceNetwork(nn.Module):
         V: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.subset, self.projection, self.V = net, subset, projection, V
+        # of its own, because forward swaps tensors, which other threads may be reading
+        self.net = shared_copy(net)
+        self.subset, self.projection, self.V = subset, projection, V
         self.z = nn.Parameter(readout.new_zeros(projection.k) if z is None else z.clone())
         self.W = nn.Parameter(readout.clone())
 
@@ -173,7 +159,6 @@ def collate(spec: InputSpec, dtype: torch.dtype, items: Sequence[Any]) -> Any:
     return batch, torch.tensor(np.array(labels))
 
 
-@kept_heap()
 def finetune(
     network: SubspaceNetwork,
     rows: Rows,
@@ -189,38 +174,11 @@ def finetune(
 ) -> FineTuned:
     """Fine-tune the subset and the readout.
 
-    By default AdamW without weight decay, cross entropy, batches of 50 and one cycle of the learning
-    rate; a coordinate of the subspace learns ten times as fast as the readout.
+    The network is trained in place: by default AdamW without weight decay, cross entropy, batches of 50
+    and one cycle of the learning rate; a coordinate of the subspace learns ten times as fast as the readout.
 
-    Parameters
-    ----------
-    network : SubspaceNetwork
-        Trained in place.
-
-    rows : Rows
-
-    labels : int64 ndarray of shape (n,)
-
-    weights : float64 ndarray of shape (n,)
-
-    max_epochs : int
-
-    learning_rate : float
-        Of the readout.
-
-    params : dict or None
-        Further arguments of :class:`skorch.NeuralNetClassifier`, which win over these. Callbacks are
-        added to the default schedule; "callbacks__schedule": None takes that away.
-
-    device : str
-
-    seed : int
-
-    verbose : int
-
-    Returns
-    -------
-    tuned : FineTuned
+    `params` are further arguments of :class:`skorch.NeuralNetClassifier`, which win over these.
+    Callbacks are added to the default schedule; "callbacks__schedule": None takes that away.
 
     Raises
     ------

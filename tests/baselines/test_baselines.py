@@ -152,7 +152,7 @@ def test_what_sgd_left_and_a_fresh_model(flipped):
     np.testing.assert_allclose(sgd.decision_function(rows[0]), h @ state.sgd.W.T, rtol=1e-6)
     fresh = untrained(clf)
     assert not fresh.decision_function(rows[0]).any()
-    net = fresh.model.network_at(fresh.parameters.delta)
+    net = fresh.model.displaced_copy(fresh.parameters.delta)
     pretrained = FastNTKClassifier(random_state=0).fit(*rows[:2])._state.model.backbone.net
     for mine, original in zip(net.parameters(), pretrained.parameters(), strict=True):
         np.testing.assert_allclose(mine, original, atol=1e-12)
@@ -231,7 +231,7 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
     clf = FastNTKClassifier(anchor="finetuned", max_epochs=3, random_state=0).fit(X, y)
     found = full_ntk(clf, X[5:], y[5:], X[:5], y[:5], block_bytes=block_bytes)
     model, settings = clf._state.model, clf._state.settings
-    net = model.network_at(clf._state.parameters.delta)
+    net = model.displaced_copy(clf._state.parameters.delta)
     names = [name for name, _ in net.named_parameters()]
     W = clf._state.parameters.W
     x = torch.from_numpy(np.vstack([X[5:], X[:5]]).astype(np.float32)).double()
