@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..backbones.inputs import Rows
 from ..prediction import GivenScoresMixin
-from ..tangents.heap import kept_heap
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
+from ..tangents.threads import kept_heap
 from ..training.finetuning import SubspaceNetwork
 from ..validation import encode_labels
 

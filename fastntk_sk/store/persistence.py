@@ -30,7 +30,6 @@ from ..publishing.config import FORMAT, class_labels, describe, intact
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 from ..publishing.schema import integer, section, text
 from ..state import State
-from ..tangents.model import Parameters
 from . import private_state
 
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"

@@ -23,7 +23,7 @@ from .ladder import Ladder
 from .projection import Projection
 from .subsets import Subset
 from .taps import shared_copy
-from .threads import own_thread, settled_threads
+from .threads import kept_heap, own_thread, settled_threads
 
 _PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
 
@@ -334,8 +334,9 @@ class LinearizedModel:
         """Group contents into batches as they enter the backbone."""
         dtype, device = self.directions.dtype, self.directions.device
         rows = iter(rows)
-        while chunk := list(islice(rows, self.settings.batch_size)):
-            yield self.backbone.spec.normalise(chunk, dtype).to(device)
+        with kept_heap():
+            while chunk := list(islice(rows, self.settings.batch_size)):
+                yield self.backbone.spec.normalise(chunk, dtype).to(device)
 
     def publish(self, W: Tensor, z: Tensor) -> Parameters:
         """Turn a solution in energy units into parameters of the backbone, in its precision.
@@ -398,13 +399,13 @@ class LinearizedModel:
         return scores
 
     def _linear_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-        change = None
-        if self.ladder is None or self.tangent.subset.names:
+        has_tangents = bool(self.tangent.subset.names)
+        if has_tangents or self.ladder is None:
             h, change = self.tangent.directional(batch, delta)
         if self.ladder is not None:
             h = self.ladder(batch)
         scores = h @ W[:, :-1].T + W[:, -1]
-        return scores + change @ self.directions.T if self.tangent.subset.names else scores
+        return scores + change @ self.directions.T if has_tangents else scores
 
 
 def own_names(backbone: Backbone, tuned: Subset | None) -> list[str]:

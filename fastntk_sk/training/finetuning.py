@@ -21,6 +21,7 @@ from ..randomness import generator
 from ..tangents.projection import Projection
 from ..tangents.subsets import Subset
 from ..tangents.taps import shared_copy
+from ..tangents.threads import kept_heap
 
 _BATCH = 50
 _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little
@@ -159,6 +160,7 @@ def collate(spec: InputSpec, dtype: torch.dtype, items: Sequence[Any]) -> Any:
     return batch, torch.tensor(np.array(labels))
 
 
+@kept_heap()
 def finetune(
     network: SubspaceNetwork,
     rows: Rows,
@@ -174,8 +176,9 @@ def finetune(
 ) -> FineTuned:
     """Fine-tune the subset and the readout.
 
-    The network is trained in place: by default AdamW without weight decay, cross entropy, batches of 50
-    and one cycle of the learning rate; a coordinate of the subspace learns ten times as fast as the readout.
+    The network is trained in place, by default with AdamW without weight decay, cross entropy, batches
+    of 50 and one cycle of the learning rate; a coordinate of the subspace learns ten times as fast as
+    the readout.
 
     `params` are further arguments of :class:`skorch.NeuralNetClassifier`, which win over these.
     Callbacks are added to the default schedule; "callbacks__schedule": None takes that away.

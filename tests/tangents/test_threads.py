@@ -1,5 +1,8 @@
 """Predictions from many threads are those of one, while another thread forgets and learns."""
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -191,3 +194,32 @@ def test_energies_and_threads_of_a_pass():
     probe = model.probe(n_threads=2)
     assert probe.shape == (model.n_probe,) == (4 * (model.d + 3 * model.projection.k),)
     assert torch.allclose(probe, model.probe())
+
+
+FAULTS = """
+import resource, torch
+from fastntk_sk.tangents.threads import kept_heap
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(2**24).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+plain = faults()
+with kept_heap():
+    faults()
+    print(plain / max(1, faults()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="freed memory is glibc's")
+def test_a_batch_takes_the_pages_of_the_last_unless_the_environment_says_otherwise():
+    def saved(**environment):
+        command = [sys.executable, "-c", FAULTS]
+        return float(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    assert saved(**plain) > 5
+    assert saved(**plain, MALLOC_TRIM_THRESHOLD_="131072") < 2
