@@ -37,7 +37,8 @@ class Rung:
     index : int
         Which of the module's tensors, counted over all of its calls in a pass.
 
-    layout : {"vector", "tokens", "channels first", "channels last"}
+    layout : {"vector", "tokens", "sequence", "channels first", "channels last"}
+        Tokens are (n, tokens, width), a sequence is (n, channels, length).
 
     n_leading : int, default=0
         Tokens before those of the grid.
@@ -62,14 +63,16 @@ class Rung:
         JacobianError
             If the tensor has another form than the one that the rung was found in.
         """
-        n_axes = {"vector": 2, "tokens": 3}.get(self.layout, 4)
+        n_axes = {"vector": 2, "tokens": 3, "sequence": 3}.get(self.layout, 4)
         if seen.ndim != n_axes:
             raise changed_shape(self.path, f"{n_axes} axes", seen.ndim)
         if self.layout == "vector":
             return seen
         if self.side == "ladder-gap" or (self.layout == "tokens" and self.grid is None):
-            axes = {"tokens": (1,), "channels first": (2, 3), "channels last": (1, 2)}[self.layout]
-            return seen.mean(axes)
+            axes = {"tokens": (1,), "sequence": (2,), "channels first": (2, 3), "channels last": (1, 2)}
+            return seen.mean(axes[self.layout])
+        if self.layout == "sequence":
+            return nn.functional.adaptive_avg_pool1d(seen, min(_GRID, seen.shape[2])).flatten(1)
         if self.layout == "channels first":
             return _on_grid(seen)
         if self.layout == "channels last":
@@ -121,7 +124,8 @@ class _Seen:
 
     @property
     def n_channels(self) -> int:
-        return self.tensor.shape[1 if self.layout["layout"] == "channels first" else -1]
+        first = self.layout["layout"] in ("channels first", "sequence")
+        return self.tensor.shape[1 if first else -1]
 
     @property
     def n_places(self) -> int:
@@ -214,11 +218,14 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
     hooks: list[RemovableHandle] = []
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
     patches = _patches(net, probe.shape[2:])
+    widths = {block: _conv1d_widths(net.get_submodule(block)) for block in blocks}
 
     def note(path: str, of: str, given: Any) -> None:
         for tensor in tensors_of(given):
             layout = _layout(tensor, len(probe), probe.shape[2:], channels_last, patches)
             if layout and entered:
+                if tensor.ndim == 3 and tensor.shape[1] in widths[entered[-1]]:
+                    layout = {"layout": "sequence"}
                 seen.append(_Seen(entered[-1], path, of, n_seen[path, of], tensor, layout))
             n_seen[path, of] += 1
 
@@ -256,6 +263,12 @@ def _inside(seen: list[_Seen], n_places: int) -> list[_Seen]:
     nonlinear = [each for each in within if each.of == "output"]
     widest = max((each.n_channels for each in nonlinear or within), default=0)
     return [each for each in nonlinear or within if each.n_channels == widest][-1:]
+
+
+def _conv1d_widths(block: nn.Module) -> set[int]:
+    """Return the numbers of channels that one-dimensional convolutions of a block take or give."""
+    convolutions = [module for module in block.modules() if isinstance(module, nn.Conv1d)]
+    return {width for conv in convolutions for width in (conv.in_channels, conv.out_channels)}
 
 
 def _patches(net: nn.Module, size: Sequence[int]) -> tuple[int, int] | None:
