@@ -142,26 +142,11 @@ class TangentNetwork(nn.Module):
         directions: Tensor,
         project: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute features and the Jacobian of `directions @ features`, row by row.
+        """Return features (n, d) and the Jacobian (n, C, k) of `directions @ features`, row by row.
 
         One forward and C backward passes over the batch; a frozen weight never gets a gradient.
-        For one batch shape, a row's result does not depend on the other rows.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n, ...)
-
-        directions : Tensor of shape (C, d)
-
-        project : callable, default=None
-            Applied to the (n, p) rows of each direction, so that (n, C, p) is never stored.
-
-        Returns
-        -------
-        features : Tensor of shape (n, d)
-
-        jacobian : Tensor of shape (n, C, k)
-            k is what `project` returns, else p.
+        `project` is applied to the (n, p) rows of each direction, so that (n, C, p) is never stored. For
+        one batch shape, a row's result does not depend on the other rows.
         """
         if not self._taps:
             features = self.features(x)
@@ -203,8 +188,8 @@ class TangentNetwork(nn.Module):
 class _UnpaddedConv2dSame(Conv2dSame):
     """TensorFlow's convolution without a padded copy of its input in either direction.
 
-    Where one row more is lacking after the input than before it, a row of zeros before the kernel
-    makes the padding even.
+    Where the input lacks one row more after it than before it, a row of zeros before the kernel makes
+    the padding even.
     """
 
     def forward(self, x: Tensor) -> Tensor:

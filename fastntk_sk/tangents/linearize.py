@@ -61,18 +61,9 @@ class Saved:
 
     def check_prompts(self, n_prompts: int, width: int) -> None:
         """Raise StateMismatchError unless the prompts have this number and this width."""
-        prompts = [tensor for name, tensor in self.tensors.items() if name.endswith(".prompt")]
-        rows = {len(tensor) if tensor.ndim == 2 and tensor.numel() else 0 for tensor in prompts}
-        if rows != {n_prompts}:
-            raise StateMismatchError(
-                f"Expected {n_prompts} saved prompt tokens, got {sorted(rows)}. Restore a backup."
-            )
-        widths = {tensor.shape[1] for tensor in prompts}
-        if widths != {width}:
-            raise StateMismatchError(
-                f"Expected saved prompt tokens of width {width}, got {sorted(widths)}. Load with the "
-                "backbone that was saved: backbone=..."
-            )
+        shapes = {tuple(t.shape) for name, t in self.tensors.items() if name.endswith(".prompt")}
+        if shapes != {(n_prompts, width)}:
+            raise _misfit(f"prompt tokens of shape {(n_prompts, width)}", sorted(shapes))
 
     def check_mlp(self, n_features: int | None) -> None:
         """Raise StateMismatchError unless the first weights of an "mlp" of this size are there."""
@@ -80,69 +71,39 @@ class Saved:
         first = self.tensors.get("1.weight")
         shape = None if first is None else tuple(first.shape)
         if shape != (width, n_features):
-            raise StateMismatchError(
-                f'Expected the weights of an "mlp" on {n_features} features, got {shape}. Load with the '
-                "backbone that was saved: backbone=..."
-            )
+            raise _misfit(f'the weights of an "mlp" on {n_features} features', shape)
 
     def check_directions(self, n_classes: int, d: int, dtype: torch.dtype) -> None:
         """Raise StateMismatchError unless V reads the backbone's features."""
-        if tuple(self.directions.shape) != (n_classes, d) or self.directions.dtype != dtype:
-            raise StateMismatchError(
-                f"Expected probe directions of {n_classes} classes on {d} features in {dtype}, got "
-                f"{tuple(self.directions.shape)} in {self.directions.dtype}. Load with the backbone "
-                "that was saved: backbone=..."
-            )
+        found = (tuple(self.directions.shape), self.directions.dtype)
+        if found != ((n_classes, d), dtype):
+            raise _misfit(f"probe directions of {n_classes} classes on {d} features in {dtype}", found)
 
     def install(self, backbone: Backbone, subset: Subset) -> None:
         """Put the tensors into a backbone, or raise StateMismatchError where they are not its own."""
-        names = own_names(backbone, None if self.moved is None else subset)
+        names = own_names(backbone, () if self.moved is None else subset.names)
         present = backbone.net.state_dict()
         expected = {name: (present[name].shape, present[name].dtype) for name in names}
         got = {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
         differing = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
         if differing:
-            raise StateMismatchError(
-                f"The saved tensors {differing[:5]} do not fit backbone {backbone.name!r}. Load with "
-                "the backbone that was saved: backbone=..."
-            )
+            raise _misfit(f"the tensors of backbone {backbone.name!r}", f"others: {differing[:5]}")
         backbone.net.load_state_dict(self.tensors, strict=False)
 
 
+def _misfit(expected: str, got: object) -> StateMismatchError:
+    return StateMismatchError(
+        f"Expected {expected}, got {got} in what was saved. Load with the backbone that was saved: "
+        "backbone=..."
+    )
+
+
 def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
-    """Load the backbone, choose the subset and measure the energy units.
+    """Load the backbone, choose the subset and measure the energy units; or take those that were saved.
 
-    Parameters
-    ----------
-    backbone : str, nn.Module or callable
-
-    X : array-like
-        The first picture gives the size for a module that does not say one.
-
-    settings : Settings
-        As the user gave them: `trainable` and `n_components` may be "auto".
-
-    saved : Saved, default=None
-        Given where a model is loaded.
-
-    Returns
-    -------
-    model : LinearizedModel
-        Its settings are resolved.
-
-    Raises
-    ------
-    StateMismatchError
-        If what was saved does not fit the backbone.
-
-    SubsetError
-        If the trainable subset does not exist in the backbone.
-
-    PrecisionError
-        If bfloat16 is too coarse for the backbone's Jacobians.
-
-    InsufficientMemoryError
-        If the statistics would not fit; raised before they are allocated.
+    `trainable` and `n_components` of the settings may be "auto"; those of the model are resolved. The
+    first picture of X gives the size for a module that does not say one. Memory is checked before the
+    statistics are allocated.
     """
     dtype = working_dtype(settings.precision)
     loaded = load_backbone(

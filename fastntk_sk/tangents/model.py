@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -21,7 +21,6 @@ from ..sums.statistics import Statistics
 from .jacobians import TangentNetwork
 from .ladder import Ladder
 from .projection import Projection
-from .subsets import Subset
 from .taps import shared_copy
 from .threads import kept_heap, own_thread, settled_threads
 
@@ -41,7 +40,7 @@ class Parameters:
         Displacement of the trainable parameters from the anchor.
 
     network : nn.Module, default=None
-        The displaced network of `LinearizedModel.parameters`, where it predicts.
+        The displaced network, where it predicts; see `LinearizedModel.parameters`.
     """
 
     W: Tensor
@@ -65,6 +64,8 @@ class LinearizedModel:
               \phi(x) = r^{-1/2} [Q^T J_h(x)^T u_1; \ldots; Q^T J_h(x)^T u_r], \quad
               J_h = \partial_\theta h .
 
+    Any number of threads may predict and learn with it at once.
+
     Parameters
     ----------
     backbone : Backbone
@@ -80,8 +81,6 @@ class LinearizedModel:
         fine-tuned one what SGD learned.
 
     settings : Settings
-        Every learning pass pads its batches to `batch_size`, so that a row's result does not depend on
-        the request that it comes in.
 
     origin : dict
         "base_model" and "revision" of the backbone's weights, as far as they are known.
@@ -152,12 +151,9 @@ class LinearizedModel:
         return parameters.delta + self.projection.expand(self.moved).to(parameters.delta.dtype)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the network that are not in its source.
-
-        These are prompts, the whole "mlp", and the trainable subset at a fine-tuned anchor.
-        """
+        """Return the tensors of the network that its source does not give; see `own_names`."""
         tensors = self.backbone.net.state_dict()
-        tuned = None if self.moved is None else self.tangent.subset
+        tuned = () if self.moved is None else self.tangent.subset.names
         return {name: tensors[name] for name in own_names(self.backbone, tuned)}
 
     def parameters(self, W: Tensor, delta: Tensor) -> Parameters:
@@ -194,7 +190,8 @@ class LinearizedModel:
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and projected Jacobians (n, rows of V, k), not scaled.
 
-        The batch is padded to `batch_size` meanwhile; `full_precision` goes without autocast.
+        The batch is padded to `batch_size` meanwhile, so that a row's result does not depend on the
+        request that it comes in. `full_precision` goes without autocast.
         """
         n = len(batch)
         if n < self.settings.batch_size:
@@ -216,15 +213,11 @@ class LinearizedModel:
         return self.projection.project(rows.to(self.directions.dtype).cpu())
 
     def tangents(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the rows of the linear problem, in energy units, computed in this thread.
+        """Return the rows of the linear problem, in energy units.
 
-        Returns
-        -------
-        shared : Tensor of shape (n, width + 1)
-            Features, for the pseudo kernel tangent features, and a constant.
-
-        own : Tensor of shape (n, C, components)
-            Jacobians of the classes; no components for the pseudo kernel.
+        These are `shared` of shape (n, width + 1): features, for the pseudo kernel tangent features, and
+        a constant; and `own` of shape (n, C, components): the Jacobians of the classes, which have no
+        components for the pseudo kernel.
         """
         h, J = self.passes(batch, full_precision=full_precision)
         h, J = h / self.scale_h, J / self.scale_J
@@ -283,24 +276,9 @@ class LinearizedModel:
     ) -> np.ndarray:
         r"""Add the rows' outer products to the statistics, in place; negative weights subtract.
 
-        Parameters
-        ----------
-        statistics : Statistics
-
-        rows : iterable of ndarray
-            Contents as `Rows` gives them, read in the calling thread.
-
-        labels : int64 ndarray of shape (n,)
-
-        weights : float64 ndarray of shape (n,)
-
-        n_threads : int, default=None
-            Torch's threads in the passes; None takes as many as the calling thread has.
-
-        Returns
-        -------
-        energies : float64 ndarray of shape (n,)
-            :math:`|w_i| (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
+        Rows are read in the calling thread; the passes run in one of their own with `n_threads`, by
+        default as many as the calling thread has. Return the rows' energies, float64 of shape (n,),
+        :math:`|w_i| (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
         width, components = self.sizes
         numbers = max(width, self.settings.n_classes * components)
@@ -316,7 +294,7 @@ class LinearizedModel:
             check_finite(h, J, start)
             w = torch.from_numpy(weights[start:stop])
             statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
-            energy = h.double().square().sum(1) + J.double().square().sum((1, 2))
+            energy = sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
             energies.append((w.abs() * energy).numpy())
             held.clear()
             start = stop
@@ -357,24 +335,12 @@ class LinearizedModel:
         *,
         predict_with: str | None = None,
     ) -> np.ndarray:
-        r"""Predict, from any number of threads at once.
+        r"""Return float64 predictions of shape (n, C); `predict_with` is by default that of the settings.
 
-        Parameters
-        ----------
-        parameters : Parameters
-
-        rows : iterable of ndarray
-
-        predict_with : {"linear", "network"}, default=None
-            None is what the settings say. "linear" is the linearised model (one directional
-            derivative). "network" puts the displaced weights into the network:
-            :math:`W h(x; \theta)` at a fine-tuned anchor, and
-            :math:`W h(x; \theta) + V (h(x; \theta) - h(x; \theta_0))` at the pretrained one (two
-            forward passes). The pseudo kernel takes its tangent features again.
-
-        Returns
-        -------
-        scores : float64 ndarray of shape (n, C)
+        "linear" is the linearised model (one directional derivative). "network" puts the displaced
+        weights into the network: :math:`W h(x; \theta)` at a fine-tuned anchor, and
+        :math:`W h(x; \theta) + V (h(x; \theta) - h(x; \theta_0))` at the pretrained one (two forward
+        passes). The pseudo kernel takes its tangent features again.
         """
         settled_threads()
         W, delta = (t.to(self.directions.device) for t in (parameters.W, parameters.delta))
@@ -408,16 +374,12 @@ class LinearizedModel:
         return scores + change @ self.directions.T if has_tangents else scores
 
 
-def own_names(backbone: Backbone, tuned: Subset | None) -> list[str]:
-    """Return the names of the tensors that a backbone's source does not give.
-
-    These are prompts, everything of the "mlp", and the subset that SGD has moved, if it has.
-    """
-    moved = () if tuned is None else tuned.names
+def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
+    """Return the names of prompts, of all tensors of the "mlp", and of what SGD has tuned."""
     return [
         name
         for name in backbone.net.state_dict()
-        if backbone.name == "mlp" or name.endswith(".prompt") or name in moved
+        if backbone.name == "mlp" or name.endswith(".prompt") or name in tuned
     ]
 
 

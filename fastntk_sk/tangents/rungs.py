@@ -25,26 +25,9 @@ _MOST_LEADING = 256  # class, register and prompt tokens
 class Rung:
     """One tensor of a block in a forward pass, and its pooling.
 
-    Parameters
-    ----------
-    side : {"ladder-grid", "ladder-gap"}
-
-    path : str
-        Name of the module that gives it.
-
-    of : {"output", "input"}
-
-    index : int
-        Which of the module's tensors, counted over all of its calls in a pass.
-
-    layout : {"vector", "tokens", "sequence", "channels first", "channels last"}
-        Tokens are (n, tokens, width), a sequence is (n, channels, length).
-
-    n_leading : int, default=0
-        Tokens before those of the grid.
-
-    grid : tuple of int (rows, columns), default=None
-        Of the other tokens; None where they lie on none.
+    `index` counts the tensors that the module at `path` takes or gives (`of`) over all of its calls in a
+    pass. `layout` is "vector", "tokens" (n, tokens, width), "sequence" (n, channels, length), "channels
+    first" or "channels last". Behind `n_leading` tokens lie those of the grid, if they lie on one.
     """
 
     side: str
@@ -56,13 +39,7 @@ class Rung:
     grid: tuple[int, int] | None = None
 
     def pool(self, seen: Tensor) -> Tensor:
-        """Return the averages of a batch, of shape (n, width).
-
-        Raises
-        ------
-        JacobianError
-            If the tensor has another form than the one that the rung was found in.
-        """
+        """Return the averages of a batch, of shape (n, width)."""
         n_axes = {"vector": 2, "tokens": 3, "sequence": 3}.get(self.layout, 4)
         if seen.ndim != n_axes:
             raise changed_shape(self.path, f"{n_axes} axes", seen.ndim)
@@ -134,31 +111,16 @@ class _Seen:
 
 @torch.no_grad()
 def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung]:
-    """Find the rungs of a ladder in one forward pass.
+    """Return the rungs of a ladder, side by side and in the order of the blocks, from one forward pass.
 
-    Parameters
-    ----------
-    net : nn.Module
+    "ladder-grid" is what every block gives, averaged on a grid of at most 4 x 4 places, and the class
+    token. "ladder-gap" is, within every block, the widest activation after a nonlinearity that is no
+    coarser than the block's result (of a mobile block the depthwise convolution's, of a transformer's
+    block the one within its MLP), averaged over all places; where a block calls no module of a
+    nonlinearity, the widest input of a layer with weights.
 
-    probe : Tensor of shape (n, ...)
-
-    sides : sequence of {"ladder-grid", "ladder-gap"}
-        "ladder-grid": what every block gives, averaged on a grid of at most 4 x 4 places, and the class
-        token. "ladder-gap": within every block the widest activation after a nonlinearity that is no
-        coarser than the block's result (of a mobile block the depthwise convolution's, of a
-        transformer's block the one within its MLP), averaged over all places; where a block calls no
-        module of a nonlinearity, the widest input of a layer with weights.
-
-    Returns
-    -------
-    rungs : list of Rung
-        Side by side, in the order of the blocks. What the network gives itself is none of them, and a
-        second side that pools what the first one does (of perceptrons) is left out.
-
-    Raises
-    ------
-    SubsetError
-        If the network has no repeated blocks, or none that gives a tensor.
+    The network's own features are no rung, and a second side that pools what the first one does (of
+    perceptrons) is left out.
     """
     blocks = find_blocks(net)
     if not blocks:
@@ -193,8 +155,8 @@ def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung
 def _giving(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[list[str], Tensor, list[_Seen]]:
     """Return the blocks that give rows, the features, and what passed the blocks.
 
-    In place of blocks that give none (the transformers of a MobileViT see patches as rows) stands the
-    smallest module around them that does.
+    A block that gives none (the transformers of a MobileViT see patches as rows) is replaced by the
+    smallest module around it that does.
     """
     while True:
         features, seen = _watched(net, probe, blocks)

@@ -29,21 +29,10 @@ _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k
 
 @dataclass(frozen=True)
 class FineTuned:
-    """Where SGD ended.
+    """Where SGD ended: the subset is at theta_0 + Q z, and W of shape (C, d + 1) reads [features, 1].
 
-    Parameters
-    ----------
-    z : Tensor of shape (k,)
-        The subset is at theta_0 + Q z.
-
-    W : Tensor of shape (C, d + 1)
-        Readout on [features, 1].
-
-    logit_scale : float
-        Mean over the rows of the true class's logit less the mean of the others'.
-
-    history : list of dict
-        One for each epoch.
+    `logit_scale` is the mean over the rows of the true class's logit less the mean of the others', and
+    `history` has a dict for each epoch.
     """
 
     z: Tensor
@@ -55,14 +44,6 @@ class FineTuned:
 class SquaredLoss(nn.Module):
     r"""The squared loss of classification, :math:`\|f - scale \, (onehot(y) - 1/C)\|^2`.
 
-    Parameters
-    ----------
-    scale : float, default=10.0
-
-    reduction : {"none", "mean"}, default="none"
-
-    Examples
-    --------
     >>> import torch
     >>> from fastntk_sk.training.finetuning import SquaredLoss
     >>> SquaredLoss(scale=2.0)(torch.tensor([[1.0, -1.0]]), torch.tensor([0]))
@@ -174,22 +155,12 @@ def finetune(
     seed: int,
     verbose: int,
 ) -> FineTuned:
-    """Fine-tune the subset and the readout.
+    """Fine-tune the subset and the readout of a network, in place.
 
-    The network is trained in place, by default with AdamW without weight decay, cross entropy, batches
-    of 50 and one cycle of the learning rate; a coordinate of the subspace learns ten times as fast as
-    the readout.
-
-    `params` are further arguments of :class:`skorch.NeuralNetClassifier`, which win over these.
-    Callbacks are added to the default schedule; "callbacks__schedule": None takes that away.
-
-    Raises
-    ------
-    FineTuningError
-        If the parameters became NaN or infinite.
-
-    ValueError
-        If `params` holds what the estimator has a parameter for.
+    By default it is AdamW without weight decay, cross entropy, batches of 50 and one cycle of the
+    learning rate; a coordinate of the subspace learns ten times as fast as the readout. `params` are
+    further arguments of :class:`skorch.NeuralNetClassifier`, which win over these. Callbacks are added
+    to the default schedule; "callbacks__schedule": None takes that away.
     """
     dtype = network.W.dtype
     params = copy.deepcopy(params or {})  # callbacks keep a state
