@@ -89,13 +89,13 @@ class TangentNetwork(nn.Module):
         parameters = {
             name: net.get_parameter(name).detach().requires_grad_() for name in self.subset.names
         }
-        draws = torch.Generator().manual_seed(0)
+        draws, copied = torch.Generator().manual_seed(0), shared_copy(net)
         with torch.enable_grad():
-            features = [functional_call(net, parameters, (row[None],)) for row in probe[:2]]
+            features = [functional_call(copied, parameters, (row[None],)) for row in probe[:2]]
         readout = torch.randn(1, features[0].shape[1], generator=draws).to(probe)
         try:
             found = self.jacobian(probe[:2], readout)[1][:, 0]
-        except (RuntimeError, ValueError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # of tuples, for example
             return str(error)
         for row, feature in enumerate(features):
             expected = torch.autograd.grad(

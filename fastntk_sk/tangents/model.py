@@ -335,7 +335,7 @@ class LinearizedModel:
         *,
         predict_with: str | None = None,
     ) -> np.ndarray:
-        r"""Return float64 predictions of shape (n, C); `predict_with` is by default that of the settings.
+        r"""Return float64 scores of shape (n, C); without `predict_with`, by that of the settings.
 
         "linear" is the linearised model (one directional derivative). "network" puts the displaced
         weights into the network: :math:`W h(x; \theta)` at a fine-tuned anchor, and

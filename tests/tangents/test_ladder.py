@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -288,14 +287,6 @@ def test_its_width_does_not_depend_on_the_number_of_classes():
         for n in (2, 5, 20)
     }
     assert widths == {21}
-
-
-def test_threads_predict_what_one_predicts():
-    clf = FastNTKClassifier(plain(), trainable="ladder", n_components=20, random_state=0).fit(X, y)
-    expected = clf.decision_function(X)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: clf.decision_function(X), range(16)))
-    assert all((scores == expected).all() for scores in found)
 
 
 def test_as_a_plain_module():

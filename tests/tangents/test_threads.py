@@ -41,7 +41,7 @@ class Attending(nn.Module):
         super().__init__()
         self.layer = nn.Linear(1, 8)
         encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.encoder = nn.TransformerEncoder(encoder, 2)
+        self.encoder = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
 
     def forward(self, x):
         return self.encoder(self.layer(x[:, :, None])).mean(1)
@@ -114,9 +114,17 @@ def solved(model, statistics):
     return model.publish(found.W, found.z)
 
 
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor:UserWarning")
+@pytest.fixture
+def one_thread():
+    """Torch's threads of every thread, so that cores are not shared by many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_threads_predict_what_one_predicts_while_another_forgets(case):
+def test_threads_predict_what_one_predicts_while_another_forgets(case, one_thread):
     make, trainable, changes = CASES[case]
     model, rows = linearized(make, trainable, **changes)
     statistics, ones = model.empty_statistics(), np.ones(24)
@@ -124,9 +132,8 @@ def test_threads_predict_what_one_predicts_while_another_forgets(case):
     parameters = solved(model, statistics)
     expected = model.scores(parameters, rows)
     left = statistics.copy()
-    model.learn(left, rows[:9], LABELS[:9], -ones[:9])
-    alone = solved(model, left).W
-    n_threads, done = torch.get_num_threads(), threading.Event()
+    model.learn(left, rows[:9], LABELS[:9], -ones[:9], n_threads=2)
+    alone, done = solved(model, left).W, threading.Event()
 
     def predict(_):
         found = [model.scores(parameters, rows)]
@@ -139,7 +146,8 @@ def test_threads_predict_what_one_predicts_while_another_forgets(case):
         try:
             for _ in range(2):
                 left = statistics.copy()
-                model.learn(left, rows[:9], LABELS[:9], -ones[:9], n_threads=n_threads)
+                model.learn(left, rows[:9], LABELS[:9], -ones[:9], n_threads=2)
+                assert torch.get_num_threads() == 1
                 assert torch.equal(solved(model, left).W, alone)
         finally:
             done.set()
