@@ -132,7 +132,7 @@ def test_threads_predict_what_one_predicts_while_another_forgets(case, one_threa
     parameters = solved(model, statistics)
     expected = model.scores(parameters, rows)
     left = statistics.copy()
-    model.learn(left, rows[:9], LABELS[:9], -ones[:9], n_threads=2)
+    model.learn(left, rows[:9], LABELS[:9], -ones[:9])
     alone, done = solved(model, left).W, threading.Event()
 
     def predict(_):
@@ -146,7 +146,7 @@ def test_threads_predict_what_one_predicts_while_another_forgets(case, one_threa
         try:
             for _ in range(2):
                 left = statistics.copy()
-                model.learn(left, rows[:9], LABELS[:9], -ones[:9], n_threads=2)
+                model.learn(left, rows[:9], LABELS[:9], -ones[:9])
                 assert torch.get_num_threads() == 1
                 assert torch.equal(solved(model, left).W, alone)
         finally:
