@@ -322,8 +322,7 @@ class _TangentRows:
                 yield row
 
         start = 0
-        for batch in model.batches(noted()):
-            shared, own = model.tangents(batch)
+        for shared, own in model.all_tangents(noted()):
             check_finite(shared, own, start)
             if not start:  # at full size, so that no second copy is ever made
                 self.shared = shared.new_empty(len(rows), *shared.shape[1:])

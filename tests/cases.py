@@ -5,18 +5,13 @@ import torch
 # name, timm architecture, arguments, image side, trainable
 JACOBIANS = [
     ("lite0-norm", "tf_efficientnet_lite0", {}, 32, "norm"),
-    ("lite0-bias", "tf_efficientnet_lite0", {}, 32, "bias"),
     ("lite0-pattern", "tf_efficientnet_lite0", {}, 32, ["bn2.*", "blocks.6.0.conv_pwl.weight"]),
-    ("mobilenetv2-norm", "mobilenetv2_100", {}, 32, "norm"),
-    ("resnet18-norm", "resnet18", {}, 32, "norm"),
-    ("resnet18-full", "resnet18", {}, 32, "full"),
+    ("resnet-full", "test_resnet", {}, 32, "full"),
     ("vit-norm", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "norm"),
-    ("vit-bias", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "bias"),
     ("vit-prompt", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "prompt"),
     ("vit-deep", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "prompt-deep"),
     ("vit-attention", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "*attn.qkv*"),
     ("vit-full", "vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 32, "full"),
-    ("convnext-norm", "convnext_atto", {}, 32, "norm"),
     ("convnext-scale", "convnext_atto", {}, 32, "*gamma"),
     (
         "swin-bias",

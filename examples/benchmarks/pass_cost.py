@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from _common import in_new_process, interleaved, linearized, publish, table
 
-from fastntk_sk.tangents.jacobians import flushed_denormals
 from fastntk_sk.tangents.model import Parameters
 
 BATCH, CLASSES, K = 32, 10, 4096
@@ -39,8 +38,7 @@ def measure(pixels: int, threads: int, rows: int, repeats: int) -> dict[str, flo
     @torch.no_grad()
     def forward(net: torch.nn.Module) -> None:
         for batch in model.batches(pictures):  # within kept_heap, as all the library's passes are
-            with flushed_denormals():
-                net(batch)
+            net(batch)
 
     calls = {
         "timm": lambda: forward(model.backbone.net),
@@ -85,7 +83,7 @@ def main() -> None:
         "Learning is the pass of the ladder and the sums; predicting is the same pass and the readout "
         f"of {CLASSES} classes. timm's network is as it is loaded; that of the other columns has the "
         "same weights and does without the padded copies that timm makes for TensorFlow's convolutions. "
-        f"All in batches of {BATCH}, normalising included, with freed memory kept, denormals flushed.",
+        f"All in batches of {BATCH}, normalising included, with freed memory kept.",
     )
 
 

@@ -17,7 +17,7 @@ from _common import in_new_process, interleaved, linearized, publish, resident, 
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from fastntk_sk.tangents.heap import kept_heap
+from fastntk_sk.tangents.threads import kept_heap
 
 IMAGES = 8
 CASES = {
@@ -43,7 +43,7 @@ class Problem:
             batch_size=IMAGES,
         )
         self.x = self.model.backbone.synthetic(IMAGES, 0, None, torch.float32)
-        V = self.model.readout
+        V = self.model.directions
         self.net = nn.Sequential(self.model.backbone.net, nn.Linear(V.shape[1], n_classes, bias=False))
         self.net[1].weight.data.copy_(V)
         self.net.eval().requires_grad_(False)
@@ -62,7 +62,7 @@ class Problem:
 
 
 def ours(p: Problem) -> Callable[[], Tensor]:
-    return lambda: p.model.tangent.jacobian(p.x, p.model.readout)[1]
+    return lambda: p.model.tangent.jacobian(p.x, p.model.directions)[1]
 
 
 def _torch_func(p: Problem, chunk: int | None) -> Callable[[], Tensor]:

@@ -14,7 +14,7 @@ import torch
 from _common import interleaved, linearized, publish, table
 from torch import Tensor, nn
 
-from fastntk_sk.tangents.heap import kept_heap
+from fastntk_sk.tangents.threads import kept_heap
 
 NETWORKS = {
     "lite0": {"source": "tf_efficientnet_lite0", "trainable": "norm"},
@@ -33,7 +33,7 @@ def passes(name: str, pixels: int) -> list[list[object]]:
     model = linearized(**NETWORKS[name], n_components=64, **sizes)
     ladder = linearized(**NETWORKS[name] | {"trainable": "ladder"}, n_components=4096, **sizes).ladder
     trained = NETWORKS[name]["trainable"]
-    net, tangent, V = model.backbone.net, model.tangent, model.readout
+    net, tangent, V = model.backbone.net, model.tangent, model.directions
     x = model.backbone.synthetic(model.batch_size, 0, None, torch.float32)
     readouts = {f"{trained}, full, 10 classes": V, f"{trained}, pseudo, 3 directions": V[:3]}
 

@@ -191,7 +191,7 @@ def full_ntk(
             "anchor, for which a ladder makes way for a subset of the network."
         )
     settings, model = estimator._state.settings, original.model
-    net = model.network_at(original.parameters.delta)
+    net = model.displaced_copy(original.parameters.delta)
     W = original.parameters.W.to(model.directions)
     start = -model.displacement(original.parameters)  # to the pretrained values
     n_classes = len(original.classes)

@@ -78,7 +78,9 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
 
     def _scores(self, X: Any) -> np.ndarray:
         displaced = self.network and self.model.ladder is None  # a ladder reads the undisplaced network
-        scores = self.model.scores(self.parameters, rows_of(self.model, X), network=displaced)
+        scores = self.model.scores(
+            self.parameters, rows_of(self.model, X), predict_with="network" if displaced else "linear"
+        )
         if self.empty is not None:
             scores[:, self.empty] = -np.inf
         return scores

@@ -293,7 +293,7 @@ def squared_gradients(estimator: Any, X: Any, y: Any) -> Squares:
     subset, readout = model.tangent.subset, network.W.detach()
     cotangent = readout[:, :-1] if network.V is None else readout[:, :-1] + network.V
     probe = model.backbone.synthetic(2, 0, model.settings.n_features, readout.dtype).to(readout.device)
-    net = model.network_at(original.parameters.delta) if model.ladder is None else model.ladder
+    net = model.displaced_copy(original.parameters.delta) if model.ladder is None else model.ladder
     tangent = TangentNetwork(net, subset, probe)
     by_subset, by_readout = (torch.zeros_like(tensor) for tensor in (network.z, network.W))
     size = max(1, min(model.settings.batch_size, _BATCH_NUMBERS // max(1, subset.size)))

@@ -110,9 +110,7 @@ class Adapter:
 
     def scores(self, rows: Iterable[np.ndarray]) -> np.ndarray:
         """Return float64 scores of shape (n, n_classes); -inf for classes without rows."""
-        scores = self.model.scores(
-            self.parameters, rows, network=self.settings.predict_with == "network"
-        )
+        scores = self.model.scores(self.parameters, rows)
         scores[:, self.empty] = -np.inf
         return scores
 
@@ -146,4 +144,4 @@ class Adapter:
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:
             return with_readout(plain_copy(self.model.ladder), W)
-        return with_readout(self.model.network_at(self.parameters.delta), W)
+        return with_readout(self.model.displaced_copy(self.parameters.delta), W)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ..exceptions import PrivacyWarning, PublicationError, StateFormatError
-from ..tangents.model import Parameters
 from . import files
 from .adapter import Adapter
 from .config import check_intact, describe
@@ -110,7 +109,7 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
     empty[config.without_rows] = True
     adapter = Adapter(
         model,
-        Parameters(W, displacement if moved is None else torch.zeros_like(displacement)),
+        model.parameters(W, displacement if moved is None else torch.zeros_like(displacement)),
         displacement,
         empty,
         config.n_samples_learned,

@@ -24,9 +24,8 @@ from ..exceptions import (
 from ..settings import Settings
 from ..sums.memory import block_sizes, require
 from ..tangents.ladder import TENSORS
-from ..tangents.linearize import linearize
+from ..tangents.linearize import Saved, linearize
 from ..tangents.model import LinearizedModel, working_dtype
-from ..tangents.saved import Saved
 from ..tangents.subsets import split_ladder
 from . import files
 from .config import Config, check

@@ -21,7 +21,7 @@ from ..publishing.config import Count
 from ..state import State, Tuning
 from ..sums.ridge import GRID
 from ..sums.statistics import Statistics
-from ..tangents.model import LinearizedModel, Parameters
+from ..tangents.model import LinearizedModel
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
 from .private import Private
 from .receipts import lines, parse_receipts
@@ -154,9 +154,10 @@ def restore(
         empty = model.empty_statistics()
     shapes = {name: (t.dtype, tuple(t.shape)) for name, t in empty.tensors().items()}
     files.check_tensors(tensors, shapes, "The statistics")
-    n_probe = model.d + min(10, len(model.directions)) * model.projection.k
     for probe in probes:
-        files.check_tensors({"probe": probe}, {"probe": (torch.float64, (n_probe,))}, "The statistics")
+        files.check_tensors(
+            {"probe": probe}, {"probe": (torch.float64, (model.n_probe,))}, "The statistics"
+        )
     if not probes:
         raise StateFormatError("The statistics hold no probe. Restore a backup.")
     first, _, rest = receipts[0].partition(b"\n")
@@ -180,7 +181,7 @@ def restore(
         model,
         Statistics.from_tensors(tensors, empty.constant, empty.n_tangents),
         class_rows=np.array(counted, dtype=np.int64),
-        parameters=Parameters(W, delta),
+        parameters=model.parameters(W, delta),
         environment=records.environment,
         probes=probes,
         removed=records.removed,

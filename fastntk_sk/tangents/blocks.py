@@ -31,17 +31,6 @@ def find_blocks(net: nn.Module) -> list[str]:
     such chain exists, attributes of one class count as one (``s1`` to ``s4`` of a RegNet); then modules
     of one weight (``Sequential(ConvNormAct, ConvNormAct)``); then nonlinearities (VGG, perceptrons).
 
-    Parameters
-    ----------
-    net : nn.Module
-
-    Returns
-    -------
-    names : list of str
-        Empty where nothing is repeated.
-
-    Examples
-    --------
     >>> from torch import nn
     >>> from fastntk_sk.tangents.blocks import find_blocks
     >>> find_blocks(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU()))

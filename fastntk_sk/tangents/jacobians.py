@@ -7,12 +7,10 @@ R^{C x d}, row (i, c) of the Jacobian is d/dtheta [V_c . h(x_i; theta)] in R^p.
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -21,40 +19,25 @@ from torch.func import functional_call
 
 from ..exceptions import JacobianError
 from .subsets import Subset
-from .taps import BatchNormTap, Tap, make_tap, plain_attention
+from .taps import LEAVES, TANGENTS, BatchNormTap, PlainAttention, Tap, handed, make_tap, shared_copy
 
 logger = logging.getLogger(__name__)
 
-# taps carry the tensors of one pass, and torch has one forward-mode level for all threads
-_ONE_PASS = threading.RLock()
+# torch has one level of forward-mode differentiation for all threads
+_ONE_LEVEL = threading.Lock()
 
 
 class TangentNetwork(nn.Module):
     """A frozen network that gives features, per-sample Jacobians and directional derivatives.
 
-    The network is copied (its parameters are shared, never changed) and every module with trainable
-    parameters is replaced by a tap. Batch norms are folded into the convolution below where
-    that leaves the features unchanged.
+    The network maps a batch to features of shape (n, d), row by row, in eval mode. It is copied (its
+    parameters are shared, never changed), and every module with trainable parameters is replaced by a
+    tap. Batch norms are folded into the convolution below where that leaves the features unchanged.
+    Every row of the Jacobian of two inputs, `probe`, is checked against its own plain gradient; where a
+    module is not used the way its tap expects, the whole network becomes one tap.
 
-    Parameters
-    ----------
-    net : nn.Module
-        Maps a batch to features of shape (n, d), row by row. Must be in eval mode.
+    Any number of threads may use it at once.
 
-    subset : Subset
-        Its trainable parameters.
-
-    probe : Tensor of shape (n, ...)
-        Two inputs, on which every row of the Jacobian is checked against its own plain gradient.
-        Where a module is not used the way its tap expects, the whole network becomes one tap.
-
-    Raises
-    ------
-    JacobianError
-        If rows influence each other, or if no form agrees with the plain gradients.
-
-    Examples
-    --------
     >>> import torch
     >>> from fastntk_sk.tangents.jacobians import TangentNetwork
     >>> from fastntk_sk.tangents.subsets import select
@@ -81,7 +64,7 @@ class TangentNetwork(nn.Module):
         problem = self._problem(net, probe)
         if problem:
             logger.info("one tap over the whole network, which is slower, because %s", problem)
-            self.net, self._taps = _shared_copy(net), {}
+            self.net, self._taps = shared_copy(net), {}
             self._install("")
             problem = self._problem(net, probe)
         if problem:
@@ -105,13 +88,13 @@ class TangentNetwork(nn.Module):
         parameters = {
             name: net.get_parameter(name).detach().requires_grad_() for name in self.subset.names
         }
-        draws = torch.Generator().manual_seed(0)
+        draws, copied = torch.Generator().manual_seed(0), shared_copy(net)
         with torch.enable_grad():
-            features = [functional_call(net, parameters, (row[None],)) for row in probe[:2]]
+            features = [functional_call(copied, parameters, (row[None],)) for row in probe[:2]]
         readout = torch.randn(1, features[0].shape[1], generator=draws).to(probe)
         try:
             found = self.jacobian(probe[:2], readout)[1][:, 0]
-        except (RuntimeError, ValueError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # of tuples, for example
             return str(error)
         for row, feature in enumerate(features):
             expected = torch.autograd.grad(
@@ -141,17 +124,11 @@ class TangentNetwork(nn.Module):
         prefix = next(prefix for prefix in self._taps if name.startswith(prefix))
         return self._taps[prefix].module.get_parameter(name.removeprefix(prefix))
 
-    @contextmanager
-    def _tapped(self, what: str, tensors: dict[str, Tensor]) -> Iterator[None]:
-        """Hand named tensors to the taps for one forward pass."""
-        with _ONE_PASS:
-            try:
-                for prefix, tap in self._taps.items():
-                    setattr(tap, what, {name: tensors[prefix + name] for name in tap.names})
-                yield
-            finally:
-                for tap in self._taps.values():
-                    setattr(tap, what, None)
+    def _by_tap(self, tensors: dict[str, Tensor]) -> dict[Tap, dict[str, Tensor]]:
+        return {
+            tap: {name: tensors[prefix + name] for name in tap.names}
+            for prefix, tap in self._taps.items()
+        }
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
@@ -164,56 +141,27 @@ class TangentNetwork(nn.Module):
         directions: Tensor,
         project: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute features and the Jacobian of `directions @ features`, row by row.
+        """Return features (n, d) and the Jacobian (n, C, k) of `directions @ features`, row by row.
 
         One forward and C backward passes over the batch; a frozen weight never gets a gradient.
-        For one batch shape, a row's result does not depend on the other rows.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n, ...)
-            A batch as the network takes it.
-
-        directions : Tensor of shape (C, d)
-
-        project : callable, default=None
-            Applied to the (n, p) rows of each direction, so that (n, C, p) is never stored.
-
-        Returns
-        -------
-        features : Tensor of shape (n, d)
-
-        jacobian : Tensor of shape (n, C, k)
-            k is what `project` returns, else p.
+        `project` is applied to the (n, p) rows of each direction, so that (n, C, p) is never stored. For
+        one batch shape, a row's result does not depend on the other rows.
         """
         if not self._taps:
             features = self.features(x)
             return features, features.new_zeros(len(x), len(directions), 0)
+        features, leaves = self._recorded(x)
         classes = []
-        with flushed_denormals():
-            features, leaves = self._recorded(x)
-            for c, row in enumerate(directions):
-                flat = _pulled(features, leaves, row.expand_as(features), c + 1 < len(directions))
-                classes.append(flat if project is None else project(flat))
+        for c, row in enumerate(directions):
+            flat = _pulled(features, leaves, row.expand_as(features), c + 1 < len(directions))
+            classes.append(flat if project is None else project(flat))
         return features.detach(), torch.stack(classes, dim=1)
 
     def gradients(self, x: Tensor, cotangents: Tensor) -> Tensor:
-        """Compute the gradient of `cotangents[i] @ features[i]` for each row i, in one backward pass.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n, ...)
-
-        cotangents : Tensor of shape (n, d)
-
-        Returns
-        -------
-        gradients : Tensor of shape (n, p)
-        """
+        """Return the gradients (n, p) of `cotangents[i] @ features[i]`, in one backward pass."""
         if not self._taps:
             return cotangents.new_zeros(len(x), 0)
-        with flushed_denormals():
-            return _pulled(*self._recorded(x), cotangents, keep=False)
+        return _pulled(*self._recorded(x), cotangents, keep=False)
 
     def _recorded(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the features with their graph, and the leaves that stand for every row's parameters."""
@@ -221,34 +169,17 @@ class TangentNetwork(nn.Module):
         for name in self.subset.names:
             parameter = self._parameter(name).detach()
             leaves[name] = parameter.expand(len(x), *parameter.shape).requires_grad_()
-        with self._tapped("leaves", leaves), torch.enable_grad():
+        with handed(LEAVES, self._by_tap(leaves)), torch.enable_grad():
             return self.net(x), list(leaves.values())
 
     @torch.no_grad()
     def directional(self, x: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features and their derivative along a displacement of theta, in one pass.
-
-        Forward mode. Fused attention has no forward-mode derivative, so attention runs in its plain
-        form meanwhile.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n, ...)
-
-        displacement : Tensor of shape (p,)
-
-        Returns
-        -------
-        features : Tensor of shape (n, d)
-
-        derivative : Tensor of shape (n, d)
-            d/dt h(x; theta + t * displacement) at t = 0.
-        """
+        """Return features and d/dt h(x; theta + t * displacement) at t = 0, each (n, d), in one pass."""
         if not self._taps:
             features = self.features(x)
             return features, torch.zeros_like(features)
-        parts = self.subset.split(displacement)
-        with flushed_denormals(), self._tapped("tangents", parts), plain_attention(), fwd.dual_level():
+        parts = self._by_tap(self.subset.split(displacement))
+        with _ONE_LEVEL, handed(TANGENTS, parts), PlainAttention(), fwd.dual_level():
             features, derivative = fwd.unpack_dual(self.net(x))
         return features, torch.zeros_like(features) if derivative is None else derivative
 
@@ -256,8 +187,8 @@ class TangentNetwork(nn.Module):
 class _UnpaddedConv2dSame(nn.Conv2d):
     """TensorFlow's convolution without a padded copy of its input in either direction.
 
-    Where one row more is lacking after the input than before it, a row of zeros before the kernel
-    makes the padding even.
+    Where the input lacks one row more after it than before it, a row of zeros before the kernel makes
+    the padding even.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,18 +200,6 @@ class _UnpaddedConv2dSame(nn.Conv2d):
         kernel = nn.functional.pad(self.weight, (lacking[1] % 2, 0, lacking[0] % 2, 0))
         padding = [(rows + 1) // 2 for rows in lacking]
         return nn.functional.conv2d(x, kernel, self.bias, self.stride, padding, 1, self.groups)
-
-
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Let numbers too small for full precision be zero, for which processors can be far slower."""
-    smallest = torch.full((1,), torch.finfo(torch.float32).smallest_normal / 2)
-    before = not (smallest * 1).any()  # torch does not tell otherwise
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
 
 
 def _pulled(features: Tensor, leaves: list[Tensor], cotangents: Tensor, keep: bool) -> Tensor:
@@ -305,7 +224,7 @@ def check_rows_are_independent(function: Callable[[Tensor], Tensor], probe: Tens
 
 def frozen_copy(net: nn.Module) -> nn.Module:
     """Return a copy of shared parameters and buffers, in which TensorFlow's convolutions are faster."""
-    copied = _shared_copy(net)
+    copied = shared_copy(net)
     padded = getattr(sys.modules.get("timm.layers"), "Conv2dSame", None)  # timm is never imported here
     for module in copied.modules():
         if type(module) is padded and module.dilation == (1, 1):
@@ -325,11 +244,6 @@ def plain_copy(net: nn.Module) -> nn.Module:
 
             module.__class__ = Conv2dSame  # type: ignore[assignment]
     return copied
-
-
-def _shared_copy(net: nn.Module) -> nn.Module:
-    tensors = itertools.chain(net.parameters(), net.buffers())
-    return copy.deepcopy(net, memo={id(t): t for t in tensors})
 
 
 def _owners(names: tuple[str, ...]) -> list[str]:

@@ -46,20 +46,11 @@ class Ladder(nn.Module):
               x = S \, [q_1 / u_1, \ldots, q_T / u_T] .
 
     The mean E is over synthetic inputs, so that a row x has a mean energy near one there; S is a
-    balanced count sketch (Charikar, Chen and Farach-Colton, 2002): every number enters one of k sums,
-    with a random sign. None of it depends on data.
+    balanced count sketch: every number enters one of k sums, with a random sign. None of it depends on
+    data. Two sides have half of the sketch each, and h both.
 
-    Parameters
-    ----------
-    net : nn.Module
-        Maps a batch to features of shape (n, d), row by row. In eval mode; its parameters are
-        shared, never changed.
-
-    sides : sequence of {"ladder-grid", "ladder-gap"}
-        Which rungs, as `find_rungs` takes them. Two sides have half of the sketch each, and h both.
-
-    probe : Tensor of shape (n, ...)
-        Inputs in which the rungs are found, at least two.
+    The network maps a batch to features of shape (n, d), row by row, in eval mode; its parameters are
+    shared, never changed. Rungs are found in a `probe` of at least two inputs.
 
     Attributes
     ----------
@@ -76,14 +67,6 @@ class Ladder(nn.Module):
 
     sizes : int32 Tensor of shape (k,)
         Of the groups.
-
-    Raises
-    ------
-    SubsetError
-        If the network has no repeated blocks, or none that gives a tensor.
-
-    JacobianError
-        If rows influence each other.
 
     Examples
     --------
@@ -132,13 +115,7 @@ class Ladder(nn.Module):
         return len(self.sizes)
 
     def pooled(self, x: Tensor) -> list[Tensor]:
-        """Return the signed roots of what the rungs pool, of each rung of shape (n, width), h the last.
-
-        Raises
-        ------
-        JacobianError
-            If the blocks do not give what they gave at first.
-        """
+        """Return the signed roots of what each rung pools, of shape (n, width), h the last."""
         current = _Pass()
         token = _PASS.set(current)
         try:
@@ -176,15 +153,7 @@ class Ladder(nn.Module):
         self.units = torch.where(unit > 0, unit, 1.0).to(self.units)
 
     def draw_sketch(self, k: int, seed: int) -> None:
-        """Draw S for k features, one a side at least; a side of fewer numbers has one for each.
-
-        Parameters
-        ----------
-        k : int
-
-        seed : int
-            The seed drawn from `random_state`.
-        """
+        """Draw S for k features, at least one a side, and at most one for each number."""
         columns, draws = self._places(), generator(seed, "sketch")
         orders, sizes = [], []
         for i, places in enumerate(columns):
@@ -202,13 +171,7 @@ class Ladder(nn.Module):
         return {name: getattr(self, name).cpu() for name in TENSORS}
 
     def install(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take units and sketch of `tensors`.
-
-        Raises
-        ------
-        StateMismatchError
-            If they are not of this network.
-        """
+        """Take units and sketch of `tensors`, or raise StateMismatchError if they do not fit."""
         units, order, signs, sizes = (tensors[name].cpu() for name in TENSORS)
         n_places, n_numbers = sum(self.widths), sum(map(len, self._places()))
         fits = (
@@ -248,7 +211,7 @@ class Ladder(nn.Module):
         return state.hexdigest()
 
     def _places(self) -> list[Tensor]:
-        """Return of each side where its numbers stand among all that are pooled."""
+        """Return where the numbers of each side stand among all that are pooled."""
         *of_rungs, of_features = torch.arange(sum(self.widths)).split(self.widths)
         return [
             torch.cat(

@@ -3,67 +3,108 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.loading import Backbone, load_backbone, origin
-from ..exceptions import JacobianError, PrecisionError, SubsetError
+from ..exceptions import JacobianError, PrecisionError, StateMismatchError, SubsetError
 from ..randomness import generator
 from ..settings import Settings
 from ..sums.memory import AUTO_COMPONENTS, check_memory, choose_components
-from .heap import kept_heap
 from .jacobians import TangentNetwork
 from .ladder import Ladder
-from .model import LinearizedModel, relative_gap, working_dtype
+from .model import LinearizedModel, own_names, relative_gap, working_dtype
 from .projection import Projection
-from .saved import Saved
-from .subsets import insert_prompts, prompt_width, resolve, select, split_ladder
+from .subsets import Subset, insert_prompts, prompt_width, resolve, select, split_ladder
+from .threads import own_thread
 
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8
 _LARGEST_ERROR = 0.05  # of Jacobians in bfloat16: transformers have 1-2 %, batch norms 20-40 %
 
 
-def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
-    """Load the backbone, choose the subset and measure the energy units.
+@dataclass(frozen=True)
+class Saved:
+    """Parts of a `LinearizedModel` that come from a file, instead of being drawn or measured.
 
     Parameters
     ----------
-    backbone : str, nn.Module or callable
+    tensors : dict of str to Tensor
+        The tensors of `own_names`.
 
-    X : array-like
-        The first picture gives the size for a module that does not say one.
+    directions : Tensor of shape (C, d)
+        V.
 
-    settings : Settings
-        As the user gave them: `trainable` and `n_components` may be "auto".
+    units : tuple of float
+        scale_h, scale_J and position_gap.
 
-    saved : Saved, default=None
-        Given where a model is loaded.
+    moved : Tensor of shape (k,), default=None
+        Of a fine-tuned anchor.
 
-    Returns
-    -------
-    model : LinearizedModel
-        Its settings are resolved.
+    learns : bool, default=True
+        Whether statistics will be kept; a public adapter has none, and needs no memory for them.
 
-    Raises
-    ------
-    StateMismatchError
-        If what was saved does not fit the backbone.
-
-    SubsetError
-        If the trainable subset does not exist in the backbone.
-
-    PrecisionError
-        If bfloat16 is too coarse for the backbone's Jacobians.
-
-    InsufficientMemoryError
-        If the statistics would not fit; raised before they are allocated.
+    ladder : dict of str to Tensor, default={}
+        `Ladder.tensors`, where there is a ladder.
     """
-    seed, device, n_classes = settings.seed, settings.device, settings.n_classes
-    batch_size, kernel = settings.batch_size, settings.kernel
+
+    tensors: dict[str, Tensor]
+    directions: Tensor
+    units: tuple[float, float, float]
+    moved: Tensor | None = None
+    learns: bool = True
+    ladder: dict[str, Tensor] = field(default_factory=dict)
+
+    def check_prompts(self, n_prompts: int, width: int) -> None:
+        """Raise StateMismatchError unless the prompts have this number and this width."""
+        shapes = {tuple(t.shape) for name, t in self.tensors.items() if name.endswith(".prompt")}
+        if shapes != {(n_prompts, width)}:
+            raise _misfit(f"prompt tokens of shape {(n_prompts, width)}", sorted(shapes))
+
+    def check_mlp(self, n_features: int | None) -> None:
+        """Raise StateMismatchError unless the first weights of an "mlp" of this size are there."""
+        width = len(load_backbone("mlp").net.get_parameter("1.weight"))
+        first = self.tensors.get("1.weight")
+        shape = None if first is None else tuple(first.shape)
+        if shape != (width, n_features):
+            raise _misfit(f'the weights of an "mlp" on {n_features} features', shape)
+
+    def check_directions(self, n_classes: int, d: int, dtype: torch.dtype) -> None:
+        """Raise StateMismatchError unless V reads the backbone's features."""
+        found = (tuple(self.directions.shape), self.directions.dtype)
+        if found != ((n_classes, d), dtype):
+            raise _misfit(f"probe directions of {n_classes} classes on {d} features in {dtype}", found)
+
+    def install(self, backbone: Backbone, subset: Subset) -> None:
+        """Put the tensors into a backbone, or raise StateMismatchError where they are not its own."""
+        names = own_names(backbone, () if self.moved is None else subset.names)
+        present = backbone.net.state_dict()
+        expected = {name: (present[name].shape, present[name].dtype) for name in names}
+        got = {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+        differing = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
+        if differing:
+            raise _misfit(f"the tensors of backbone {backbone.name!r}", f"others: {differing[:5]}")
+        backbone.net.load_state_dict(self.tensors, strict=False)
+
+
+def _misfit(expected: str, got: object) -> StateMismatchError:
+    return StateMismatchError(
+        f"Expected {expected}, got {got} in what was saved. Load with the backbone that was saved: "
+        "backbone=..."
+    )
+
+
+def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
+    """Load the backbone, choose the subset and measure the energy units; or take those that were saved.
+
+    `trainable` and `n_components` of the settings may be "auto"; those of the model are resolved. The
+    first picture of X gives the size for a module that does not say one. Memory is checked before the
+    statistics are allocated.
+    """
     dtype = working_dtype(settings.precision)
     loaded = load_backbone(
         backbone,
@@ -71,66 +112,39 @@ def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = N
         image_size=settings.image_size,
         X=X,
         n_features=settings.n_features,
-        seed=seed,
+        seed=settings.seed,
     )
     sides, entries = split_ladder(resolve(settings.trainable, loaded.net, settings.anchor))
-    prompts = {"prompt", "prompt-deep"} & set(entries)
-    if prompts:
-        if saved is not None:
-            saved.check_prompts(settings.n_prompts, prompt_width(loaded.net))
-        insert_prompts(
-            loaded.net,
-            settings.n_prompts,
-            deep="prompt-deep" in prompts,
-            generator=generator(seed, "prompts"),
-        )
-    loaded.net.to(dtype=dtype, device=device)
+    _insert_prompts(loaded.net, entries, settings, saved)
+    loaded.net.to(dtype=dtype, device=settings.device)
     subset = select(loaded.net, entries)
     if saved is not None:
         saved.install(loaded, subset)
-    n_synthetic = _SYNTHETIC_ROWS if saved is None else 2
-    synthetic = loaded.synthetic(n_synthetic, seed, settings.n_features, dtype).to(device)
-    features = _first_pass(loaded, synthetic[:2])
-    alone = _first_pass(loaded, synthetic[:1])
-    if features.ndim != 2 or alone.shape != (1, features.shape[1]):
-        raise SubsetError(
-            "Expected the backbone to return features of shape (n, d), got "
-            f"{tuple(features.shape)} of two rows and {tuple(alone.shape)} of one. Wrap it in a module "
-            "that pools them, and leaves the rows."
-        )
-    d, n_rows = features.shape[1], n_classes if kernel == "full" else settings.n_directions
+    probe = loaded.synthetic(2, settings.seed, settings.n_features, dtype).to(settings.device)
+    n_features = _n_features(loaded, probe)
     if not subset.size and settings.anchor == "pretrained":
         n_rows = 0  # nothing is linearised: V would read no tangents
-    if saved is not None:
-        saved.check_directions(n_rows, d, dtype)
-    try:
-        ladder = Ladder(loaded.net, sides, synthetic[:2]) if sides else None
-    except SubsetError:
-        if settings.trainable != ("auto",):
-            raise
-        ladder, sides = None, ()
-    if ladder is not None:
-        if saved is None:
-            asked = settings.n_components
-            width = AUTO_COMPONENTS if asked == "auto" else asked
-            ladder.draw_sketch(
-                sum(ladder.widths) * len(ladder.sides) if width is None else int(width), seed
-            )
-        else:
-            ladder.install(saved.ladder)
-        d = ladder.width
-    k = choose_components(settings.n_components, subset.size, kernel, d, n_rows)
+    else:
+        n_rows = settings.n_classes if settings.kernel == "full" else settings.n_directions
+    if saved is None:
+        V = draw_directions(settings.seed, n_rows, n_features).to(dtype)
+    else:
+        saved.check_directions(n_rows, n_features, dtype)
+        V = saved.directions
+    ladder = _ladder(loaded.net, sides, probe, settings, saved)
+    d = n_features if ladder is None else ladder.width
+    k = choose_components(settings.n_components, subset.size, settings.kernel, d, n_rows)
     if saved is None or saved.learns:
-        batch_bytes = batch_size * subset.size * dtype.itemsize
-        sizes = (d, k, n_rows, n_classes, batch_bytes, batch_size)
-        check_memory(kernel, *sizes, ladder=ladder is not None)
-    V = draw_directions(seed, n_rows, features.shape[1]) if saved is None else saved.directions
+        batch_bytes = settings.batch_size * subset.size * dtype.itemsize
+        sizes = (d, k, n_rows, settings.n_classes, batch_bytes, settings.batch_size)
+        check_memory(settings.kernel, *sizes, ladder=ladder is not None)
+    trained = (*(sides if ladder is not None else ()), *entries)
     model = LinearizedModel(
         loaded,
-        TangentNetwork(loaded.net, subset, synthetic[:2]),
-        Projection(subset.size, k, seed, dtype),
-        V.to(dtype=dtype, device=device),
-        replace(settings, trainable=(*sides, *entries), n_components=k, image_size=loaded.spec.size),
+        TangentNetwork(loaded.net, subset, probe),
+        Projection(subset.size, k, settings.seed, dtype),
+        V.to(settings.device),
+        replace(settings, trainable=trained, n_components=k, image_size=loaded.spec.size),
         origin(loaded, backbone, settings.pretrained),
         *((1.0, 1.0, 0.0) if saved is None else saved.units),
         None if saved is None else saved.moved,
@@ -138,10 +152,56 @@ def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = N
     )
     if saved is None:
         if ladder is not None:
-            ladder.calibrate(synthetic.split(batch_size))
-        _check_precision(model, synthetic[:_PRECISION_ROWS])
-        model.scale_h, model.scale_J, model.position_gap = _measure(model, synthetic)
+            ladder.calibrate(model.synthetic(_SYNTHETIC_ROWS).split(settings.batch_size))
+        _check_precision(model)
+        _measure(model)
     return model
+
+
+def _insert_prompts(
+    net: nn.Module, entries: Sequence[str], settings: Settings, saved: Saved | None
+) -> None:
+    """Insert prompt tokens where they are trained; first check those that were saved."""
+    if not {"prompt", "prompt-deep"} & set(entries):
+        return
+    if saved is not None:
+        saved.check_prompts(settings.n_prompts, prompt_width(net))
+    draws = generator(settings.seed, "prompts")
+    insert_prompts(net, settings.n_prompts, deep="prompt-deep" in entries, generator=draws)
+
+
+def _n_features(loaded: Backbone, probe: Tensor) -> int:
+    """Return d, or raise SubsetError unless the backbone maps n rows to features of shape (n, d)."""
+    features, alone = _first_pass(loaded, probe), _first_pass(loaded, probe[:1])
+    if features.ndim != 2 or alone.shape != (1, features.shape[1]):
+        raise SubsetError(
+            "Expected the backbone to return features of shape (n, d), got "
+            f"{tuple(features.shape)} of two rows and {tuple(alone.shape)} of one. Wrap it in a module "
+            "that pools them, and leaves the rows."
+        )
+    return features.shape[1]
+
+
+def _ladder(
+    net: nn.Module, sides: Sequence[str], probe: Tensor, settings: Settings, saved: Saved | None
+) -> Ladder | None:
+    """Return the ladder with its sketch, drawn or saved; None where "auto" finds no rungs."""
+    if not sides:
+        return None
+    try:
+        ladder = Ladder(net, sides, probe)
+    except SubsetError:
+        if settings.trainable != "auto":
+            raise
+        return None
+    if saved is not None:
+        ladder.install(saved.ladder)
+        return ladder
+    asked = settings.n_components
+    width = AUTO_COMPONENTS if asked == "auto" else asked
+    everything = sum(ladder.widths) * len(ladder.sides)
+    ladder.draw_sketch(everything if width is None else int(width), settings.seed)
+    return ladder
 
 
 @torch.no_grad()
@@ -165,37 +225,20 @@ def _first_pass(backbone: Backbone, batch: Tensor) -> Tensor:
 
 
 def linearize_at(model: LinearizedModel, moved: Tensor, directions: Tensor) -> LinearizedModel:
-    """Return the model that is linearised at a fine-tuned anchor.
+    """Return the model that is linearised at a fine-tuned anchor, theta_0 + Q moved.
 
-    Parameters
-    ----------
-    model : LinearizedModel
-        At the pretrained anchor; not changed.
-
-    moved : Tensor of shape (k,)
-        The anchor is theta_0 + Q moved.
-
-    directions : Tensor of shape (C, d)
-        V, the fine-tuned readout on the features.
-
-    Returns
-    -------
-    tuned : LinearizedModel
-        In units of the anchor, or of `model` where its Jacobians are larger.
+    `model` is at the pretrained anchor, and `directions` is V, the fine-tuned readout on the features.
+    The units are those of the anchor, or of `model` where its Jacobians are larger.
     """
-    net = model.network_at(model.projection.expand(moved))
-    backbone = replace(model.backbone, net=net)
-    dtype, device = model.directions.dtype, model.directions.device
-    settings = model.settings
-    synthetic = backbone.synthetic(_SYNTHETIC_ROWS, settings.seed, settings.n_features, dtype).to(device)
+    net = model.displaced_copy(model.projection.expand(moved))
     tuned = replace(
         model,
-        backbone=backbone,
-        tangent=TangentNetwork(net, model.tangent.subset, synthetic[:2]),
+        backbone=replace(model.backbone, net=net),
+        tangent=TangentNetwork(net, model.tangent.subset, model.synthetic(2)),
         directions=directions,
         moved=moved,
     )
-    tuned.scale_h, tuned.scale_J, tuned.position_gap = _measure(tuned, synthetic)
+    _measure(tuned)
     # a readout that has hardly learned has small Jacobians: magnified, they would ask for
     # displacements that the network does not follow
     tuned.scale_J = max(tuned.scale_J, model.scale_J)
@@ -210,33 +253,32 @@ def draw_directions(seed: int, n_rows: int, d: int) -> Tensor:
     return V / d**0.5
 
 
-@kept_heap()
-def _measure(model: LinearizedModel, synthetic: Tensor) -> tuple[float, float, float]:
-    """Return the scales of features and Jacobians, and the effect of a row's place."""
-    energies, first = [], None
-    for batch in synthetic.split(model.settings.batch_size):
-        h, J = model.passes(batch)
-        first = first or (h, J)
-        energies.append((h.square().sum(1) + 1, J.square().sum((1, 2)) / max(1, J.shape[1])))
+def _measure(model: LinearizedModel) -> None:
+    """Set the scales of features and Jacobians, and the effect of a row's place in its batch."""
+    size = model.settings.batch_size
+    first, *others = model.synthetic(_SYNTHETIC_ROWS).split(size)
+    with own_thread() as call:
+        passes = [call(model.passes, batch) for batch in (first, *others)]
+        elsewhere = call(model.passes, first.roll(1, 0))
+    energies = [(h.square().sum(1) + 1, J.square().sum((1, 2)) / max(1, J.shape[1])) for h, J in passes]
     mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
     if not math.isfinite(mean_h + mean_J):
         raise JacobianError(
             f"Features or Jacobians of {model.backbone.name} are NaN or infinite on synthetic "
             "inputs. Check its weights, or use precision='float64'."
         )
-    assert first is not None
-    elsewhere = model.passes(synthetic[: model.settings.batch_size].roll(1, 0))
-    moved = [part.roll(-1, 0) for part in elsewhere]
-    gap = max(relative_gap(new, old) for new, old in zip(moved, first, strict=True))
-    scale_h = 1.0 if model.ladder is not None else _power_of_two(mean_h)
-    return scale_h, _power_of_two(mean_J), gap if gap > 1e-12 else 0.0
+    gaps = [relative_gap(new.roll(-1, 0), old) for new, old in zip(elsewhere, passes[0], strict=True)]
+    model.scale_h = 1.0 if model.ladder is not None else _power_of_two(mean_h)
+    model.scale_J = _power_of_two(mean_J)
+    model.position_gap = max(gaps) if max(gaps) > 1e-12 else 0.0
 
 
-def _check_precision(model: LinearizedModel, synthetic: Tensor) -> None:
+def _check_precision(model: LinearizedModel) -> None:
     """Raise PrecisionError where bfloat16 changes features or Jacobians by more than a few percent."""
     if model.settings.precision != "bfloat16":
         return
-    parts = zip(*(model.passes(synthetic, full_precision=full) for full in (False, True)), strict=True)
+    batch = model.synthetic(_PRECISION_ROWS)
+    parts = zip(*(model.passes(batch, full_precision=full) for full in (False, True)), strict=True)
     error = max(relative_gap(coarse, fine) for coarse, fine in parts)
     if not error < _LARGEST_ERROR:
         raise PrecisionError(

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..backbones.loading import Backbone
 from ..exceptions import JacobianError
 from ..settings import Settings
 from ..sums.memory import block_sizes, memory_needed, rows_at_once
 from ..sums.statistics import Statistics
-from .heap import kept_heap
-from .jacobians import TangentNetwork, flushed_denormals
+from .jacobians import TangentNetwork
 from .ladder import Ladder
 from .projection import Projection
-from .saved import own_names
+from .taps import shared_copy
+from .threads import kept_heap, own_thread, settled_threads
+
+_PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,14 @@ class Parameters:
 
     delta : Tensor of shape (p,), or (0,) for the pseudo kernel
         Displacement of the trainable parameters from the anchor.
+
+    network : nn.Module, default=None
+        The displaced network, where it predicts; see `LinearizedModel.parameters`.
     """
 
     W: Tensor
     delta: Tensor
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -58,6 +64,8 @@ class LinearizedModel:
               \phi(x) = r^{-1/2} [Q^T J_h(x)^T u_1; \ldots; Q^T J_h(x)^T u_r], \quad
               J_h = \partial_\theta h .
 
+    Any number of threads may predict and learn with it at once.
+
     Parameters
     ----------
     backbone : Backbone
@@ -73,8 +81,6 @@ class LinearizedModel:
         fine-tuned one what SGD learned.
 
     settings : Settings
-        Every learning pass pads its batches to `batch_size`, so that a row's result does not depend on
-        the request that it comes in.
 
     origin : dict
         "base_model" and "revision" of the backbone's weights, as far as they are known.
@@ -126,10 +132,7 @@ class LinearizedModel:
     def centre(self) -> Tensor | None:
         r"""Return where the ridge on z is centred: the pretrained values, as seen from the anchor.
 
-        Returns
-        -------
-        centre : float64 Tensor of shape (k,), or None
-            :math:`-c_J z^* / \sqrt{s}` for an anchor at theta_0 + Q z*; None stands for zero.
+        Float64 of shape (k,), :math:`-c_J z^* / \sqrt{s}` for an anchor at theta_0 + Q z*; None is zero.
         """
         s = self.settings.tangent_scale
         if self.moved is None or not s:
@@ -148,19 +151,25 @@ class LinearizedModel:
         return parameters.delta + self.projection.expand(self.moved).to(parameters.delta.dtype)
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the network that are not in its source.
-
-        These are prompts, the whole "mlp", and the trainable subset at a fine-tuned anchor.
-        """
+        """Return the tensors of the network that its source does not give; see `own_names`."""
         tensors = self.backbone.net.state_dict()
-        tuned = None if self.moved is None else self.tangent.subset
+        tuned = () if self.moved is None else self.tangent.subset.names
         return {name: tensors[name] for name in own_names(self.backbone, tuned)}
 
-    def network_at(self, delta: Tensor) -> nn.Module:
-        """Return a copy of the network of features with the subset displaced from the anchor."""
-        net = copy.deepcopy(self.backbone.net)
-        net.load_state_dict(self.displaced(delta), strict=False)
-        return net
+    def parameters(self, W: Tensor, delta: Tensor) -> Parameters:
+        """Return parameters that are ready to predict as the settings say, from any thread."""
+        with_network = self.settings.predict_with == "network"
+        return Parameters(W, delta, self.displaced_copy(delta, shared=True) if with_network else None)
+
+    def displaced_copy(self, delta: Tensor, *, shared: bool = False) -> nn.Module:
+        """Return a copy of the network with the subset displaced from the anchor.
+
+        `shared`: frozen tensors are the network's own, which nobody may change then.
+        """
+        net = self.backbone.net
+        copied = shared_copy(net, self.tangent.subset.names) if shared else copy.deepcopy(net)
+        copied.load_state_dict(self.displaced(delta), strict=False)
+        return copied
 
     def displaced(self, delta: Tensor) -> dict[str, Tensor]:
         """Return the values of the subset, displaced from the anchor, by name."""
@@ -179,15 +188,10 @@ class LinearizedModel:
         return Statistics(width, components, self.settings.n_classes, 1 / self.scale_h, width - self.d)
 
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
-        """Return features (n, d) and projected Jacobians (n, rows of the readout, k), not scaled.
+        """Return features (n, d) and projected Jacobians (n, rows of V, k), not scaled.
 
-        Parameters
-        ----------
-        batch : Tensor of shape (n, ...)
-            Padded to `batch_size` meanwhile.
-
-        full_precision : bool, default=False
-            Without autocast.
+        The batch is padded to `batch_size` meanwhile, so that a row's result does not depend on the
+        request that it comes in. `full_precision` goes without autocast.
         """
         n = len(batch)
         if n < self.settings.batch_size:
@@ -199,8 +203,7 @@ class LinearizedModel:
             if self.ladder is None:
                 h, J = self.tangent.jacobian(batch, self.directions, self._project)
             else:
-                with flushed_denormals():
-                    h = self.ladder(batch)
+                h = self.ladder(batch)
                 J = h.new_zeros(len(h), len(self.directions), 0)
                 if self.tangent.subset.names:
                     _, J = self.tangent.jacobian(batch, self.directions, self._project)
@@ -212,20 +215,9 @@ class LinearizedModel:
     def tangents(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return the rows of the linear problem, in energy units.
 
-        Parameters
-        ----------
-        batch : Tensor of shape (n, ...)
-
-        full_precision : bool, default=False
-            As in `passes`.
-
-        Returns
-        -------
-        shared : Tensor of shape (n, width + 1)
-            Features, for the pseudo kernel tangent features, and a constant.
-
-        own : Tensor of shape (n, C, components)
-            Jacobians of the classes; no components for the pseudo kernel.
+        These are `shared` of shape (n, width + 1): features, for the pseudo kernel tangent features, and
+        a constant; and `own` of shape (n, C, components): the Jacobians of the classes, which have no
+        components for the pseudo kernel.
         """
         h, J = self.passes(batch, full_precision=full_precision)
         h, J = h / self.scale_h, J / self.scale_J
@@ -238,21 +230,41 @@ class LinearizedModel:
         phi = J.flatten(1) / math.sqrt(len(self.directions))
         return torch.cat([h, phi, constant], 1), none
 
-    def probe(self, n_threads=None) -> Tensor:
-        """Return tangent features of a synthetic row: they show drift between two machines.
+    def all_tangents(
+        self, rows: Iterable[np.ndarray], n_threads: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the `tangents` of each batch of contents, computed in a thread of their own.
 
-        Returns
-        -------
-        probe : float64 Tensor
-            Features, and the Jacobians of at most ten rows of the readout.
+        Rows are read in the calling thread.
         """
-        dtype = self.directions.dtype
-        settings = self.settings
-        batch = self.backbone.synthetic(1, settings.seed, settings.n_features, dtype).to(
-            self.directions.device
-        )
-        h, J = self.passes(batch)
-        return torch.cat([h[0] / self.scale_h, J[0, :10].flatten() / self.scale_J]).double()
+        with own_thread(n_threads) as call:
+            for batch in self.batches(rows):
+                yield call(self.tangents, batch)
+
+    def synthetic(self, n: int) -> Tensor:
+        """Return a batch of n synthetic rows, the same each time."""
+        dtype, device = self.directions.dtype, self.directions.device
+        drawn = self.backbone.synthetic(n, self.settings.seed, self.settings.n_features, dtype)
+        return drawn.to(device)
+
+    def probe(self, n_threads: int | None = None) -> Tensor:
+        """Return what shows drift between two machines, float64 of shape (n_probe,).
+
+        These are features, and Jacobians of at most ten directions, of up to four rows that are spread
+        over a full synthetic batch.
+        """
+        size = self.settings.batch_size
+        with own_thread(n_threads) as call:
+            h, J = call(self.passes, self.synthetic(size))
+        rows = torch.linspace(0, size - 1, min(size, _PROBED_ROWS)).long()
+        h, J = h[rows] / self.scale_h, J[rows, :_PROBED_DIRECTIONS] / self.scale_J
+        return torch.cat([h, J.flatten(1)], 1).flatten().double()
+
+    @property
+    def n_probe(self) -> int:
+        """How many numbers `probe` returns."""
+        n_directions = min(_PROBED_DIRECTIONS, len(self.directions))
+        return min(self.settings.batch_size, _PROBED_ROWS) * (self.d + n_directions * self.projection.k)
 
     def learn(
         self,
@@ -260,27 +272,17 @@ class LinearizedModel:
         rows: Iterable[np.ndarray],
         labels: np.ndarray,
         weights: np.ndarray,
-        n_threads=None,
+        n_threads: int | None = None,
     ) -> np.ndarray:
-        """Add the rows' outer products to the statistics; negative weights subtract.
+        r"""Add the rows' outer products to the statistics, in place; negative weights subtract.
 
-        Parameters
-        ----------
-        statistics : Statistics
-            Changed in place.
-
-        rows : iterable of ndarray
-            Contents as `preprocessing.Rows` gives them.
-
-        labels : int64 ndarray of shape (n,)
-
-        weights : float64 ndarray of shape (n,)
-
-        added : callable, optional
-            Called with the number of rows in the statistics each time that it has grown.
+        Rows are read in the calling thread; the passes run in one of their own with `n_threads`, by
+        default as many as the calling thread has. Return the rows' energies, float64 of shape (n,),
+        :math:`|w_i| (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
         capacity = rows_at_once(*self.sizes, self.settings.n_classes, self.settings.batch_size)
         held: list[tuple[Tensor, Tensor]] = []
+        energies = [np.zeros(0)]
         start = stop = 0
         energies = []
 
@@ -288,20 +290,16 @@ class LinearizedModel:
             nonlocal start
             h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
             check_finite(h, J, start)
-            start0 = start
-            statistics.add(
-                h, J, torch.from_numpy(labels[start:stop]), torch.from_numpy(weights[start:stop])
-            )
+            w = torch.from_numpy(weights[start:stop])
+            statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
+            energy = sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
+            energies.append((w.abs() * energy).numpy())
             held.clear()
             start = stop
-            energies.append(
-                np.abs(weights[start0:stop])
-                * (h.double().square().sum(1) + J.double().square().sum((1, 2))).numpy()
-            )
 
-        for batch in self.batches(rows):
-            held.append(self.tangents(batch))
-            stop += len(batch)
+        for tangents in self.all_tangents(rows, n_threads):
+            held.append(tangents)
+            stop += len(tangents[0])
             if stop - start >= capacity:
                 flush()
         if held:
@@ -317,77 +315,70 @@ class LinearizedModel:
                 yield self.backbone.spec.normalise(chunk, dtype).to(device)
 
     def publish(self, W: Tensor, z: Tensor) -> Parameters:
-        """Turn a solution in energy units into parameters of the backbone.
+        """Turn a solution in energy units into parameters of the backbone, in its precision.
 
-        Parameters
-        ----------
-        W : float64 Tensor of shape (C, width + 1)
-
-        z : float64 Tensor of shape (components,)
-
-        Returns
-        -------
-        parameters : Parameters
-            Rounded to the precision of the backbone's passes.
+        W has shape (C, width + 1) and z shape (components,), both in float64.
         """
         dtype = self.directions.dtype
         delta = z
         if self.settings.kernel == "full":
             delta = self.projection.expand(z) * (math.sqrt(self.settings.tangent_scale) / self.scale_J)
-        return Parameters((W / self.units).to(dtype), delta.to(dtype))
+        return self.parameters((W / self.units).to(dtype), delta.to(dtype))
 
     @torch.no_grad()
     def scores(
-        self, parameters: Parameters, rows: Iterable[np.ndarray], *, network: bool = False
+        self,
+        parameters: Parameters,
+        rows: Iterable[np.ndarray],
+        *,
+        predict_with: str | None = None,
     ) -> np.ndarray:
-        r"""Predict.
+        r"""Return float64 scores of shape (n, C); without `predict_with`, by that of the settings.
 
-        Parameters
-        ----------
-        parameters : Parameters
-
-        rows : iterable of ndarray
-
-        network : bool, default=False
-            Put the displaced weights into the network instead of using the linearised model (one
-            directional derivative): :math:`W h(x; \theta)` at a fine-tuned anchor, and
-            :math:`W h(x; \theta) + V (h(x; \theta) - h(x; \theta_0))` at the pretrained one (two
-            forward passes). Not for the pseudo kernel, which takes its tangent features again.
-
-        Returns
-        -------
-        scores : float64 ndarray of shape (n, C)
+        "linear" is the linearised model (one directional derivative). "network" puts the displaced
+        weights into the network: :math:`W h(x; \theta)` at a fine-tuned anchor, and
+        :math:`W h(x; \theta) + V (h(x; \theta) - h(x; \theta_0))` at the pretrained one (two forward
+        passes). The pseudo kernel takes its tangent features again.
         """
+        settled_threads()
         W, delta = (t.to(self.directions.device) for t in (parameters.W, parameters.delta))
-        net, displaced = self.backbone.net, self.displaced(delta) if network else {}
-        scores = []
-        for batch in self.batches(rows):
-            if self.settings.kernel == "pseudo":
-                shared, _ = self.tangents(batch, full_precision=True)
-                out = shared @ (parameters.W * self.units).T
-            elif not network:
-                h, change = self._directional(batch, delta)
-                out = h @ W[:, :-1].T + W[:, -1]
-                if change is not None:
-                    out = out + change @ self.directions.T
-            else:
-                with flushed_denormals():
-                    h = functional_call(net, displaced, (batch,))
-                    out = h @ W[:, :-1].T + W[:, -1]
-                    if self.moved is None and displaced:
-                        out = out + (h - net(batch)) @ self.directions.T
-            scores.append(out.double().cpu().numpy())
-        return np.concatenate(scores)
+        if self.settings.kernel == "pseudo":
+            score = self._pseudo_scores
+        elif (predict_with or self.settings.predict_with) == "network":
+            net = parameters.network or self.displaced_copy(delta, shared=True)
+            score = partial(self._network_scores, net)
+        else:
+            score = self._linear_scores
+        batches = self.batches(rows)
+        return np.concatenate([score(W, delta, batch).double().cpu().numpy() for batch in batches])
 
-    def _directional(self, batch: Tensor, delta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the features that W reads, and the change of those that V reads, if any."""
-        change = None
-        if self.ladder is None or self.tangent.subset.names:
+    def _pseudo_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
+        return self.tangents(batch, full_precision=True)[0] @ (W.cpu() * self.units).T
+
+    def _network_scores(self, net: nn.Module, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
+        h = net(batch)
+        scores = h @ W[:, :-1].T + W[:, -1]
+        if self.moved is None and self.tangent.subset.names:
+            scores = scores + (h - self.backbone.net(batch)) @ self.directions.T
+        return scores
+
+    def _linear_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
+        has_tangents = bool(self.tangent.subset.names)
+        if has_tangents or self.ladder is None:
             h, change = self.tangent.directional(batch, delta)
         if self.ladder is not None:
-            with flushed_denormals():
-                h = self.ladder(batch)
-        return h, change if self.tangent.subset.names else None
+            h = self.ladder(batch)
+        scores = h @ W[:, :-1].T + W[:, -1]
+        return scores + change @ self.directions.T if has_tangents else scores
+
+
+def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
+    """Return the names of prompts, of all tensors of the "mlp", and of what SGD has tuned."""
+    return [
+        name
+        for name in backbone.net.state_dict()
+        if backbone.name == "mlp" or name.endswith(".prompt") or name in tuned
+    ]
 
 
 def check_finite(h: Tensor, J: Tensor, first: int) -> None:

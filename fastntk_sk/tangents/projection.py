@@ -18,28 +18,8 @@ class Projection:
 
     .. math:: (J Q)_j = g^{-1/2} \sum_{i \in \text{group } j} \pm J_i .
 
-    This is a balanced count sketch: `J Q` costs p additions a row where a dense matrix costs
-    2 p k operations. It depends on `(p, k, seed)` only, so it has seen no data. For k = p, Q is the
-    identity.
-
-    Parameters
-    ----------
-    p : int
-        Number of trainable parameters.
-
-    k : int
-        Number of components, at most `p`.
-
-    seed : int
-        The seed drawn from `random_state`.
-
-    dtype : torch.dtype, default=torch.float64
-        Precision of the projected rows.
-
-    References
-    ----------
-    Charikar, Chen and Farach-Colton, "Finding frequent items in data streams", 2002;
-    Weinberger et al., "Feature hashing for large scale multitask learning", arXiv:0902.2206.
+    This balanced count sketch (Charikar, Chen and Farach-Colton, 2002) costs p additions a row where a
+    dense matrix costs 2 p k operations. It depends on `(p, k, seed)` only. For k = p, Q is the identity.
 
     Examples
     --------
@@ -65,17 +45,10 @@ class Projection:
         self._starts = self._sizes.cumsum(0) - self._sizes
 
     def project(self, rows: Tensor) -> Tensor:
-        """Return `rows @ Q`.
+        """Return `rows @ Q` of shape (n, k).
 
-        Parameters
-        ----------
-        rows : Tensor of shape (n, p)
-
-        Returns
-        -------
-        projected : Tensor of shape (n, k)
-            Summed term by term in a fixed order and with exact products, so that a row's result is
-            bitwise the same at every position of every batch.
+        It is summed term by term in a fixed order and with exact products, so that a row's result is
+        bitwise the same at every position of every batch.
         """
         if self._order is None:
             return rows
@@ -86,23 +59,14 @@ class Projection:
         return sums.T / self._sizes.to(rows.dtype).sqrt()
 
     def expand(self, z: Tensor) -> Tensor:
-        """Return `Q @ z`, the displacement of all p parameters.
-
-        Parameters
-        ----------
-        z : Tensor of shape (k,)
-
-        Returns
-        -------
-        displacement : Tensor of shape (p,)
-        """
+        """Return `Q @ z`, the displacement of all p parameters."""
         if self._order is None:
             return z.clone()
         spread = self._signs.to(z.dtype) * (z / self._sizes.sqrt()).repeat_interleave(self._sizes)
         return torch.zeros(self.p, dtype=z.dtype).index_copy_(0, self._order, spread)
 
     def digest(self) -> str:
-        """Return a fingerprint of Q; it is checked when a saved state is loaded."""
+        """Return a fingerprint of Q, which is checked when a saved state is loaded."""
         state = hashlib.blake2b(repr((self.p, self.k)).encode(), digest_size=16)
         if self._order is not None:
             state.update(self._order.numpy().tobytes())

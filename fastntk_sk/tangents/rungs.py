@@ -25,25 +25,9 @@ _MOST_LEADING = 256  # class, register and prompt tokens
 class Rung:
     """One tensor of a block in a forward pass, and its pooling.
 
-    Parameters
-    ----------
-    side : {"ladder-grid", "ladder-gap"}
-
-    path : str
-        Name of the module that gives it.
-
-    of : {"output", "input"}
-
-    index : int
-        Which of the module's tensors, counted over all of its calls in a pass.
-
-    layout : {"vector", "tokens", "channels first", "channels last"}
-
-    n_leading : int, default=0
-        Tokens before those of the grid.
-
-    grid : tuple of int (rows, columns), default=None
-        Of the other tokens; None where they lie on none.
+    `index` counts the tensors that the module at `path` takes or gives (`of`) over all of its calls in a
+    pass. `layout` is "vector", "tokens" (n, tokens, width), "sequence" (n, channels, length), "channels
+    first" or "channels last". Behind `n_leading` tokens lie those of the grid, if they lie on one.
     """
 
     side: str
@@ -55,21 +39,17 @@ class Rung:
     grid: tuple[int, int] | None = None
 
     def pool(self, seen: Tensor) -> Tensor:
-        """Return the averages of a batch, of shape (n, width).
-
-        Raises
-        ------
-        JacobianError
-            If the tensor has another form than the one that the rung was found in.
-        """
-        n_axes = {"vector": 2, "tokens": 3}.get(self.layout, 4)
+        """Return the averages of a batch, of shape (n, width)."""
+        n_axes = {"vector": 2, "tokens": 3, "sequence": 3}.get(self.layout, 4)
         if seen.ndim != n_axes:
             raise changed_shape(self.path, f"{n_axes} axes", seen.ndim)
         if self.layout == "vector":
             return seen
         if self.side == "ladder-gap" or (self.layout == "tokens" and self.grid is None):
-            axes = {"tokens": (1,), "channels first": (2, 3), "channels last": (1, 2)}[self.layout]
-            return seen.mean(axes)
+            axes = {"tokens": (1,), "sequence": (2,), "channels first": (2, 3), "channels last": (1, 2)}
+            return seen.mean(axes[self.layout])
+        if self.layout == "sequence":
+            return nn.functional.adaptive_avg_pool1d(seen, min(_GRID, seen.shape[2])).flatten(1)
         if self.layout == "channels first":
             return _on_grid(seen)
         if self.layout == "channels last":
@@ -121,7 +101,8 @@ class _Seen:
 
     @property
     def n_channels(self) -> int:
-        return self.tensor.shape[1 if self.layout["layout"] == "channels first" else -1]
+        first = self.layout["layout"] in ("channels first", "sequence")
+        return self.tensor.shape[1 if first else -1]
 
     @property
     def n_places(self) -> int:
@@ -130,31 +111,16 @@ class _Seen:
 
 @torch.no_grad()
 def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung]:
-    """Find the rungs of a ladder in one forward pass.
+    """Return the rungs of a ladder, side by side and in the order of the blocks, from one forward pass.
 
-    Parameters
-    ----------
-    net : nn.Module
+    "ladder-grid" is what every block gives, averaged on a grid of at most 4 x 4 places, and the class
+    token. "ladder-gap" is, within every block, the widest activation after a nonlinearity that is no
+    coarser than the block's result (of a mobile block the depthwise convolution's, of a transformer's
+    block the one within its MLP), averaged over all places; where a block calls no module of a
+    nonlinearity, the widest input of a layer with weights.
 
-    probe : Tensor of shape (n, ...)
-
-    sides : sequence of {"ladder-grid", "ladder-gap"}
-        "ladder-grid": what every block gives, averaged on a grid of at most 4 x 4 places, and the class
-        token. "ladder-gap": within every block the widest activation after a nonlinearity that is no
-        coarser than the block's result (of a mobile block the depthwise convolution's, of a
-        transformer's block the one within its MLP), averaged over all places; where a block calls no
-        module of a nonlinearity, the widest input of a layer with weights.
-
-    Returns
-    -------
-    rungs : list of Rung
-        Side by side, in the order of the blocks. What the network gives itself is none of them, and a
-        second side that pools what the first one does (of perceptrons) is left out.
-
-    Raises
-    ------
-    SubsetError
-        If the network has no repeated blocks, or none that gives a tensor.
+    The network's own features are no rung, and a second side that pools what the first one does (of
+    perceptrons) is left out.
     """
     blocks = find_blocks(net)
     if not blocks:
@@ -189,8 +155,8 @@ def find_rungs(net: nn.Module, probe: Tensor, sides: Sequence[str]) -> list[Rung
 def _giving(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[list[str], Tensor, list[_Seen]]:
     """Return the blocks that give rows, the features, and what passed the blocks.
 
-    In place of blocks that give none (the transformers of a MobileViT see patches as rows) stands the
-    smallest module around them that does.
+    A block that gives none (the transformers of a MobileViT see patches as rows) is replaced by the
+    smallest module around it that does.
     """
     while True:
         features, seen = _watched(net, probe, blocks)
@@ -214,11 +180,14 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
     hooks: list[RemovableHandle] = []
     channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
     patches = _patches(net, probe.shape[2:])
+    widths = {block: _conv1d_widths(net.get_submodule(block)) for block in blocks}
 
     def note(path: str, of: str, given: Any) -> None:
         for tensor in tensors_of(given):
             layout = _layout(tensor, len(probe), probe.shape[2:], channels_last, patches)
             if layout and entered:
+                if tensor.ndim == 3 and tensor.shape[1] in widths[entered[-1]]:
+                    layout = {"layout": "sequence"}
                 seen.append(_Seen(entered[-1], path, of, n_seen[path, of], tensor, layout))
             n_seen[path, of] += 1
 
@@ -256,6 +225,12 @@ def _inside(seen: list[_Seen], n_places: int) -> list[_Seen]:
     nonlinear = [each for each in within if each.of == "output"]
     widest = max((each.n_channels for each in nonlinear or within), default=0)
     return [each for each in nonlinear or within if each.n_channels == widest][-1:]
+
+
+def _conv1d_widths(block: nn.Module) -> set[int]:
+    """Return the numbers of channels that one-dimensional convolutions of a block take or give."""
+    convolutions = [module for module in block.modules() if isinstance(module, nn.Conv1d)]
+    return {width for conv in convolutions for width in (conv.in_channels, conv.out_channels)}
 
 
 def _patches(net: nn.Module, size: Sequence[int]) -> tuple[int, int] | None:

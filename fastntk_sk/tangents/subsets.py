@@ -31,16 +31,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Subset:
-    """The trainable parameters theta of a network, as one flat vector in R^p.
-
-    Parameters
-    ----------
-    names : tuple of str
-        Names of the parameters in the network, in the order of the flat vector.
-
-    shapes : tuple of torch.Size
-        Their shapes.
-    """
+    """The trainable parameters theta of a network, by name and shape, as one flat vector in R^p."""
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
@@ -57,29 +48,11 @@ class Subset:
 
 
 def select(net: nn.Module, trainable: str | Sequence[str]) -> Subset:
-    """Find the trainable subset in a network.
+    """Find the trainable subset in a network, in the order of `net.named_parameters()`.
 
-    Parameters
-    ----------
-    net : nn.Module
-        The backbone; prompt tokens must already be inserted.
+    `trainable` is a kind ("norm", "bias", "prompt", "prompt-deep", "head", "full"), a glob pattern of
+    parameter names, or a sequence of those, which is their union. Prompt tokens must be there already.
 
-    trainable : str or sequence of str
-        Kinds ("norm", "bias", "prompt", "prompt-deep", "head", "full") or glob patterns of
-        parameter names; a sequence is their union.
-
-    Returns
-    -------
-    subset : Subset
-        In the order of `net.named_parameters()`.
-
-    Raises
-    ------
-    SubsetError
-        If one of the entries matches no parameter; the message lists what fits.
-
-    Examples
-    --------
     >>> from torch import nn
     >>> from fastntk_sk.tangents.subsets import select
     >>> select(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), "norm").names
@@ -112,8 +85,8 @@ def as_entries(trainable: str | Sequence[str]) -> tuple[str, ...]:
 def resolve(trainable: str | Sequence[str], net: nn.Module, anchor: str) -> str | Sequence[str]:
     """Return what "auto" stands for in a network; anything else as it is.
 
-    At the pretrained anchor a ladder, or "head" where no blocks are repeated; at a fine-tuned one the
-    subset of the paper: the prompts of a Vision Transformer, else the norm layers.
+    At the pretrained anchor it is a ladder, or "head" where no blocks are repeated; at a fine-tuned one
+    the subset of the paper: the prompts of a Vision Transformer, else the norm layers.
     """
     if trainable not in ("auto", ("auto",)):
         return trainable
@@ -125,8 +98,6 @@ def resolve(trainable: str | Sequence[str], net: nn.Module, anchor: str) -> str 
 def split_ladder(trainable: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the sides of a ladder, and what is trained within the network ("head" stands for nothing).
 
-    Examples
-    --------
     >>> from fastntk_sk.tangents.subsets import split_ladder
     >>> split_ladder(["norm", "ladder"])
     (('ladder-grid', 'ladder-gap'), ('norm',))
@@ -182,16 +153,7 @@ def select_size(net: nn.Module, kind: str) -> int:
 class PromptTokens(nn.Module):
     """Insert trainable tokens after the prefix (class and register) tokens.
 
-    Parameters
-    ----------
-    prompt : Tensor of shape (n_prompts, width)
-        Initial tokens.
-
-    prefix : int
-        Number of tokens before them.
-
-    replace : bool
-        Overwrite the prompts of the layer below (deep prompts) instead of inserting.
+    `replace` overwrites the prompts of the layer below (deep prompts) instead of inserting.
     """
 
     def __init__(self, prompt: Tensor, prefix: int, replace: bool) -> None:
@@ -232,34 +194,11 @@ def prompt_width(net: nn.Module) -> int:
 
 
 def insert_prompts(net: nn.Module, n_prompts: int, *, deep: bool, generator: torch.Generator) -> None:
-    r"""Insert visual prompt tokens into a timm Vision Transformer, in place.
+    r"""Insert visual prompt tokens (arXiv:2203.12119) into a timm Vision Transformer, in place.
 
     The tokens enter before the first block (`deep`: afresh before every block) and leave after the
     last one, so that the final norm and the pooling see the layout that they were trained with.
     They are drawn uniformly from :math:`\pm \sqrt{6 / (3 \cdot patch^2 + width)}`.
-
-    Parameters
-    ----------
-    net : nn.Module
-        A timm VisionTransformer (ViT, DeiT, DINOv2, CLIP image tower).
-
-    n_prompts : int
-        Number of tokens.
-
-    deep : bool
-        New tokens for every block.
-
-    generator : torch.Generator
-        Source of the initial values.
-
-    Raises
-    ------
-    SubsetError
-        If the network is not a Vision Transformer; the message lists what fits.
-
-    References
-    ----------
-    Jia et al., "Visual Prompt Tuning", arXiv:2203.12119.
     """
     width = prompt_width(net)
     blocks: nn.Sequential = net.blocks  # type: ignore[assignment]

@@ -3,59 +3,84 @@
 A per-sample gradient needs only a module's input and the gradient of its output. A tap stands in
 for a module with trainable parameters: a custom autograd function runs the module forward, and its
 backward returns, besides the gradient of the input, the gradient of every row's own copy of the
-parameters (`leaves`, views expanded over the batch that take no memory). Nothing runs once per
-image.
+parameters (views expanded over the batch, which take no memory). Nothing runs once per image.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from ..exceptions import JacobianError
 from .subsets import PromptTokens
 
+# What one pass hands to its taps: a network is shared by threads, a context is not.
+_Handed = Mapping["Tap", Mapping[str, Tensor]]
+LEAVES: ContextVar[_Handed] = ContextVar("LEAVES", default=MappingProxyType({}))
+TANGENTS: ContextVar[_Handed] = ContextVar("TANGENTS", default=MappingProxyType({}))
 
-def plain_attention() -> AbstractContextManager[None]:
-    """Return a context in which attention has forward-mode derivatives and batching rules."""
-    return sdpa_kernel(SDPBackend.MATH)
+
+@contextmanager
+def handed(variable: ContextVar[_Handed], tensors: _Handed) -> Iterator[None]:
+    """Hand tensors to taps for one forward pass.
+
+    With LEAVES, of shape (n, *shape), the pass records what their gradients need. With TANGENTS, of the
+    parameters' shapes, it carries the derivative along them; it must run in `fwd.dual_level`.
+    """
+    token = variable.set(tensors)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+class PlainAttention(TorchFunctionMode):
+    """Attention in terms of matrix products, which have forward-mode derivatives and batching rules.
+
+    In this thread only; `torch.nn.attention.sdpa_kernel` would change the kernels of every thread. Any
+    such mode also keeps torch's transformer layers off their fused path, which has no derivatives.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is nn.functional.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
+        if func is nn.functional.multi_head_attention_forward:  # calls the other one out of our sight
+            wanted = kwargs.get("need_weights", True)
+            kwargs["need_weights"] = True
+            out, weights = func(*args, **kwargs)
+            return out, weights if wanted else None
+        return func(*args, **kwargs)
+
+
+def shared_copy(net: nn.Module, but: Sequence[str] = ()) -> nn.Module:
+    """Return a copy whose parameters and buffers are the network's own, `but` for some names."""
+    named = itertools.chain(net.named_parameters(), net.named_buffers())
+    return copy.deepcopy(net, memo={id(tensor): tensor for name, tensor in named if name not in but})
 
 
 class Tap(nn.Module):
-    """A module with trainable parameters; this base class fits every module, by vmap of its vjp.
+    """A frozen module with trainable parameters; this base class fits every module, by vmap of its vjp.
 
-    Parameters
-    ----------
-    module : nn.Module
-        The frozen module.
-
-    names : sequence of str
-        Its trainable parameters, named within the module.
-
-    Attributes
-    ----------
-    leaves : dict of str to Tensor of shape (n, *shape), or None
-        While set, the forward pass records what the per-sample gradients need.
-
-    tangents : dict of str to Tensor, or None
-        While set (inside `torch.autograd.forward_ad.dual_level`), the forward pass carries the
-        directional derivative along these displacements.
+    `names` are those of the parameters within the module.
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.module = module
         self.names = tuple(names)
-        self.leaves: dict[str, Tensor] | None = None
-        self.tangents: dict[str, Tensor] | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -64,22 +89,26 @@ class Tap(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the module; see `leaves` and `tangents`."""
-        if self.leaves is not None:
-            leaves = [self.leaves[name] for name in self.names]
-            return _PerSample.apply(x, self, args, kwargs, *leaves)
-        if self.tangents is not None:
-            return self.push(x, *args, **kwargs)
+        """Run the module; see `handed`."""
+        leaves, tangents = LEAVES.get().get(self), TANGENTS.get().get(self)
+        if leaves is not None:
+            return _PerSample.apply(x, self, args, kwargs, *(leaves[name] for name in self.names))
+        if tangents is not None:
+            return self.push(tangents, x, *args, **kwargs)
+        return self.plain(x, *args, **kwargs)
+
+    def plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the module."""
         return self.module(x, *args, **kwargs)
 
-    def push(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def push(self, tangents: Mapping[str, Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Forward-mode rule."""
-        assert self.tangents is not None
         duals = {
             name: fwd.make_dual(self.module.get_parameter(name).detach(), tangent)
-            for name, tangent in self.tangents.items()
+            for name, tangent in tangents.items()
         }
-        return functional_call(self.module, duals, (x, *args), kwargs)
+        # of a copy: a call swaps the module's tensors, which other threads may be reading
+        return functional_call(shared_copy(self.module), duals, (x, *args), kwargs)
 
     def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Run forward and keep on `ctx` what `pull` needs."""
@@ -102,12 +131,13 @@ class Tap(nn.Module):
                 f"{rows}: its parameters {self.names} have no per-sample gradient by themselves."
             )
         parameters = {name: self.module.get_parameter(name).detach() for name in self.names}
+        module = shared_copy(self.module)
 
         def pull_one(x_one: Tensor, grad_one: Tensor) -> dict[str, Tensor]:
-            call = lambda p: functional_call(self.module, p, (x_one, *args), kwargs)  # noqa: E731
+            call = lambda p: functional_call(module, p, (x_one, *args), kwargs)  # noqa: E731
             return vjp(call, parameters)[1](grad_one)[0]
 
-        with plain_attention():
+        with PlainAttention():
             pulled = vmap(pull_one)(
                 inner.detach().unflatten(0, (rows, -1)), grad.unflatten(0, (rows, -1))
             )
@@ -166,17 +196,11 @@ class BatchNormTap(Tap):
     @property
     def foldable(self) -> bool:
         """Whether dividing by the scale is safe."""
-        tiny = 1e-12
-        return self.scale is not None and bool((self.scale.abs() > tiny).all())
+        return self.scale is not None and bool((self.scale.abs() > 1e-12).all())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the affine map, then the activation that timm puts into the same module."""
-        if self.leaves is not None:
-            y = _PerSample.apply(x, self, (), {}, *(self.leaves[name] for name in self.names))
-        elif self.tangents is not None:
-            y = self.push(x)
-        else:
-            y = self._affine(x)
+        y = super().forward(x)
         if hasattr(self.module, "act"):
             y = self.module.act(self.module.drop(y))  # type: ignore[operator]
         return y
@@ -184,18 +208,18 @@ class BatchNormTap(Tap):
     def _wide(self, channel: Tensor, x: Tensor) -> Tensor:
         return channel.view(-1, *[1] * (x.ndim - 2))
 
-    def _affine(self, x: Tensor) -> Tensor:
+    def plain(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the affine map."""
         shift = self._wide(self.shift, x)
         if self.scale is None:
             return x + shift
         return torch.addcmul(shift, x, self._wide(self.scale, x))
 
-    def push(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def push(self, tangents: Mapping[str, Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Forward-mode rule: fewer passes over the activations than torch's own."""
-        assert self.tangents is not None
         primal, tangent = fwd.unpack_dual(x)
-        weight = self.tangents.get("weight", torch.zeros_like(self.level))
-        bias = self.tangents.get("bias", torch.zeros_like(self.level))
+        weight = tangents.get("weight", torch.zeros_like(self.level))
+        bias = tangents.get("bias", torch.zeros_like(self.level))
         change = torch.addcmul(
             self._wide(bias + weight * self.level, x), primal, self._wide(weight * self.slope, x)
         )
@@ -204,12 +228,12 @@ class BatchNormTap(Tap):
                 change += tangent
             else:
                 change.addcmul_(tangent, self._wide(self.scale, x))
-        return fwd.make_dual(self._affine(primal), change)
+        return fwd.make_dual(self.plain(primal), change)
 
     def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """Keep the input."""
         ctx.save_for_backward(x)
-        return self._affine(x)
+        return self.plain(x)
 
     def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
         """Channel sums of grad and grad * x."""
@@ -218,21 +242,14 @@ class BatchNormTap(Tap):
         if ctx.needs_input_grad[0]:
             below = grad if self.scale is None else grad * self._wide(self.scale, x)
 
-        def total(y: Tensor) -> Tensor:
-            return y.sum(tuple(range(2, y.ndim))) if y.ndim > 2 else y
-
-        return below, self._sums(ctx, total(grad), total(grad * x) if "weight" in self.names else None)
-
-    def _sums(self, ctx: Any, bias: Tensor, weight: Tensor | None) -> list[Tensor]:
-        """Return the gradients of every row from its channel sums of grad and of grad * x."""
-
         def of_rows(y: Tensor) -> Tensor:
+            y = y.sum(tuple(range(2, y.ndim))) if y.ndim > 2 else y
             return y if len(y) == ctx.n_rows else y.unflatten(0, (ctx.n_rows, -1)).sum(1)
 
-        sums = {"bias": of_rows(bias)}
-        if weight is not None:
-            sums["weight"] = of_rows(weight) * self.slope + sums["bias"] * self.level
-        return [sums[name] for name in self.names]
+        sums = {"bias": of_rows(grad)}
+        if "weight" in self.names:
+            sums["weight"] = of_rows(grad * x) * self.slope + sums["bias"] * self.level
+        return below, [sums[name] for name in self.names]
 
 
 class LayerNormTap(Tap):

@@ -66,7 +66,7 @@ def linearity(model: LinearizedModel, parameters: Parameters, rows: Rows) -> flo
     """
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), _LINEARITY_ROWS)).astype(int)
     network, linear = (
-        torch.from_numpy(model.scores(parameters, (rows[i] for i in chosen), network=network))
-        for network in (True, False)
+        torch.from_numpy(model.scores(parameters, (rows[i] for i in chosen), predict_with=how))
+        for how in ("network", "linear")
     )
     return relative_gap(*(scores - scores.mean(1, keepdim=True) for scores in (network, linear)))

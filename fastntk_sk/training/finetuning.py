@@ -16,9 +16,10 @@ from torch.func import functional_call
 from ..backbones.inputs import InputSpec, Rows
 from ..exceptions import FineTuningError
 from ..randomness import generator
-from ..tangents.heap import kept_heap
 from ..tangents.projection import Projection
 from ..tangents.subsets import Subset
+from ..tangents.taps import shared_copy
+from ..tangents.threads import kept_heap
 
 _BATCH = 50
 _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little
@@ -26,21 +27,10 @@ _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k
 
 @dataclass(frozen=True)
 class FineTuned:
-    """Where SGD ended.
+    """Where SGD ended: the subset is at theta_0 + Q z, and W of shape (C, d + 1) reads [features, 1].
 
-    Parameters
-    ----------
-    z : Tensor of shape (k,)
-        The subset is at theta_0 + Q z.
-
-    W : Tensor of shape (C, d + 1)
-        Readout on [features, 1].
-
-    logit_scale : float
-        Mean over the rows of the true class's logit less the mean of the others'.
-
-    history : list of dict
-        One for each epoch.
+    `logit_scale` is the mean over the rows of the true class's logit less the mean of the others', and
+    `history` has a dict for each epoch.
     """
 
     z: Tensor
@@ -52,14 +42,6 @@ class FineTuned:
 class SquaredLoss(nn.Module):
     r"""The squared loss of classification, :math:`\|f - scale \, (onehot(y) - 1/C)\|^2`.
 
-    Parameters
-    ----------
-    scale : float, default=10.0
-
-    reduction : {"none", "mean"}, default="none"
-
-    Examples
-    --------
     >>> import torch
     >>> from fastntk_sk.training.finetuning import SquaredLoss
     >>> SquaredLoss(scale=2.0)(torch.tensor([[1.0, -1.0]]), torch.tensor([0]))
@@ -85,24 +67,8 @@ class SubspaceNetwork(nn.Module):
 
     .. math:: f(x) = W [h(x; \theta + Q z), 1] + V (h(x; \theta + Q z) - h(x; \theta))
 
-    Parameters
-    ----------
-    net : nn.Module
-        Maps a batch to features h of shape (n, d); at theta.
-
-    subset : Subset
-
-    projection : Projection
-        Q.
-
-    readout : Tensor of shape (C, d + 1)
-        The first W.
-
-    z : Tensor of shape (k,), default=None
-        Where it starts; None is zero.
-
-    V : Tensor of shape (C, d), default=None
-        None leaves the second term out.
+    W starts at `readout` of shape (C, d + 1) and z at zero, unless it is given. Without V, of shape
+    (C, d), there is no second term.
     """
 
     def __init__(
@@ -115,7 +81,9 @@ class SubspaceNetwork(nn.Module):
         V: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.net, self.subset, self.projection, self.V = net, subset, projection, V
+        # of its own, because forward swaps tensors, which other threads may be reading
+        self.net = shared_copy(net)
+        self.subset, self.projection, self.V = subset, projection, V
         self.z = nn.Parameter(readout.new_zeros(projection.k) if z is None else z.clone())
         self.W = nn.Parameter(readout.clone())
 
@@ -165,48 +133,12 @@ def finetune(
     seed: int,
     verbose: int,
 ) -> FineTuned:
-    """Fine-tune the subset and the readout.
+    """Fine-tune the subset and the readout of a network, in place.
 
-    By default AdamW without weight decay, cross entropy, batches of 50 and one cycle of the learning
-    rate; a coordinate of the subspace learns ten times as fast as the readout.
-
-    Parameters
-    ----------
-    network : SubspaceNetwork
-        Trained in place.
-
-    rows : Rows
-
-    labels : int64 ndarray of shape (n,)
-
-    weights : float64 ndarray of shape (n,)
-
-    max_epochs : int
-
-    learning_rate : float
-        Of the readout.
-
-    params : dict or None
-        Further arguments of :class:`skorch.NeuralNetClassifier`, which win over these. Callbacks are
-        added to the default schedule; "callbacks__schedule": None takes that away.
-
-    device : str
-
-    seed : int
-
-    verbose : int
-
-    Returns
-    -------
-    tuned : FineTuned
-
-    Raises
-    ------
-    FineTuningError
-        If the parameters became NaN or infinite.
-
-    ValueError
-        If `params` holds what the estimator has a parameter for.
+    By default it is AdamW without weight decay, cross entropy, batches of 50 and one cycle of the
+    learning rate; a coordinate of the subspace learns ten times as fast as the readout. `params` are
+    further arguments of :class:`skorch.NeuralNetClassifier`, which win over these. Callbacks are added
+    to the default schedule; "callbacks__schedule": None takes that away.
     """
     from skorch.callbacks import LRScheduler
 

@@ -167,7 +167,7 @@ def test_what_sgd_left_and_a_fresh_model(flipped):
     np.testing.assert_allclose(sgd.decision_function(rows[0]), h @ sgd.parameters.W.T, rtol=1e-6)
     fresh = untrained(clf)
     assert not fresh.decision_function(rows[0]).any()
-    net = fresh.model.network_at(fresh.parameters.delta)
+    net = fresh.model.displaced_copy(fresh.parameters.delta)
     other = FastNTKClassifier(random_state=0).fit(*rows[:2])
     pretrained = Original(other).model.backbone.net
     for mine, original in zip(net.parameters(), pretrained.parameters(), strict=True):
@@ -251,7 +251,7 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
     found = full_ntk(clf, X[5:], y[5:], X[:5], y[:5], block_bytes=block_bytes)
     original = Original(clf)
     model, W = original.model, original.parameters.W
-    net = model.network_at(original.parameters.delta)
+    net = model.displaced_copy(original.parameters.delta)
     names = [name for name, _ in net.named_parameters()]
     x = batch_of(np.vstack([X[5:], X[:5]]))
     labels = np.r_[y[5:], y[:5]]

@@ -53,7 +53,7 @@ def test_rows_equal_plain_autograd(case):
     [
         ("tf_efficientnet_lite0", {}, "norm"),
         ("convnext_atto", {}, "norm"),
-        ("resnet18", {}, ["bn1.*", "layer4.1.conv2.weight"]),
+        ("test_resnet", {}, "full"),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, "prompt"),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, "bias"),
     ],
@@ -74,75 +74,11 @@ def test_a_row_is_bitwise_the_same_in_every_batch(architecture, arguments, train
     assert torch.equal(first[0], apart[0])
 
 
-@pytest.mark.parametrize("name", ["lite0-norm", "lite0-bias", "resnet18-norm", "convnext-norm"])
-def test_fused_taps_are_the_same(name):
-    """Compiled by torch, at the first pass; one compilation serves every layer."""
-    _, architecture, arguments, side, trainable = next(case for case in JACOBIANS if case[0] == name)
-    net, subset = build(architecture, arguments, trainable)
-    x = inputs(3, side)
-    V = readout(2, net(x[:1]).shape[1])
-    plain, fused = (TangentNetwork(net, subset, x, compiled) for compiled in (False, True))
-    torch.testing.assert_close(fused.jacobian(x, V)[1], plain.jacobian(x, V)[1], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(fused.features(x), net(x))
-    displacement = torch.randn(subset.size, dtype=torch.float64)
-    found, expected = (tangent.directional(x, displacement)[1] for tangent in (fused, plain))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_another_size_is_not_compiled_for_again_and_again():
-    net, subset = build("tf_efficientnet_lite0", {}, "norm", torch.float32)
-    V = readout(2, 1280, torch.float32)
-    torch._dynamo.reset()  # what other tests compiled
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for n, side in ((2, 32), (3, 64), (8, 48), (4, 96)):
-            x = inputs(n, side, torch.float32)
-            TangentNetwork(net, subset, x[:2], compiled=True).jacobian(x, V)
-
-
-def test_a_row_of_a_fused_tap_is_bitwise_the_same_in_every_batch():
-    net, subset = build("tf_efficientnet_lite0", {}, "norm", torch.float32)
-    net.to(memory_format=torch.channels_last)
-    x = inputs(8, 32, torch.float32).contiguous(memory_format=torch.channels_last)
-    tangent = TangentNetwork(net, subset, x[:2], compiled=True)
-    V = readout(2, 1280, torch.float32)
-    first, again = (tangent.jacobian(batch, V)[1] for batch in (x, x.roll(3, 0)))
-    assert torch.equal(first.roll(3, 0), again)
-
-
-@pytest.mark.parametrize("before", [False, True])
-def test_denormals_are_flushed_inside_the_passes_only(before):
-    def flushed():
-        return not (torch.full((1,), 1e-40) * 1).any()
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(3, 2)
-
-        def forward(self, x):
-            assert flushed() or not inside
-            return self.layer(x.mean((2, 3)))
-
-    inside = False
-    net = Net().requires_grad_(False)
-    tangent = TangentNetwork(net, select(net, "full"), inputs(2, 8, torch.float32))
-    inside = True
-    try:
-        torch.set_flush_denormal(before)
-        x, V = inputs(2, 8, torch.float32), torch.ones(1, 2)
-        tangent.jacobian(x, V)
-        tangent.gradients(x, torch.ones(2, 2))
-        tangent.directional(x, torch.ones(tangent.subset.size))
-        assert flushed() is before
-    finally:
-        torch.set_flush_denormal(False)
-
-
 def test_frozen_weights_get_no_gradient_and_nothing_changes():
-    net, subset = build("resnet18", {}, "norm")
+    net, subset = build("test_resnet", {}, "norm")
     x = inputs(2, 32)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    TangentNetwork(net, subset, x).jacobian(x, readout(2, 512))
+    TangentNetwork(net, subset, x).jacobian(x, readout(2, net(x).shape[1]))
     assert all(parameter.grad is None for parameter in net.parameters())
     assert not any(parameter.requires_grad for parameter in net.parameters())
     for name, tensor in net.state_dict().items():
@@ -150,7 +86,7 @@ def test_frozen_weights_get_no_gradient_and_nothing_changes():
 
 
 def test_batch_norms_are_folded_where_that_is_safe():
-    net, subset = build("resnet18", {}, "norm")
+    net, subset = build("test_resnet", {}, "norm")
     taps = TangentNetwork(net, subset, inputs(1, 32))._taps.values()
     assert all(isinstance(tap, BatchNormTap) and tap.scale is None for tap in taps)
 
@@ -212,9 +148,24 @@ class _SharedBelowNorm(nn.Module):
         return self.norm(y + nn.functional.linear(y, self.layer.weight))
 
 
+class _Transformer(nn.Module):
+    """torch's own layers, whose fused path has no derivatives."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 8)
+        encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.encoder(self.layer(x.flatten(2).mT)).mean(1)
+
+
 @pytest.mark.parametrize(
     ("make", "trainable"),
     [
+        (_Transformer, "norm"),
+        (_Transformer, "full"),
         (_TwoConsumers, "norm"),
         (_SharedWeight, "layer.weight"),
         (_SharedBelowNorm, "full"),
@@ -228,8 +179,10 @@ def test_unusual_networks_are_right(make, trainable):
     net = randomise(make()).double().eval().requires_grad_(False)
     subset, x = select(net, trainable), inputs(4, 8)
     V = readout(2, net(x[:1]).shape[1])
-    found = TangentNetwork(net, subset, x).jacobian(x, V)[1]
-    torch.testing.assert_close(found, reference.jacobian(net, subset.names, x, V))
+    tangent, expected = TangentNetwork(net, subset, x), reference.jacobian(net, subset.names, x, V)
+    torch.testing.assert_close(tangent.jacobian(x, V)[1], expected)
+    displacement = torch.randn(subset.size, dtype=torch.float64)
+    torch.testing.assert_close(tangent.directional(x, displacement)[1] @ V.T, expected @ displacement)
 
 
 def test_a_module_without_a_fast_tap_falls_back_to_the_whole_network():

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -158,6 +157,26 @@ def test_class_token_and_grid_of_a_transformer():
     torch.testing.assert_close(found, expected.sign() * expected.abs().sqrt())
 
 
+def test_channels_of_one_dimensional_convolutions_are_kept_apart():
+    def block(width):
+        return nn.Sequential(nn.Conv1d(width, 6, 3), nn.ReLU(), nn.Conv1d(6, 5, 1))
+
+    class Signals(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.Sequential(block(1), block(5))
+
+        def forward(self, x):
+            return self.blocks(x[:, None]).mean(2)
+
+    net, x = Signals().eval(), torch.randn(3, 12)
+    first = net.blocks[0]
+    grid, gap = (Ladder(net, [side], x).pooled(x)[0] for side in SIDES)
+    expected = nn.functional.adaptive_avg_pool1d(first(x[:, None]), 4).flatten(1)
+    torch.testing.assert_close(grid, Ladder.root(expected))
+    torch.testing.assert_close(gap, Ladder.root(first[:2](x[:, None]).mean(2)))
+
+
 @pytest.mark.parametrize("n_leading", [0, 1, 2, 5, 11])
 def test_leading_tokens_are_not_of_the_grid(n_leading):
     class Tokens(nn.Module):
@@ -268,14 +287,6 @@ def test_its_width_does_not_depend_on_the_number_of_classes():
         for n in (2, 5, 20)
     }
     assert widths == {21}
-
-
-def test_threads_predict_what_one_predicts():
-    clf = FastNTKClassifier(plain(), trainable="ladder", n_components=20, random_state=0).fit(X, y)
-    expected = clf.decision_function(X)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: clf.decision_function(X), range(16)))
-    assert all((scores == expected).all() for scores in found)
 
 
 def test_as_a_plain_module():

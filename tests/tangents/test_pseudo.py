@@ -23,9 +23,9 @@ def make(**changes):
 def tangent_rows(model, x):
     """[h, r^{-1/2} (Q^T J_h^T u_1; ...), 1] by loops and a dense Q, in energy units."""
     names, net = model.tangent.subset.names, model.backbone.net
-    J = reference.jacobian(net, names, x, model.readout)
+    J = reference.jacobian(net, names, x, model.directions)
     Q = model.projection.project(torch.eye(model.projection.p, dtype=torch.float64))
-    r = len(model.readout)
+    r = len(model.directions)
     phi = torch.cat([J[:, j] @ Q for j in range(r)], 1) / r**0.5
     h = net(x).detach()
     return torch.cat([h / model.scale_h, phi / model.scale_J, torch.ones(len(x), 1) / model.scale_h], 1)
@@ -234,7 +234,7 @@ class TestBfloat16:
         clf.save(tmp_path)
         again = FastNTKClassifier.load(tmp_path, backbone=clf.backbone)
         np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
-        assert again.unlearn(X[:2])._state.model.precision == "bfloat16"
+        assert again.unlearn(X[:2])._state.model.settings.precision == "bfloat16"
 
     def test_where_it_is_too_coarse_it_is_an_error(self, digits):
         settings = {"pretrained": False, "image_size": 32, "batch_size": 8, "n_components": 60}

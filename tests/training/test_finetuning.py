@@ -52,7 +52,7 @@ def test_the_solve_is_the_offset_problem_of_the_whole_displacement(blobs):
     model = clf._state.model
     net, names = model.backbone.net, model.tangent.subset.names
     x = torch.from_numpy(X.astype(np.float32)).double()
-    J = reference.jacobian(net, names, x, model.readout).detach()
+    J = reference.jacobian(net, names, x, model.directions).detach()
     Q = model.projection.project(torch.eye(J.shape[2], dtype=torch.float64))
     J = (J @ Q).numpy()
     h = np.hstack([net(x).numpy(), np.ones((len(x), 1))])
