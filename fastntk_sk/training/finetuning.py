@@ -199,27 +199,28 @@ def finetune(
         if not tuner.stopped_by_callback:
             raise
     tuner.notify("on_train_end", X=dataset, y=labels)
-    trained = tuner.module_
-    z, W = (p.detach().cpu().clone() for p in (trained.z, trained.W))
+    z, W = (p.detach().cpu().clone() for p in (tuner.module_.z, tuner.module_.W))
     if not (z.isfinite().all() and W.isfinite().all()):
         raise FineTuningError(
             f"Fine-tuning diverged: parameters are NaN or infinite after {len(tuner.history)} epochs. "
             f"Lower learning_rate (it is {learning_rate:g}) or scale the inputs."
         )
+    return FineTuned(z, W, _logit_scale(tuner, dataset, device), _plain(tuner.history.to_list()))
+
+
+@torch.no_grad()
+def _logit_scale(tuner: _Tuner, dataset: _Dataset, device: str) -> float:
     margins, total = 0.0, 0.0
-    with torch.no_grad():
-        for batch, truth in tuner.get_iterator(dataset):
-            logits = trained(batch["x"].to(device)).double().cpu()
-            true = logits.gather(1, truth[:, None])[:, 0]
-            others = (logits.sum(1) - true) / (logits.shape[1] - 1)
-            margins += float(((true - others) * batch["weight"]).sum())
-            total += float(batch["weight"].sum())
-    history = [
-        {
-            key: value.item() if isinstance(value, np.generic) else value
-            for key, value in epoch.items()
-            if isinstance(value, (int, float, str, bool, np.generic))
-        }
-        for epoch in tuner.history.to_list()
-    ]
-    return FineTuned(z, W, margins / total, history)
+    for batch, truth in tuner.get_iterator(dataset):
+        logits = tuner.module_(batch["x"].to(device)).double().cpu()
+        true = logits.gather(1, truth[:, None])[:, 0]
+        others = (logits.sum(1) - true) / (logits.shape[1] - 1)
+        margins += float(((true - others) * batch["weight"]).sum())
+        total += float(batch["weight"].sum())
+    return margins / total
+
+
+def _plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a JSON file can hold of skorch's history, epoch by epoch."""
+    numbers = [{k: v.item() if isinstance(v, np.generic) else v for k, v in e.items()} for e in history]
+    return [{k: v for k, v in e.items() if isinstance(v, (int, float, str))} for e in numbers]
