@@ -1315,7 +1315,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _solved(self, step: Callable[..., State], *arguments: Any) -> State:
         """Take a step that solves, and show that it goes on; every rank takes the result of rank 0."""
         (state,) = self._progress((step(*arguments) for _ in range(1)), "solving", 1, unit="solve")
-        ranks().take_first([state.parameters.W, state.parameters.delta])
+        shared, found = ranks(), state.parameters
+        if shared.size > 1:
+            shared.take_first([found.W, found.delta])
+            state = replace(state, parameters=state.model.parameters(found.W, found.delta))
         return state
 
     def _drift(self, state: State) -> float:

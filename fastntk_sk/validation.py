@@ -79,6 +79,11 @@ def check_together(estimator: BaseEstimator) -> None:
             'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen network, '
             'got "network". Choose trainable="norm" to displace weights.'
         )
+    if get("kernel") == "pseudo" and ladder and len(entries) == 1:
+        raise ValueError(
+            'Expected kernel="full" with a ladder alone, which has no tangents, got "pseudo". Leave kernel '
+            'out, or add a subset of the network: trainable=["ladder", "norm"].'
+        )
     if get("anchor") == "finetuned" and get("tangent_scale") == 0:
         raise ValueError(
             'Expected tangent_scale > 0 with anchor="finetuned", got 0: the subset would stay where SGD '

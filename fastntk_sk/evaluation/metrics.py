@@ -333,7 +333,7 @@ def algebraic_gap(unlearned: Any, refit: Any) -> float:
             "refit moves the anchor: compare with copy.deepcopy(unlearned).rebuild(X_retain)."
         )
     found, expected = (
-        np.concatenate([model.directions_.ravel(), model.displacement_]).astype(np.float64)
+        np.concatenate([model.readout_.ravel(), model.displacement_]).astype(np.float64)
         for model in (unlearned, refit)
     )
     return _relative(found - expected, expected)

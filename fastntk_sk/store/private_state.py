@@ -38,11 +38,22 @@ _SEGMENT = {
 }
 
 
+class Environment(Struct):
+    """Where the rows were learned."""
+
+    versions: dict[str, str]
+    machine: str
+    cpu: str
+    device: str
+    precision: str
+    threads: Annotated[int, Meta(ge=1, le=1024)]
+
+
 class Records(Struct):
     """Measurements of a state, and the name of its chain; JSON has null for what is not finite."""
 
     class_rows: list[Count]
-    environment: dict[str, Any]
+    environment: Environment
     chain: Annotated[str, Meta(max_length=64)]
     removed: float
     residual: float | None
@@ -86,7 +97,7 @@ def pack(private: Private) -> dict[str, bytes]:
         }
     records = Records(
         state.class_rows.tolist(),
-        state.environment,
+        Environment(**state.environment),
         private.chain,
         state.removed,
         state.residual,
@@ -182,7 +193,7 @@ def restore(
         Statistics.from_tensors(tensors, empty.constant, empty.n_tangents),
         class_rows=np.array(counted, dtype=np.int64),
         parameters=model.parameters(W, delta),
-        environment=records.environment,
+        environment=msgspec.structs.asdict(records.environment),
         probes=probes,
         removed=records.removed,
         residual=math.nan if records.residual is None else records.residual,

@@ -273,9 +273,9 @@ def test_parts_that_learned_apart_are_one_fit():
 
 def test_searches_and_shadows_take_it():
     params = {"trainable": "ladder", "n_components": 20, "random_state": 0}
-    search = FastNTKClassifierCV(FastNTKClassifier(plain(), **params), alphas=(0.1, 1.0), cv=2).fit(X, y)
+    search = FastNTKClassifierCV(plain(), alphas=("auto", 0.1), cv=2, **params).fit(X, y)
     refit = FastNTKClassifier(plain(), **params).set_params(**search.best_params_).fit(X, y)
-    np.testing.assert_allclose(search.best_estimator_.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(search.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
     margins = shadow_margins(refit, X, y, n_models=3)
     assert np.isfinite(margins.unlearned).sum() == 3 * 10  # of the quarter that each has forgotten
 
@@ -360,14 +360,10 @@ def test_the_grid_is_that_of_the_pictures_not_of_the_network_as_it_was_made():
 
 
 @pytest.mark.parametrize(
-    ("params", "error", "words"),
-    [
-        ({"anchor": "finetuned"}, SubsetError, "pretrained"),
-        ({"predict_with": "network"}, ValueError, "linear"),
-    ],
+    "params", [{"anchor": "finetuned"}, {"predict_with": "network"}, {"kernel": "pseudo"}]
 )
-def test_where_there_can_be_no_ladder(params, error, words):
-    with pytest.raises(error, match=words):
+def test_where_there_can_be_no_ladder(params):
+    with pytest.raises(ValueError, match="ladder"):
         FastNTKClassifier(plain(), trainable="ladder", **params).fit(X, y)
 
 

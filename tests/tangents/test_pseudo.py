@@ -166,7 +166,7 @@ def test_what_needs_one_network(blobs, name, value):
 
 def test_bad_parameters(blobs):
     X, y = blobs
-    with pytest.raises(ValueError, match="Expected kernel to be one of"):
+    with pytest.raises(ValueError, match="'kernel' parameter"):
         make(kernel="ntk").fit(X, y)
     with pytest.raises(ValueError, match="n_directions == 0, must be >= 1"):
         make(n_directions=0).fit(X, y)
@@ -197,7 +197,8 @@ class TestBfloat16:
                 return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
 
         settings = {"trainable": "prompt", "n_prompts": 3, "image_size": 32, "batch_size": 8}
-        return FastNTKClassifier(factory, precision="bfloat16", random_state=0, **(settings | changes))
+        settings |= {"precision": "bfloat16", "backbone_has_seen": False, "random_state": 0}
+        return FastNTKClassifier(factory, **(settings | changes))
 
     @pytest.mark.parametrize("kernel", ["full", "pseudo"])
     @pytest.mark.parametrize("trainable", ["prompt", "norm", "bias"])
