@@ -158,6 +158,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         pass for each class and row. "pseudo" takes the tangents of `n_directions` random directions of
         the features, and each class reads them by itself: the cost of a pass does not grow with the
         number of classes. It is as exact and about as accurate; it cannot be written back as weights.
+        A ladder and the head have no tangents, and there `kernel` has no effect.
 
     n_directions : int, default=3
         r, of the pseudo kernel: backward passes for each row. More cost more and gain little.
@@ -588,7 +589,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             n_left=ledger.owned_rows(check_ids(sample_ids, len(rows))),
         )
         self._warn_of_empty_classes(before.state, after.state)
-        return self._replace(before, after.with_receipt(receipt), adapter)
+        return self._replace(before, after.with_receipt(ranks().agree(receipt)), adapter)
 
     def can_unlearn(
         self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
@@ -1197,6 +1198,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         names = check_classes(y, classes)
         settings = self._settings(X.shape[1] if vectors else None, len(names))
         model = linearize(self.backbone, X, replace(settings, **chosen))
+        if model.ladder is not None and settings.predict_with == "network":
+            raise ValueError(
+                'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen network, '
+                'got "network". Choose trainable="norm" to displace weights.'
+            )
         rows = Rows(X, model.backbone.spec, self.num_workers)
         found = {name: getattr(columns, name) for name in _COLUMNS if hasattr(columns, name)}
         return Training(rows, encode_labels(y, names), weights, ids, names, model, found)

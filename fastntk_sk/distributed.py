@@ -5,6 +5,7 @@ Only tensors travel: what is not a number goes as bytes, and nothing is unpickle
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -46,6 +47,10 @@ class Ranks:
         """Return the bytes of rank 0."""
         return self.gather(data)[0]
 
+    def agree(self, document: Any) -> Any:
+        """Return a JSON document as rank 0 has it."""
+        return document
+
     def largest(self, number: float) -> float:
         """Return the largest of the ranks' numbers."""
         return max(float(found) for found in self.gather(repr(number).encode()))
@@ -76,6 +81,9 @@ class _Group(Ranks):
             parts = [torch.empty_like(padded, device=self.device) for _ in range(self.size)]
             dist.all_gather(parts, padded.to(self.device), self.group)
         return [part.cpu().numpy().tobytes()[: int(n)] for part, n in zip(parts, lengths, strict=True)]
+
+    def agree(self, document: Any) -> Any:
+        return json.loads(self.first(json.dumps(document).encode()))
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         self._each(tensors, lambda tensor: dist.all_reduce(tensor, group=self.group))

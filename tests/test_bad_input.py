@@ -16,7 +16,6 @@ from fastntk_sk.exceptions import (
     HeavyRowError,
     InsufficientMemoryError,
     JacobianError,
-    StateFormatError,
     SubsetError,
     UnknownSampleError,
     WeightsUnavailableError,
@@ -276,10 +275,3 @@ def test_features_that_are_not_finite(digits):
     net[1].bias.data.fill_(float("inf"))
     with pytest.raises(JacobianError, match="NaN or infinite"):
         FastNTKClassifier(net, trainable="head").fit(*digits)
-
-
-def test_what_json_cannot_hold_is_an_error_before_anything_is_written(blobs, tmp_path):
-    clf = FastNTKClassifier(trainable=np.array(["norm"]), random_state=0).fit(*blobs)
-    with pytest.raises(StateFormatError, match="plain values"):
-        clf.save(tmp_path / "model")
-    assert not (tmp_path / "model").exists()

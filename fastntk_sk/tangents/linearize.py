@@ -191,7 +191,7 @@ def _ladder(
     try:
         ladder = Ladder(net, sides, probe)
     except SubsetError:
-        if settings.trainable != "auto":
+        if settings.trainable != ("auto",):
             raise
         return None
     if saved is not None:

@@ -284,7 +284,6 @@ class LinearizedModel:
         held: list[tuple[Tensor, Tensor]] = []
         energies = [np.zeros(0)]
         start = stop = 0
-        energies = []
 
         def flush() -> None:
             nonlocal start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +51,7 @@ def tune(
     )
     ranks.take_first([tuned.z, tuned.W])
     rest = {"logit_scale": tuned.logit_scale, "history": tuned.history}
-    tuned = replace(tuned, **json.loads(ranks.first(json.dumps(rest).encode())))
+    tuned = replace(tuned, **ranks.agree(rest))
     if rescale:
         settings = replace(settings, target_scale=max(1.0, tuned.logit_scale))
     V = tuned.W[:, :-1].to(model.directions)

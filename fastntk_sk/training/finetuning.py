@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from ..tangents.projection import Projection
 from ..tangents.subsets import Subset
 from ..tangents.taps import shared_copy
 from ..tangents.threads import kept_heap
+
+if TYPE_CHECKING:
+    from .tuner import Tuner
 
 _BATCH = 50
 _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little
@@ -209,7 +212,7 @@ def finetune(
 
 
 @torch.no_grad()
-def _logit_scale(tuner: _Tuner, dataset: _Dataset, device: str) -> float:
+def _logit_scale(tuner: Tuner, dataset: _Dataset, device: str) -> float:
     margins, total = 0.0, 0.0
     for batch, truth in tuner.get_iterator(dataset):
         logits = tuner.module_(batch["x"].to(device)).double().cpu()

@@ -13,7 +13,7 @@ from fastntk_sk.backbones.packaged_weights import find_weights, load_efficientne
 from fastntk_sk.exceptions import BackboneNotFoundError, WeightsUnavailableError
 from fastntk_sk.sums.memory import choose_components
 from fastntk_sk.tangents.ladder import Ladder
-from fastntk_sk.tangents.linearize import draw_readout
+from fastntk_sk.tangents.linearize import draw_directions
 from fastntk_sk.tangents.rungs import SIDES
 from fastntk_sk.tangents.subsets import select
 
@@ -74,7 +74,7 @@ def test_energy_units_are_powers_of_two_and_see_no_data(digits):
     assert (one.scale_h, one.scale_J) == (two.scale_h, two.scale_J)
     for scale in (one.scale_h, one.scale_J):
         assert np.log2(scale) == int(np.log2(scale))
-    assert torch.equal(one.readout, two.readout)
+    assert torch.equal(one.directions, two.directions)
     synthetic = one.backbone.synthetic(32, 0, None, torch.float32)
     h, J = one.tangents(synthetic)
     for energy in (h.square().sum(1).mean(), J.square().sum(2).mean()):
@@ -82,8 +82,8 @@ def test_energy_units_are_powers_of_two_and_see_no_data(digits):
 
 
 def test_the_readout_of_a_class_does_not_depend_on_the_others():
-    assert torch.equal(draw_readout(7, 3, 5), draw_readout(7, 10, 5)[:3])
-    assert not torch.equal(draw_readout(7, 3, 5), draw_readout(8, 3, 5))
+    assert torch.equal(draw_directions(7, 3, 5), draw_directions(7, 10, 5)[:3])
+    assert not torch.equal(draw_directions(7, 3, 5), draw_directions(8, 3, 5))
 
 
 @pytest.mark.parametrize(

@@ -359,9 +359,7 @@ def test_the_grid_is_that_of_the_pictures_not_of_the_network_as_it_was_made():
     assert {(rung.n_leading, rung.grid) for rung in rungs} == {(1, (16, 16))}
 
 
-@pytest.mark.parametrize(
-    "params", [{"anchor": "finetuned"}, {"predict_with": "network"}, {"kernel": "pseudo"}]
-)
+@pytest.mark.parametrize("params", [{"anchor": "finetuned"}, {"predict_with": "network"}])
 def test_where_there_can_be_no_ladder(params):
     with pytest.raises(ValueError, match="ladder"):
         FastNTKClassifier(plain(), trainable="ladder", **params).fit(X, y)

@@ -168,7 +168,7 @@ def test_bad_parameters(blobs):
     X, y = blobs
     with pytest.raises(ValueError, match="'kernel' parameter"):
         make(kernel="ntk").fit(X, y)
-    with pytest.raises(ValueError, match="n_directions == 0, must be >= 1"):
+    with pytest.raises(ValueError, match="'n_directions' parameter"):
         make(n_directions=0).fit(X, y)
     clf = make().fit(X, y)
     with pytest.raises(ValueError, match='Expected an estimator with kernel="full"'):

@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from skorch.dataset import ValidSplit
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier, fitting, unlearn
+from fastntk_sk import FastNTKClassifier, unlearn
 from fastntk_sk.exceptions import (
     FineTuningError,
     InexactDeletionError,
@@ -22,7 +22,7 @@ from fastntk_sk.exceptions import (
     UnsavedParameterWarning,
 )
 from fastntk_sk.state import State
-from fastntk_sk.store.ledger import Ledger
+from fastntk_sk.training import anchor
 from fastntk_sk.training.finetuning import SquaredLoss
 
 
@@ -81,10 +81,9 @@ def test_the_solve_is_the_offset_problem_of_the_whole_displacement(blobs):
 def test_unlearning_is_the_solve_on_the_rest_at_the_same_anchor(blobs, monkeypatch):
     X, y = blobs
     clf = tuned().fit(X, y)
-    rest = State.empty(clf._state.model, Ledger(), "").learn(
-        clf._rows(X[15:]), y[15:], np.ones(45), None, lambda rows, *_: rows
-    )
-    monkeypatch.setattr(fitting, "finetune", lambda *args, **kwargs: pytest.fail("SGD"))
+    state = State.empty(clf._state.model)
+    rest = state.learn(state.sum_rows(clf._rows(X[15:]), y[15:], np.ones(45)))
+    monkeypatch.setattr(anchor, "finetune", lambda *args, **kwargs: pytest.fail("SGD"))
     clf.unlearn(X[:10]).unlearn(X[10:15])
     np.testing.assert_allclose(clf.readout_, rest.parameters.W, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(
@@ -279,7 +278,7 @@ def test_files_that_may_travel_hold_nothing_of_sgd(blobs, tmp_path):
     np.testing.assert_array_equal(tensors["displacement"], clf.displacement_)
     loaded = FastNTKClassifier.load(tmp_path)
     np.testing.assert_array_equal(loaded.unlearn(X[5:9]).readout_, clf.unlearn(X[5:9]).readout_)
-    np.testing.assert_array_equal(loaded._state.sgd.W, clf._state.sgd.W)
+    np.testing.assert_array_equal(loaded._state.tuning.W, clf._state.tuning.W)
     with pytest.raises(InexactDeletionError, match="anchor has seen"):
         unlearn(clf, X[9:12], strict=True)
     assert clf.n_samples_learned_ == 51
