@@ -1200,8 +1200,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         model = linearize(self.backbone, X, replace(settings, **chosen))
         if model.ladder is not None and settings.predict_with == "network":
             raise ValueError(
-                'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen network, '
-                'got "network". Choose trainable="norm" to displace weights.'
+                'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen '
+                'network, got "network". Choose trainable="norm" to displace weights.'
             )
         rows = Rows(X, model.backbone.spec, self.num_workers)
         found = {name: getattr(columns, name) for name in _COLUMNS if hasattr(columns, name)}
@@ -1374,7 +1374,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 "(linearity_), for which alone deletion is exact. Predict with the latter "
                 "(predict_with='linear'), or train for fewer epochs.",
                 LinearityWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return replace(private, state=replace(state, tuning=replace(state.tuning, linearity=gap)))
 

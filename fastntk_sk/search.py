@@ -266,7 +266,7 @@ def _warn_of_edges(chosen: dict[str, Any], alphas: list[Any], scales: list[Any])
                 f"The best {name}={best:g} is at an edge of the grid {numbers}: a better one may lie "
                 f"beyond. Widen {name}s.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
 
 
@@ -282,7 +282,7 @@ def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str,
         warnings.warn(
             f"The scores of {np.isnan(means).sum()} candidates are not finite; they rank last.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     ranks = rankdata(np.where(np.isnan(means), np.inf, -means), method="min").astype(np.int32)
     best = int(ranks.argmin())

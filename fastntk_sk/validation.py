@@ -131,7 +131,7 @@ def check_training_rows(
             'alpha="auto" expects sample weights with a mean near one, and these have a mean of '
             f"{mean:.2g}: the ridge will be far too large. Scale the weights, or choose alpha.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if len(keep) < len(y):
         in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)

@@ -85,7 +85,7 @@ for name, scores, took in (
 ):
     print(f"{name:<16}" + "".join(f"{100 * s:7.1f}%" for s in scores) + f"{took:>9}")
 print(f"largest parameter difference to the refit: {difference:.1e}")
-print(f"this deletion is {clf.receipts_[-1]['exactness']}")
+print(f"how exact the receipt says it is: {clf.receipts_[-1]['exactness']}")
 
 # %%
 # What the mislabelled pictures were taken for, before and after.

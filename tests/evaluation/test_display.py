@@ -158,7 +158,7 @@ def test_the_page_escapes_and_needs_no_connection(blobs, monkeypatch):
     for cell in ("&lt;b&gt;", f"{clf.score(X, names):.1%}", "48", "1.25e-15", "0.5"):
         assert f"<td>{cell}</td>" in page
     assert page.count("<td>exact for the model itself</td>") == 2
-    assert "<td>approximate; a &lt;scaler&gt; has seen the rows</td>" in page
+    assert "<td>approximate: a &lt;scaler&gt; has seen the rows</td>" in page
     assert page.count("<img") == page.count("src='data:image/png;base64,") == 1  # vectors are not drawn
     assert report_page(clf, X=pd.DataFrame(X), y=names, before=clf).count("<img") == 1
 

@@ -301,7 +301,7 @@ def test_failures_leave_the_estimator_as_it_was(blobs):
         clf.set_params(learning_rate=1e200).fit(X, y)
     with pytest.raises(KeyboardInterrupt):
         clf.set_params(learning_rate=1e-3, finetune_params={"criterion": _Interrupted}).fit(X, y)
-    with pytest.raises(TypeError, match="dict of arguments"):
+    with pytest.raises(TypeError, match="'finetune_params' parameter"):
         clf.set_params(finetune_params=[]).fit(X, y)
     with pytest.raises(ValueError, match="max_epochs"):
         clf.set_params(finetune_params=None, max_epochs=0).fit(X, y)
