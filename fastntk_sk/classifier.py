@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
-from torch import nn
+from torch import Tensor, nn
 
 from .backbones.inputs import Rows, content
 from .backbones.loading import is_public, pair, takes_vectors
@@ -567,7 +567,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         started, before = time.perf_counter(), self._held
         rows, removals = self._match(X, y, sample_ids, copies)
         ledger = before.ledger.removed(removals)
-        drift = self._drift(before.state)
+        drift = self._drift(before.state, before.state.probe())
         sums = self._sum(before, rows, removals, "forgetting")
         after = replace(before, state=self._solved(before.state.subtract, sums), ledger=ledger)
         adapter = after.published(self.classes_)
@@ -665,7 +665,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
         sums = self._sum(before, rows, removals, "rebuilding")
-        state = self._at_all_places(self._solved(before.state.rebuild, sums))
+        state = self._solved(before.state.rebuild, sums)
+        state = self._at_all_places(state, state.probes[0])
         return self._replace(before, replace(before, state=state))
 
     def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> Self:
@@ -1275,8 +1276,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             seen = [content(rows[i]) for i in {0, len(rows) // 2, len(rows) - 1}]
             asked = [labels.tobytes(), weights.tobytes(), repr(ids and [*map(str, ids)]).encode()]
             shared.check_same(b"".join([*asked, *seen, repr(state.signature()).encode()]))
-        if state.n_rows:
-            self._drift(state)
+        probe = state.probes[0] if not state.n_rows else state.probe()
+        self._drift(state, probe)
         part, digests = shared.share(len(labels)), list[bytes]()
 
         def noted() -> Iterator[np.ndarray]:
@@ -1290,7 +1291,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         width = len(everyone) // len(labels)
         digests = [everyone[i : i + width] for i in range(0, len(everyone), width)]
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids)
-        return replace(private, state=self._at_all_places(state), ledger=ledger)
+        return replace(private, state=self._at_all_places(state, probe), ledger=ledger)
 
     def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
         """Find the learned copies that a request names."""
@@ -1327,9 +1328,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             state = replace(state, parameters=state.model.parameters(found.W, found.delta))
         return state
 
-    def _drift(self, state: State) -> float:
-        """Measure how far the backbone is here from what was learned, and warn."""
-        drift = ranks().largest(state.drift(state.probe()))
+    def _drift(self, state: State, probe: Tensor) -> float:
+        """Measure how far what the backbone gives here is from what was learned, and warn."""
+        drift = ranks().largest(state.drift(probe))
         if drift:
             warnings.warn(
                 f"What the backbone gives differs by {drift:.1e} (relative) from what was learned: sums "
@@ -1356,12 +1357,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
 
     @staticmethod
-    def _at_all_places(state: State) -> State:
+    def _at_all_places(state: State, probe: Tensor) -> State:
         """Return a state that knows what the backbone gives in every rank."""
-        probe = state.probe().numpy()
-        places = ranks().gather(probe.tobytes())
+        places = ranks().gather(probe.numpy().tobytes())
         found = [torch.frombuffer(bytearray(place), dtype=torch.float64) for place in places]
-        return replace(state, probes=distinct([*state.probes, *(p.view(probe.shape) for p in found)]))
+        return replace(state, probes=distinct([*state.probes, *found]))
 
     def _with_linearity(self, private: Private, rows: Rows) -> Private:
         """Measure how far the network is from the linearised model, and warn where it is far."""
