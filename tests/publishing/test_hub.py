@@ -243,13 +243,13 @@ def test_interrupted_transfers_can_be_repeated(server, clf, blobs, tmp_path):
     before = clf.decision_function(X)
     np.testing.assert_array_equal(pull(tmp_path).decision_function(X), before)
     clf.unlearn(X[:5])
-    for break_off in (server.cut, server.fail):
-        for where in UPLOADS:
-            break_off(match=where, times=100)
-            with pytest.warns(PrivacyWarning), pytest.raises(HubError, match="call again"):
-                clf.push_to_hub(REPO, token=TOKEN)
-            server.faults.clear()
-            np.testing.assert_array_equal(pull(tmp_path).decision_function(X), before)
+    # the large file is there after the first commit that fails
+    for break_off, where in [*((server.cut, where) for where in UPLOADS), (server.fail, UPLOADS[-1])]:
+        break_off(match=where, times=100)
+        with pytest.warns(PrivacyWarning), pytest.raises(HubError, match="call again"):
+            clf.push_to_hub(REPO, token=TOKEN)
+        server.faults.clear()
+        np.testing.assert_array_equal(pull(tmp_path).decision_function(X), before)
     with pytest.warns(PrivacyWarning):
         clf.push_to_hub(REPO, token=TOKEN)
     server.cut(match=r"GET .*resolve.*safetensors", times=100)
