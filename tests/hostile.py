@@ -34,15 +34,6 @@ def tiny():
     return net
 
 
-def pooling():
-    """Return a network of pictures of any size."""
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with torch.no_grad():
-        net[0].weight.copy_(torch.linspace(-1, 1, 108).view(4, 3, 3, 3))
-        net[0].bias.zero_()
-    return net
-
-
 ADAPTER, STATE = ("pretrained", "adapter"), ("pretrained", "state")
 EACH = [ADAPTER, STATE, ("finetuned", "adapter"), ("finetuned", "state")]
 
@@ -191,15 +182,6 @@ class Forge:
         change(parts)
         parts.write(self.folder)
         return outcome(self.folder)
-
-    def spent(self, case, change):
-        """Return how many bytes the loader took, how many there are in the files, and the error."""
-        found = []
-        parts = self.saved[case][0].copy()
-        change(parts)
-        parts.write(self.folder)
-        n_read = sum(file.stat().st_size for file in self.folder.iterdir())
-        return peak(lambda: found.append(outcome(self.folder))), n_read, found[0]
 
 
 def put(path, value):

@@ -3,14 +3,12 @@
 import json
 import re
 import stat
-from html import escape
 
 import numpy as np
 import pytest
 import timm
 import torch
 from hostile import Parts
-from safetensors import safe_open
 from sklearn.base import clone
 
 from fastntk_sk import FastNTKClassifier
@@ -42,8 +40,7 @@ def pictures(digits):
     return digits[0][:24], digits[1][:24] % 3
 
 
-@pytest.mark.parametrize("anchor", ["pretrained", "finetuned"])
-@pytest.mark.parametrize("network", ["auto", "network"])
+@pytest.mark.parametrize(("anchor", "network"), [("pretrained", "auto"), ("finetuned", "network")])
 def test_round_trip(blobs, tmp_path, anchor, network):
     X, y = blobs
     names = np.array(["a", "b", "c"])[y]
@@ -67,8 +64,7 @@ def test_round_trip(blobs, tmp_path, anchor, network):
 
 
 @pytest.mark.parametrize(
-    ("trainable", "anchor"),
-    [("norm", "finetuned"), ("prompt", "finetuned"), ("prompt-deep", "pretrained")],
+    ("trainable", "anchor"), [("prompt", "finetuned"), ("prompt-deep", "pretrained")]
 )
 def test_networks_of_images(pictures, tmp_path, trainable, anchor):
     X, y = pictures
@@ -86,6 +82,9 @@ def test_networks_of_images(pictures, tmp_path, trainable, anchor):
 
 
 def test_it_cannot_learn_or_forget(blobs, tmp_path):
+    for error in (NoPrivateStateError, PublicationError, StateFormatError):
+        assert issubclass(error, FastNTKError)
+        assert issubclass(error, ValueError)
     X, y = blobs
     clf = make().fit(X, y)
     clf.save_pretrained(tmp_path / "adapter")
@@ -141,28 +140,24 @@ def test_the_configuration(blobs, tmp_path):
     clf = make(alpha=0.5).fit(X, y).unlearn(X[:2]).unlearn(X[2:3])
     clf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["format"] == 1
     assert config["params"] | {"num_workers": 0} == clf.get_params()
     assert config["exactness"] == {"exact": True, "reasons": []}
     assert config["receipts"] == [clf.receipts_[-1]["checksum"]]
     assert config["tensors_checksum"] == clf.receipts_[-1]["adapter"]
-    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["config"]) == config
     # the file alone is a whole adapter
     (tmp_path / "config.json").unlink()
     pulled = FastNTKClassifier.from_pretrained(tmp_path)
     np.testing.assert_array_equal(pulled.predict(X), clf.predict(X))
-
-
-def test_a_newer_format_asks_for_an_upgrade(blobs, tmp_path):
-    make().fit(*blobs).save_pretrained(tmp_path / "adapter")
-    parts = Parts.of(tmp_path / "adapter")
+    parts = Parts.of(tmp_path)
+    assert parts.config.items() <= config.items()
     parts.config |= {"format": 2, "version": "9.0"}
-    with pytest.raises(StateFormatError, match=r"9\.0\. Upgrade"):
+    with pytest.raises(StateFormatError, match="Upgrade"):
         FastNTKClassifier.from_pretrained(parts.write(tmp_path / "later"))
 
 
 def test_an_anchor_that_has_seen_rows_is_not_published(blobs, tmp_path):
+    with pytest.raises(ValueError, match="tangent_scale > 0"):  # the subset would be what SGD left
+        make(anchor="finetuned", tangent_scale=0).fit(*blobs)
     clf = make(anchor="finetuned", predict_with="linear", max_epochs=1).fit(*blobs)
     with pytest.raises(PublicationError, match="they are private"):
         clf.save_pretrained(tmp_path)
@@ -174,75 +169,29 @@ def test_an_anchor_that_has_seen_rows_is_not_published(blobs, tmp_path):
     np.testing.assert_array_equal(again.decision_function(blobs[0]), clf.decision_function(blobs[0]))
 
 
-def test_the_card(pictures, tmp_path):
+def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
     X, y = pictures
-    clf = make(backbone="test_resnet", pretrained=False, image_size=32, batch_size=8).fit(X, y)
-    clf.unlearn(X[:3])
-    clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5})
+    params = {"trainable": ["ladder", "norm"], "n_components": 50, "image_size": 32, "batch_size": 8}
+    clf = make(backbone="test_resnet", pretrained=False, **params).fit(X, y).unlearn(X[:3])
+    clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5}, license="mit")
     card = (tmp_path / "README.md").read_text()
-    for expected in (
-        "library_name: fastntk_sk",
-        "- arxiv:2312.14923",
-        "https://arxiv.org/abs/2312.14923",
-        "https://arxiv.org/abs/2405.20272",
-        "3 rows were forgotten",
-        "exact for the linearised model",
-        "FastNTKClassifier.from_pretrained(",
-        "| accuracy | 0.5 |",
-        "pipeline_tag: image-classification",
-    ):
+    for expected in ("library_name: fastntk_sk", "license: mit", "3 rows", "| accuracy | 0.5 |"):
         assert expected in card
     assert not re.search(r"\{[a-z_]+\}", card), card
-    assert "license:" not in card
-    clf.save_pretrained(tmp_path / "plain", license="mit")
-    assert "license: mit" in (tmp_path / "plain" / "README.md").read_text()
+    for text in (card, state_table(clf)):
+        assert "50 features" in text
+        assert "2,080 parameters" in text
+    clf.save_pretrained(tmp_path / "plain")
+    assert "license:" not in (tmp_path / "plain" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("trainable", "kernel", "words"),
-    [
-        ("ladder", "full", {"ladder": "320 features of 8 rungs in both sets of taps", "tangents": None}),
-        ("ladder-gap", "full", {"ladder": "320 features of 4 rungs in the taps 'ladder-gap'"}),
-        (
-            ["ladder", "norm"],
-            "full",
-            {"ladder": "50 features", "tangents": "norm: 2,080 parameters in 50"},
-        ),
-        ("norm", "pseudo", {"ladder": None, "tangents": "in 50 components for each of 3 directions"}),
-        ("*.bias", "full", {"tangents": "*.bias: "}),
-        ("head", "full", {"ladder": None, "tangents": None, "readout": "291 parameters"}),
-    ],
-    ids=str,
-)
-def test_what_was_learned_is_said(pictures, tmp_path, trainable, kernel, words):
-    X, y = pictures
-    params = {"trainable": trainable, "kernel": kernel, "alpha": 0.125}
-    n_components = 320 if isinstance(trainable, str) and "ladder" in trainable else 50
-    clf = make(
-        backbone="test_resnet", pretrained=False, image_size=32, n_components=n_components, **params
-    )
-    clf.fit(X, y).unlearn(X[:3]).save_pretrained(tmp_path)
-    page, card = state_table(clf), (tmp_path / "README.md").read_text()
-    for row, text in words.items():
-        assert (f">{row}<" in page) == (f"| {row} |" in card) == (text is not None)
-        assert escape(text or "") in page
-        assert (text or "").replace("*", r"\*") in card
-    assert not re.search(r"\b0 (parameters|components|features)", card + page)
-    assert "<td>0.125</td>" in page
-    assert ("the model itself" in card) == (
-        "arXiv:2312.08888" in card and trainable != ["ladder", "norm"]
-    )
-    assert ("arXiv:2312.08888" in card) == ("ladder" in str(trainable))
-
-
-def test_an_alpha_that_the_sums_chose_is_not_published(pictures, tmp_path):
-    X, y = pictures
-    params = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "trainable": "ladder"}
-    clf = make(alpha="auto", **params).fit(X, y)
+def test_an_alpha_that_the_sums_chose_is_not_published(blobs, tmp_path):
+    clf = make(alpha="auto", trainable="ladder").fit(*blobs)
     clf.save_pretrained(tmp_path)
-    assert "chosen by the sums of the learned rows" in (tmp_path / "README.md").read_text()
-    assert f"<td>{clf.alpha_:.4g}, chosen by the sums</td>" in state_table(clf)
-    assert ">alpha<" not in state_table(FastNTKClassifier.from_pretrained(tmp_path))
+    assert f"{clf.alpha_:.4g}, chosen by the sums" in state_table(clf)
+    pulled = FastNTKClassifier.from_pretrained(tmp_path)
+    assert not hasattr(pulled, "alpha_")
+    assert ">alpha<" not in state_table(pulled)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
@@ -274,12 +223,6 @@ def test_what_timm_cannot_build(pictures, blobs, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_every_error_has_one_base():
-    for error in (NoPrivateStateError, PublicationError, StateFormatError):
-        assert issubclass(error, FastNTKError)
-        assert issubclass(error, ValueError)
-
-
 def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     X, y = pictures
     params = {"image_size": 32, "batch_size": 8}
@@ -295,17 +238,14 @@ def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     with pytest.raises(StateMismatchError, match=r"test_resnet\), which is not stored"):
         FastNTKClassifier.from_pretrained(tmp_path / "adapter")
     pulled = FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=clf.backbone)
-    np.testing.assert_array_equal(pulled.predict(X), clf.predict(X))
+    np.testing.assert_array_equal(pulled.decision_function(X), clf.decision_function(X))
     # the private state stays on this machine, and knows the folder
     clf.save(tmp_path / "state")
-    assert FastNTKClassifier.load(tmp_path / "state").get_params() == clf.get_params()
+    again = FastNTKClassifier.load(tmp_path / "state")
+    assert again.get_params() == clf.get_params()
+    np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
     with pytest.raises(ValueError, match="which holds an adapter"):
         base.export_timm(tmp_path / "adapter")
-
-
-def test_a_subset_that_sgd_left_is_not_published(blobs):
-    with pytest.raises(ValueError, match="Expected tangent_scale > 0"):
-        make(anchor="finetuned", tangent_scale=0).fit(*blobs)
 
 
 def test_a_folder_is_a_folder(blobs, tmp_path):

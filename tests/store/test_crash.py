@@ -5,13 +5,11 @@ import copy
 import json
 import multiprocessing
 import os
-import random
 import re
 import select
 import shutil
 import signal
 import stat
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -63,8 +61,8 @@ def write(way, clf, folder):
         clf.save(folder, key=KEY if way == "encrypted" else None)
 
 
-def run(action, limit=None):
-    """Run an action in a forked child; kill it after some seconds. Return whether it was killed."""
+def run(action):
+    """Run an action in a forked child. Return whether it was killed."""
     alive, signals = os.pipe()
     with warnings.catch_warnings():
         # Python 3.12 warns of torch's threads, which the child does without
@@ -82,11 +80,11 @@ def run(action, limit=None):
             os._exit(1)
     os.close(signals)
     os.read(alive, 1)
-    ended, _, _ = select.select([alive], [], [], 60 if limit is None else limit)
+    ended, _, _ = select.select([alive], [], [], 60)
     os.kill(child, signal.SIGKILL)
     os.close(alive)
     _, status = os.waitpid(child, 0)
-    assert ended or limit is not None, "the child hangs"
+    assert ended, "the child hangs"
     assert status in (0, signal.SIGKILL), "the child failed"
     return bool(status)
 
@@ -193,13 +191,12 @@ class Trials:
         if self.before:
             shutil.copytree(self.start, self.folder)
 
-    def __call__(self, action, limit=None):
+    def __call__(self, action):
         """Kill one save, judge the folder, and save again."""
         self.reset()
-        killed = run(action, limit)
+        assert run(action)
         names = [file.name for file in self.folder.glob("*")]
         outcome = self.expected.index(look(self.folder, self.after))
-        assert killed or outcome == 1
         self.seen[outcome] += 1
         self.seen["partial"] += any(re.fullmatch(files.PARTIAL, name) for name in names)
         if self.after != "public":
@@ -207,7 +204,6 @@ class Trials:
         write(self.after, self.new, self.folder)
         assert is_one_state(self.folder, self.after)
         assert look(self.folder, self.after) == self.expected[1]
-        return killed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,23 +227,9 @@ def test_killed_at_each_step(pair, tmp_path, monkeypatch, kind):
                 write(trials.after, trials.new, trials.folder)
 
             if (name, moment) in TELLING:
-                assert trials(save)
+                trials(save)
     assert min(trials.seen[0], trials.seen[1]) >= 1
     assert trials.seen["partial"] >= n_files
-
-
-def test_killed_at_random_while_it_forgets_and_saves(pair, tmp_path):
-    trials = Trials("state", pair, tmp_path)
-
-    def work():
-        trials.old.unlearn(X[FORGOTTEN]).save(trials.folder)
-
-    trials.reset()
-    started = time.perf_counter()
-    assert not run(work)
-    whole, moments = time.perf_counter() - started, random.Random(0)
-    for _ in range(6):
-        trials(work, limit=moments.uniform(0, 1.1 * whole))
 
 
 def test_killed_while_it_holds_the_lock_of_progress_bars(pair, monkeypatch):

@@ -10,10 +10,8 @@ from pathlib import Path
 import hostile
 import numpy as np
 import pytest
-import timm
 import torch
-from hostile import ADAPTER, EACH, KEY, MIB, NAMED, STATE, Parts, X, fitted, outcome, peak, put, y
-from timm.models import save_for_hf
+from hostile import ADAPTER, KEY, MIB, NAMED, STATE, Parts, X, fitted, outcome, peak, put, y
 
 from fastntk_sk import FastNTKClassifier, verify_receipts
 from fastntk_sk.exceptions import (
@@ -78,7 +76,7 @@ def test_damaged_files(clf, kind, tmp_path):
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         # half of the bits are among the first bytes, where lengths, names and shapes are
-        early, anywhere = (draws.integers(8 * n, size=8) for n in (min(len(data), 2048), len(data)))
+        early, anywhere = (draws.integers(8 * n, size=4) for n in (min(len(data), 2048), len(data)))
         for bit in map(int, [*early, *anywhere]):
             changed = bytearray(data)
             changed[bit // 8] ^= 1 << bit % 8
@@ -108,19 +106,19 @@ def test_files_of_another_model(clf, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-@pytest.mark.parametrize("what", ["folder", "pipe", "outside", "endless", "dangling", "loop"])
 @pytest.mark.parametrize("kind", ["adapter", "state", "receipts"])
-def test_what_is_no_file(clf, kind, what, tmp_path):
+def test_what_is_no_file(clf, kind, tmp_path):
     folder = save(clf, kind, tmp_path / kind)
     path = sorted(folder.iterdir())[0]
     kept = shutil.move(path, tmp_path / "kept")
-    if what == "folder":
-        path.mkdir()
-    elif what == "pipe":
-        os.mkfifo(path)
-    else:
-        targets = {"outside": kept, "endless": "/dev/zero", "dangling": tmp_path / "no", "loop": path}
-        path.symlink_to(targets[what])
+    for target in (kept, "/dev/zero", tmp_path / "no", path):
+        path.symlink_to(target)
+        assert error_of(clf, kind, folder) is not None
+        path.unlink()
+    os.mkfifo(path)
+    assert error_of(clf, kind, folder) is not None
+    path.unlink()
+    path.mkdir()
     assert error_of(clf, kind, folder) is not None
 
 
@@ -140,22 +138,18 @@ def test_the_cache_of_the_hub(clf, tmp_path, monkeypatch):
     clf.save_pretrained(tmp_path / "repo")
     clf.save(tmp_path / "repo" / "private_state")
     snapshot = cached(tmp_path / "repo", tmp_path / "models--me--adapter")
-    for here, folder in (("/", snapshot), (snapshot.parent, Path("abc")), (snapshot, Path("."))):
-        monkeypatch.chdir(here)
+    monkeypatch.chdir(snapshot)
+    for folder in (snapshot, Path(".")):
         np.testing.assert_array_equal(outcome(folder), clf.decision_function(X))
         assert hostile.load(folder / "private_state").n_samples_learned_ == 10
-    monkeypatch.chdir("/")
-    link, blobs = snapshot / "adapter.safetensors", snapshot.parent.parent / "blobs"
+    link = snapshot / "adapter.safetensors"
     for target in ("../../../other/blobs/x", "../../blobs/deep/x", "../../x"):
         outside = snapshot / target
         outside.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(link, outside.resolve())
         link.unlink()
         link.symlink_to(target)
-        assert "link out of its folder" in str(outcome(snapshot))
-    shutil.move(blobs, tmp_path / "elsewhere")
-    blobs.symlink_to(tmp_path / "elsewhere")
-    assert "link out of its folder" in str(outcome(snapshot))
+        assert "link out of" in str(outcome(snapshot))
 
 
 # code
@@ -171,38 +165,34 @@ class Payload:
         return os.mkdir, (str(self.trace),)
 
 
-@pytest.mark.parametrize("kind", ["adapter", "state"])
+@pytest.mark.parametrize("kind", ["adapter", "state", "encrypted"])
 def test_a_pickle_is_not_opened(clf, tmp_path, kind):
+    """Nor one under names, checksums and a key that fit."""
     trace = tmp_path / "trace"
     torch.save(Payload(trace), tmp_path / "zip")
     folder = save(clf, kind, tmp_path / "saved")
     for bomb in (pickle.dumps(Payload(trace)), (tmp_path / "zip").read_bytes()):
-        contents = {path.name.partition("-")[0]: path.read_bytes() for path in folder.iterdir()}
         for path in sorted(folder.iterdir()):
             data = path.read_bytes()
             path.write_bytes(bomb)
             assert error_of(clf, kind, folder) is not None
             path.write_bytes(data)
-        if kind == "state":
-            del contents["manifest.json"]
-            for part in contents:
-                (tmp_path / "forged").mkdir(exist_ok=True)
-                hostile.write_state(tmp_path / "forged", contents | {part: bomb})
-                assert isinstance(outcome(tmp_path / "forged"), StateFormatError)
+    if kind != "adapter":
+        names = json.loads((folder / "manifest.json").read_text())["files"]
+        data = encrypt(bomb, KEY) if kind == "encrypted" else bomb
+        for part, name in names.items():
+            forged = f"{part}-{files.checksum(data)}.{name.partition('.')[2]}"
+            (folder / forged).write_bytes(data)
+            hostile.write_state(folder, {}, files=names | {part: forged})
+            assert isinstance(error_of(clf, kind, folder), StateFormatError)
     assert not trace.exists()
     pickle.loads(pickle.dumps(Payload(trace)))
     assert trace.exists()
 
 
-NAMES = ["os.system", "torch.nn.Linear", "builtins.eval", "https://evil/x", "file:///etc", "../x", "~/x"]
-NAMES += [
-    "hf-hub:../../x",
-    "hf-hub:x/..",
-    "hf-hub:a/b@../../c",
-    "hf-hub:/etc/passwd",
-    "git+https://evil",
-]
-NAMES += ["timm:os.system", "timm:hf-hub:a/b", "LOCAL-DIR:/etc", "resnet18; x", "", "mlp\n", "a" * 201]
+NAMES = ["os.system", "builtins.eval", "https://evil/x", "file:///etc", "../x", "~/x", "resnet18; x", ""]
+NAMES += ["hf-hub:../../x", "hf-hub:a/b@../../c", "hf-hub:/etc/passwd", "git+https://evil", "mlp\n"]
+NAMES += ["timm:os.system", "timm:hf-hub:a/b", "LOCAL-DIR:/etc", "a" * 201]
 
 
 @pytest.mark.parametrize("case", [ADAPTER, STATE])
@@ -217,7 +207,8 @@ def test_backbones_that_nobody_may_name(monkeypatch, saved, tmp_path, case):
 @pytest.mark.parametrize("key", ["trust_remote_code", "auto_map", "custom_code"])
 def test_code_that_a_file_asks_for(forge, key):
     for path in (f"config {key}", f"config backbone {key}"):
-        assert "code to be run" in str(forge(ADAPTER, put(path, False)))
+        assert isinstance(found := forge(ADAPTER, put(path, False)), StateFormatError)
+        assert "code" in str(found)
 
 
 def test_folders_as_backbone(saved, tmp_path):
@@ -228,32 +219,11 @@ def test_folders_as_backbone(saved, tmp_path):
             parts = saved[case][0].copy()
             parts.config["backbone"]["source"] = source
             found = outcome(parts.write(tmp_path / "x"), backbone=None)
-            if case == ADAPTER:
-                assert "whoever wrote the file" in str(found)
-            assert isinstance(found, (*NAMED, WeightsUnavailableError))
-
-
-def test_a_folder_of_ones_own(tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = timm.create_model("test_resnet")
-    save_for_hf(net, tmp_path / "net", safe_serialization=True)
-    source = f"local-dir:{tmp_path / 'net'}"
-    pictures = (np.random.default_rng(0).random((6, 8, 8)) * 255).astype(np.uint8)
-    clf = FastNTKClassifier(source, image_size=16, n_components=4, batch_size=2, random_state=0)
-    clf.fit(pictures, y[:6]).save(tmp_path / "state")
-    clf.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(StateMismatchError, match="not stored"):
-        FastNTKClassifier.from_pretrained(tmp_path / "adapter")
-    for again in (
-        FastNTKClassifier.load(tmp_path / "state"),
-        FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=source),
-    ):
-        np.testing.assert_array_equal(again.decision_function(pictures), clf.decision_function(pictures))
+            assert isinstance(found, NAMED if case == ADAPTER else (*NAMED, WeightsUnavailableError))
 
 
 def test_a_file_starts_no_processes(saved, tmp_path):
-    for case in EACH:
+    for case in (ADAPTER, STATE):
         parts = saved[case][0].copy()
         parts.config["params"]["num_workers"] = 10**6
         assert hostile.load(parts.write(tmp_path / "forged")).num_workers == 0
@@ -293,11 +263,6 @@ def test_odd_json(clf, saved, tmp_path, name):
         assert isinstance(outcome(folder), StateFormatError)
 
 
-@pytest.mark.parametrize("case", EACH)
-def test_untouched_parts_load(saved, forge, case):
-    np.testing.assert_array_equal(forge(case, lambda parts: None), saved[case][1])
-
-
 def test_unknown_keys_warn(saved, tmp_path):
     for case in (ADAPTER, STATE):
         parts = saved[case][0].copy()
@@ -312,11 +277,13 @@ def test_unknown_keys_warn(saved, tmp_path):
 
 
 def test_a_forged_checksum(saved, tmp_path):
+    for parts, scores in saved.values():
+        np.testing.assert_array_equal(outcome(parts.write(tmp_path / "x")), scores)
     parts = saved[ADAPTER][0].copy()
     config = parts.config | {"n_samples_learned": 11, "checksum": "0" * 32}
-    assert "was changed" in str(outcome(parts.write(tmp_path / "x", json.dumps(config))))
+    assert "changed" in str(outcome(parts.write(tmp_path / "x", json.dumps(config))))
     parts.tensors["readout"] = parts.tensors["readout"] + 1
-    assert "were changed" in str(outcome(parts.write(tmp_path / "x")))
+    assert "changed" in str(outcome(parts.write(tmp_path / "x")))
 
 
 def test_gigantic_files_are_not_read(clf, tmp_path):
@@ -362,57 +329,34 @@ CHANGES = {
     "a row more": lambda t: torch.cat([t, t[:1]]) if t.ndim else t[None],
     "no dimension": lambda t: torch.zeros((), dtype=t.dtype) if t.ndim else t[None],
     "no rows": lambda t: torch.zeros(0, *t.shape[1:], dtype=t.dtype),
-    "no columns": lambda t: torch.zeros(10**6, 0, dtype=t.dtype),
     "60 dimensions": lambda t: t.reshape(*[1] * 60, *t.shape),
     "another precision": lambda t: t.float() if t.dtype != torch.float32 else t.double(),
     "complex": lambda t: torch.zeros(t.shape, dtype=torch.complex64),
-    "8 bits": lambda t: torch.zeros(t.shape, dtype=torch.float8_e4m3fn),
     "nan": lambda t: torch.full(t.shape, torch.nan, dtype=torch.float64),
     "missing": lambda t: None,
 }
 
 
-@pytest.mark.parametrize("case", EACH)
+@pytest.mark.parametrize("case", [STATE, ("finetuned", "adapter"), ("finetuned", "state")])
 def test_tensors_that_do_not_fit(saved, forge, case):
+    strangers = {"x", "network.x", "anchor.x", "A", "probe", "1.label", ""}
     for part in ("tensors", "statistics", "ledger"):
-        for name, tensor in (getattr(saved[case][0], part) or {}).items():
-            if part == "tensors" and case == ("finetuned", "state") and "network." in name:
-                continue  # what is published says nothing that the private anchor does not
-            for what in CHANGES:
-
-                def change(parts, part=part, name=name, tensor=tensor, what=what):
-                    tensors = getattr(parts, part)
-                    tensors[name] = CHANGES[what](tensor)
-                    if tensors[name] is None:
-                        del tensors[name]
-                    parts.with_tensors()
-
-                assert isinstance(forge(case, change), NAMED), (name, what)
-
-
-@pytest.mark.parametrize("case", EACH)
-def test_tensors_that_nobody_expects(saved, forge, case):
-    strangers = [
-        "x",
-        "network.",
-        "network.x",
-        "anchor.x",
-        "anchor.network.x",
-        "A",
-        "probe",
-        "1.label",
-        "",
-    ]
-    for part in ("tensors", "statistics", "ledger"):
-        for name in strangers if getattr(saved[case][0], part) else ():
+        tensors = getattr(saved[case][0], part) or {}
+        wrong = [(name, None) for name in sorted(strangers - tensors.keys()) if tensors]
+        wrong += [(name, what) for name in tensors for what in CHANGES]
+        for name, what in wrong:
             if part == "tensors" and case == ("finetuned", "state") and name.startswith("network."):
-                continue
+                continue  # what is published says nothing that the private anchor does not
 
-            def change(parts, part=part, name=name):
-                getattr(parts, part)[name] = torch.ones(2, 3)
+            def change(parts, part=part, name=name, what=what):
+                found = getattr(parts, part)
+                tensor = CHANGES[what](found[name]) if what else torch.ones(2, 3)
+                found.pop(name, None)
+                if tensor is not None:
+                    found[name] = tensor
                 parts.with_tensors()
 
-            assert isinstance(forge(case, change), NAMED), (part, name)
+            assert isinstance(forge(case, change), NAMED), (name, what)
 
 
 def test_ledgers_that_contradict_the_counts(forge):
@@ -467,35 +411,34 @@ WRONG = {
     "config exactness": [[], None, {"exact": 1}, {"exact": True, "reasons": "x"}],
     "config receipts": [["x"], None],
     "config format": [0, 2, "1", None],
+    "records class_rows": [
+        None,
+        3,
+        [3, 3],
+        [3, 3, 4, 0],
+        [3.5, 4, 3],
+        [True, 4, 3],
+        [-1, 5, 6],
+        [2**70],
+    ],
+    "records environment": [None, [], "x86_64"],
+    "records chain": [None, 7, "x" * 65, ["x"]],
+    "records residual": ["0", [], True],
+    "records seconds_per_row": [None, "0"],
+    "records history": [None, {}, [1], "x"],
+    "records linearity": ["0", {}],
 }
 
 
-@pytest.mark.parametrize("case", [ADAPTER, STATE])
-def test_values_that_no_estimator_writes(forge, case):
+def test_values_that_no_estimator_writes(forge):
     for path, values in WRONG.items():
         for value in values:
+            case = STATE if path.startswith("records") else ADAPTER
             assert isinstance(forge(case, put(path, value)), NAMED), (path, value)
 
 
-@pytest.mark.parametrize(
-    ("key", "values"),
-    [
-        ("class_rows", [None, 3, [3, 3], [3, 3, 4, 0], [3.5, 4, 3], [True, 4, 3], [-1, 5, 6], [2**70]]),
-        ("environment", [None, [], "x86_64"]),
-        ("chain", [None, 7, "x" * 65, ["x"]]),
-        ("residual", ["0", [], True]),
-        ("seconds_per_row", [None, "0"]),
-        ("history", [None, {}, [1], "x"]),
-        ("linearity", ["0", {}]),
-    ],
-)
-def test_records_of_wrong_types(forge, key, values):
-    for value in values:
-        assert isinstance(forge(STATE, put(f"records {key}", value)), NAMED)
-
-
 def test_receipts_of_wrong_types(forge):
-    for key in ("n_rows", "exactness", "drift", "seen_by", "anchor", "chain", "previous", "checksum"):
+    for key in ("n_rows", "exactness", "seen_by", "chain", "previous", "checksum"):
         for value in (None, -1, {}, [7]):
 
             def change(parts, key=key, value=value):
@@ -505,39 +448,26 @@ def test_receipts_of_wrong_types(forge):
             assert isinstance(forge(STATE, change), ReceiptError), (key, value)
 
 
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        ([0, 1, 1], "<i8"),
-        ([0, 1, True], "<i8"),
-        ([0.5, 1, 2], "<i8"),
-        ([0, 1, 300], "<u1"),
-        ([0, 1, -1], "<u1"),
-        (["0", "1", "2"], "<i8"),
-        ([0, 1, 2], "U"),
-        (["a", "b", "b\0"], "U"),
-        (["a", "b", None], "U"),
-        ([0, 1, 2], "|b1"),
-        ([0, 1, [2]], "O"),
-        ([0, 1], "<i8"),
-        ([], "O"),
-        ("abc", "U"),
-        ([0, 1, 2], "<M8"),
-        ([0, 1, 2], "i8,i8"),
-        ([0, 1, 2], "os.system"),
-    ],
-)
-def test_class_labels(forge, values, kind):
-    for case in (ADAPTER, STATE):
-        found = forge(case, put("config classes", {"values": values, "kind": kind}))
-        assert isinstance(found, StateFormatError)
+LABELS = {
+    "<i8": [[0, 1, 1], [0, 1, True], [0.5, 1, 2], ["0", "1", "2"], [0, 1]],
+    "<u1": [[0, 1, 300]],
+    "U": [[0, 1, 2], ["a", "b", "b\0"], "abc"],
+    "O": [[0, 1, [2]]],
+}
+
+
+def test_class_labels(forge):
+    wrong = [(values, kind) for kind, lists in LABELS.items() for values in lists]
+    wrong += [([0, 1, 2], kind) for kind in ("|b1", "<M8", "i8,i8", "os.system")]
+    for values, kind in wrong:
+        found = forge(ADAPTER, put("config classes", {"values": values, "kind": kind}))
+        assert isinstance(found, StateFormatError), (values, kind)
 
 
 # what would be allocated
 
 
-@pytest.mark.parametrize("case", [ADAPTER, STATE])
-def test_declared_sizes_allocate_nothing(forge, case):
+def test_declared_sizes_allocate_nothing(forge):
     def classes(values, label):
         def change(parts):
             parts.config["classes"] = {"values": values, "kind": label}
@@ -562,19 +492,10 @@ def test_declared_sizes_allocate_nothing(forge, case):
         classes(many, "<f8"),
         tall,
     ):
-        n_bytes, n_read, error = forge.spent(case, change)
-        assert n_bytes < 32 * MIB + 8 * n_read
-        assert isinstance(error, (FastNTKError, np.ndarray))
-
-
-def test_an_mlp_of_another_width(tmp_path):
-    fitted(backbone="mlp").save_pretrained(tmp_path / "mlp")
-    parts, found = Parts.of(tmp_path / "mlp"), []
-    parts.config["settings"]["n_features"] = 10**6
-    parts.with_tensors(**{"network.1.weight": torch.zeros(0, 10**6, dtype=torch.float64)})
-    folder = parts.write(tmp_path / "forged")
-    assert peak(lambda: found.append(outcome(folder, None))) < 32 * MIB
-    assert isinstance(found[0], NAMED)
+        found = []
+        n_bytes = peak(lambda change=change, found=found: found.append(forge(ADAPTER, change)))
+        assert n_bytes < 32 * MIB + 8 * (forge.folder / "adapter.safetensors").stat().st_size
+        assert isinstance(found[0], (FastNTKError, np.ndarray))
 
 
 @pytest.fixture
@@ -589,16 +510,6 @@ def little(monkeypatch):
 
 
 PICTURES = (np.random.default_rng(0).random((12, 8, 8, 3)) * 255).astype(np.uint8)
-
-
-def test_pictures_that_do_not_fit_in_memory(little, tmp_path):
-    clf = FastNTKClassifier(hostile.pooling, n_components=4, batch_size=4, random_state=0)
-    clf.fit(PICTURES, y).save_pretrained(tmp_path / "adapter")
-    parts, found = Parts.of(tmp_path / "adapter"), []
-    parts.config["preprocessing"]["size"] = [4096, 4096]
-    folder = parts.write(tmp_path / "forged")
-    assert peak(lambda: found.append(outcome(folder, hostile.pooling))) < 16 * MIB
-    assert isinstance(found[0], InsufficientMemoryError)
 
 
 def test_a_named_network_is_measured_before_it_is_built(little, tmp_path):
@@ -616,34 +527,3 @@ def test_a_named_network_is_measured_before_it_is_built(little, tmp_path):
         folder = parts.write(tmp_path / "forged")
         assert peak(lambda folder=folder: found.append(outcome(folder, None))) < 32 * MIB
         assert isinstance(found[-1], error)
-
-
-@pytest.mark.parametrize("trainable", ["prompt", "prompt-deep"])
-def test_prompts_that_are_not_there(tmp_path, trainable):
-    def vit():
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return timm.create_model("test_vit", img_size=32)
-
-    params = {"image_size": 32, "n_prompts": 2, "n_components": 4, "batch_size": 2, "random_state": 0}
-    clf = FastNTKClassifier(vit, trainable=trainable, **params).fit(PICTURES[:6], y[:6])
-    clf.save_pretrained(tmp_path / "adapter")
-    whole = Parts.of(tmp_path / "adapter")
-    names = [name for name in whole.tensors if name.endswith(".prompt")]
-    for shape, n_prompts in (((10**9, 0), 10**9), ((10**4, 0), 10**4), ((10**4, 1), 10**4), ((), 1)):
-        parts, found = whole.copy().with_tensors(**{name: torch.zeros(shape) for name in names}), []
-        parts.config["settings"]["n_prompts"] = n_prompts
-        folder = parts.write(tmp_path / "forged")
-        assert peak(lambda folder=folder, found=found: found.append(outcome(folder, vit))) < 64 * MIB
-        assert isinstance(found[0], NAMED)
-
-
-def test_an_encrypted_pickle(clf, tmp_path):
-    folder, trace = save(clf, "encrypted", tmp_path / "state"), tmp_path / "trace"
-    names = json.loads((folder / "manifest.json").read_text())["files"]
-    data = encrypt(pickle.dumps(Payload(trace)), KEY)
-    names["ledger"] = f"ledger-{files.checksum(data)}.safetensors.fernet"
-    (folder / names["ledger"]).write_bytes(data)
-    hostile.write_state(folder, {}, files=names)
-    assert isinstance(error_of(clf, "encrypted", folder), StateFormatError)
-    assert not trace.exists()

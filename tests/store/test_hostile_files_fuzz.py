@@ -5,13 +5,11 @@ import copy
 import hostile
 import numpy as np
 import pytest
-import torch
 from hostile import EACH, outcome, saved_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastntk_sk import verify_receipts
-from fastntk_sk.exceptions import FastNTKError, ReceiptError, StateFormatError
+from fastntk_sk.exceptions import StateFormatError
 from fastntk_sk.publishing import files
 
 # the same examples every time: those that failed once are in the tests of named forgeries
@@ -31,7 +29,6 @@ BYTES = st.binary(max_size=100) | st.builds(
     st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
     st.binary(max_size=20),
 )
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.int64, torch.int8, torch.uint8, torch.bool]
 
 
 def paths(value, above=()):
@@ -67,7 +64,7 @@ def saved(folder):
     return saved_parts(folder)
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=60)
 @given(part=st.sampled_from(["adapter", "statistics", "ledger", "receipts"]), content=BYTES)
 def test_any_bytes(saved, folder, part, content):
     contents = dict.fromkeys(["adapter", "statistics", "ledger", "receipts"], b"")
@@ -81,44 +78,12 @@ def test_any_bytes(saved, folder, part, content):
     assert isinstance(outcome(folder / "forged"), StateFormatError)
 
 
-@settings(FUZZ, max_examples=250)
+@settings(FUZZ, max_examples=160)
 @given(data=st.data(), case=st.sampled_from(EACH))
 def test_any_value(saved, folder, data, case):
     parts = saved[case][0].copy()
-    part = data.draw(st.sampled_from(["config"] * 2 + ["records"] * (parts.records is not None)))
+    part = data.draw(st.sampled_from(["config", "records", "receipts"][: 3 if parts.records else 1]))
     setattr(parts, part, changed(data, getattr(parts, part)))
     found = outcome(parts.write(folder / "forged"))
     if part == "records" and isinstance(found, np.ndarray):
         np.testing.assert_array_equal(found, saved[case][1])
-
-
-@settings(FUZZ, max_examples=100)
-@given(data=st.data())
-def test_any_value_in_receipts(saved, folder, data):
-    receipts = list(saved["pretrained", "state"][0].receipts)
-    which = data.draw(st.integers(0, len(receipts) - 1))
-    receipts[which] = hostile.checked(changed(data, receipts[which]))
-    try:
-        (folder / "receipts.jsonl").write_bytes(b"\n".join(map(files.canonical, receipts)))
-        assert len(verify_receipts(folder / "receipts.jsonl")) == len(receipts)
-    except (ReceiptError, StateFormatError):
-        pass
-
-
-@settings(FUZZ, max_examples=150)
-@given(
-    data=st.data(),
-    case=st.sampled_from(EACH),
-    dtype=st.none() | st.sampled_from(DTYPES),
-    value=st.sampled_from([0, 1, -1, 100, 2**62, float("nan"), float("inf"), 1e6]),
-)
-def test_any_tensor(saved, folder, data, case, dtype, value):
-    parts = saved[case][0].copy()
-    part = data.draw(st.sampled_from(["tensors", "statistics", "ledger"]))
-    tensors = getattr(parts, part) or parts.tensors
-    name = data.draw(st.sampled_from([*sorted(tensors), "x", "network.x", "probe.1", "1.label"]))
-    like = list(tensors[name].shape) if name in tensors else []
-    shape = data.draw(st.just(like) | st.lists(st.integers(0, 4), max_size=3))
-    own = tensors[name].dtype if name in tensors else torch.float32
-    tensors[name] = torch.full(shape, float(value), dtype=torch.float64).to(dtype or own)
-    assert isinstance(outcome(parts.with_tensors().write(folder / "forged")), (FastNTKError, np.ndarray))

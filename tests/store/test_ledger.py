@@ -17,25 +17,21 @@ def test_a_forgotten_row_leaves_no_digest_behind():
     ledger = ledger.removed(ledger.find([b"a"]))
     assert digest not in ledger.segments[0].rows
     assert ledger.n_rows == 1
-    with pytest.raises(UnknownSampleError, match="already forgotten"):
+    with pytest.raises(UnknownSampleError):
         ledger.find([b"a"])
-
-
-def test_keys_differ_so_that_digests_of_two_models_cannot_be_compared():
-    assert learned((b"a", 0, 1.0)).digest(b"a") != learned((b"a", 0, 1.0)).digest(b"a")
 
 
 def test_unknown_rows_are_named_and_nothing_is_matched():
     ledger = learned((b"a", 0, 1.0), (b"b", 1, 1.0))
-    with pytest.raises(UnknownSampleError, match=r"\[1, 3\]") as caught:
-        ledger.find([b"a", b"x", b"b", b"y"])
-    assert caught.value.indices == [1, 3]
-    with pytest.raises(UnknownSampleError) as caught:
-        ledger.find([b"a", b"x", b"b", b"y"], copies="all")
-    assert caught.value.indices == [1, 3]
-    with pytest.raises(UnknownSampleError, match="another label") as caught:
-        ledger.find([b"a", b"b"], labels=[1, 1])
-    assert caught.value.indices == [0]
+    for contents, wanted, indices in (
+        ([b"a", b"x", b"b", b"y"], {}, [1, 3]),
+        ([b"a", b"x", b"b", b"y"], {"copies": "all"}, [1, 3]),
+        ([b"a", b"b"], {"labels": [1, 1]}, [0]),
+        ([b"b", b"a", b"a"], {}, [2]),
+    ):
+        with pytest.raises(UnknownSampleError) as caught:
+            ledger.find(contents, **wanted)
+        assert caught.value.indices == indices
 
 
 def test_duplicates_count_as_often_as_they_were_learned():
@@ -44,9 +40,6 @@ def test_duplicates_count_as_often_as_they_were_learned():
     assert len(ledger.find([b"a", b"a"])) == 2
     assert len(ledger.find([b"a"], copies="all")) == 2
     assert len(ledger.find([b"a", b"a"], copies="all")) == 2
-    with pytest.raises(UnknownSampleError) as caught:
-        ledger.find([b"a", b"a", b"a"])
-    assert caught.value.indices == [2]
 
 
 @pytest.mark.parametrize("rows", [((b"a", 0, 1.0), (b"a", 1, 1.0)), ((b"a", 0, 1.0), (b"a", 0, 2.0))])
@@ -85,17 +78,13 @@ def test_an_unnamed_row_takes_nobodys_copy_by_chance():
     assert ledger.owned_rows(["bob", None]) == 1
 
 
-def test_merged_segments_keep_their_keys():
-    first, second = learned((b"a", 0, 1.0)), learned((b"b", 1, 1.0), (b"c", 1, 1.0))
+def test_two_sites_keep_their_keys_and_may_have_learned_the_same_person():
+    first, second = (
+        learned((b"a", 0, 1.0), (b"b", 1, 1.0), ids=["ann", name]) for name in ("bob", "eve")
+    )
+    assert first.digest(b"a") != second.digest(b"a")  # digests of two models cannot be compared
     both = Ledger(first.segments + second.segments)
-    assert both.n_rows == 3
-    removals = both.find([b"c", b"a"])
-    assert [removal.segment for removal in removals] == [1, 0]
-    assert both.removed(removals).n_rows == 1
-    assert both.n_rows == 3
-
-
-def test_two_sites_may_have_learned_the_same_person():
-    both = Ledger([learned((b"a", 0, 1.0), ids=["ann"]).segments[0] for _ in range(2)])
     assert len(both.find([b"a"], sample_ids=["ann"])) == 1
-    assert len(both.find([b"a"], sample_ids=["ann"], copies="all")) == 2
+    removals = both.find([b"a"], sample_ids=["ann"], copies="all")
+    assert [removal.segment for removal in removals] == [0, 1]
+    assert (both.n_rows, both.removed(removals).n_rows) == (4, 2)
