@@ -111,10 +111,6 @@ def test_an_example_ends_in_a_picture(script, tmp_path):
     assert (tmp_path / script.name).with_suffix(".png").stat().st_size > 10_000
 
 
-def test_the_quickstart_is_short():
-    assert len(QUICKSTART.read_text().splitlines()) < 120
-
-
 @pytest.mark.slow
 def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
     script = ROOT / "examples/paper/reproduce.py"

@@ -1,4 +1,4 @@
-"""Any sequence of partial_fit, unlearn and merge is a fit on the rows that are left."""
+"""Any sequence of partial_fit, unlearn and merge is a fit on the rows that are left; new classes too."""
 
 import numpy as np
 import pytest
@@ -72,3 +72,60 @@ def test_deletions_are_order_free(order):
     for number in order:
         apart.unlearn(rows_of([number])[0])
     np.testing.assert_allclose(parameters(apart), parameters(together), rtol=1e-7, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"trainable": "head", "alpha": 0.5},
+        {"trainable": "norm", "kernel": "pseudo", "n_components": 30},
+        {"trainable": ("ladder", "norm"), "kernel": "pseudo", "n_components": 30},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("new", ["a", "c"])
+def test_new_classes_are_those_of_one_fit(blobs, params, new):
+    X, y = blobs
+    names = np.array(["a", "b", "c"])[y]
+    later = names == new
+    clf = FastNTKClassifier(random_state=0, **params).fit(X[~later], names[~later])
+    assert len(clf.classes_) == 2
+    clf.partial_fit(X[later], names[later])
+    clf.unlearn(X[:10], y_forget=names[:10])
+    expected = FastNTKClassifier(random_state=0, **params).fit(X[10:], names[10:])
+    assert clf.classes_.tolist() == ["a", "b", "c"]
+    assert clf.alpha_ == expected.alpha_
+    np.testing.assert_allclose(clf.readout_, expected.readout_, atol=1e-10 * abs(clf.readout_).max())
+    np.testing.assert_allclose(clf.decision_function(X), expected.decision_function(X), atol=1e-9)
+
+
+def test_a_class_that_is_named_before_it_has_rows(blobs, tmp_path):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0).fit(X[y < 2], y[y < 2])
+    clf.partial_fit(X[y == 2][:5], y[y == 2][:5], classes=[0, 1, 2, 7])
+    assert clf.classes_.tolist() == [0, 1, 2, 7]
+    assert not (clf.predict(X) == 7).any()
+    clf.save(tmp_path / "state")
+    again = FastNTKClassifier.load(tmp_path / "state")
+    again.partial_fit(X[y == 2][5:], np.full(15, 7))
+    assert again.classes_.tolist() == [0, 1, 2, 7]
+    assert (again.predict(X) == 7).any()
+
+
+@pytest.mark.parametrize(
+    ("params", "classes", "words"),
+    [
+        ({"trainable": "norm"}, None, 'kernel="pseudo"'),
+        ({"anchor": "finetuned", "trainable": "head", "max_epochs": 1}, None, "SGD tuned the anchor"),
+        ({}, [0, 2], r"without \[1\]"),
+        ({}, ["0", "1", "2"], "Mix of label input types"),
+    ],
+)
+def test_where_no_class_can_enter(blobs, params, classes, words):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0, **params).fit(X[y < 2], y[y < 2])
+    before = clf.decision_function(X)
+    with pytest.raises(ValueError, match=words):
+        clf.partial_fit(X[y == 2], y[y == 2], classes=classes)
+    np.testing.assert_array_equal(clf.decision_function(X), before)

@@ -119,7 +119,7 @@ def slow_klom(p, q, bins):
     return divergence
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**16), st.integers(4, 50), st.integers(1, 30))
 def test_klom_equals_a_slow_loop_and_is_never_negative(seed, n_models, bins):
     p, q = normal(2, n_models, 3, seed=seed)

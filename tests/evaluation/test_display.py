@@ -22,7 +22,6 @@ from fastntk_sk.evaluation import (
     margins,
     report_page,
 )
-from fastntk_sk.publishing.adapter import LADDER_IS_EXACT
 
 APPROXIMATE = {"exact": False, "reasons": ["a <scaler> has seen the rows"]}
 
@@ -97,25 +96,16 @@ def test_the_timeline_follows_the_receipts():
     display = ForgettingTimelineDisplay.from_estimator(estimator)
     assert {chain: rows.tolist() for chain, rows in display.rows.items()} == {"a": [60, 56, 55, 48]}
     assert [text.get_text() for text in display.ax_.texts] == ["-4", "-1", "-7"]
+    _, *points = [line.get_color() for line in display.ax_.lines]
+    assert points == ["tab:green", "tab:orange", "tab:green"]  # only exact deletions are green
+    merged = ForgettingTimelineDisplay([receipt(2, 23), receipt(2, 33, "b"), receipt(1, 22)]).plot()
+    assert [rows.tolist() for rows in merged.rows.values()] == [[25, 23, 22], [35, 33]]
     _, ax = plt.subplots()
     assert ForgettingTimelineDisplay.from_estimator(estimator, ax=ax).ax_ is ax
     with pytest.raises(ValueError, match="at least one receipt"):
         ForgettingTimelineDisplay([]).plot()
     with pytest.raises(NotFittedError):
         ForgettingTimelineDisplay.from_estimator(Forgetful())
-
-
-def test_only_exact_deletions_are_green():
-    ax = ForgettingTimelineDisplay(RECEIPTS).plot().ax_
-    _, *points = [line.get_color() for line in ax.lines]
-    assert points == ["tab:green", "tab:orange", "tab:green"]
-    assert len(ax.get_legend().get_texts()) == 2
-
-
-def test_merged_sites_have_their_own_lines():
-    receipts = [receipt(2, 23), receipt(2, 33, "b"), receipt(1, 22)]
-    display = ForgettingTimelineDisplay(receipts).plot()
-    assert [rows.tolist() for rows in display.rows.values()] == [[25, 23, 22], [35, 33]]
 
 
 def test_images_are_drawn_as_the_model_sees_them():
@@ -161,8 +151,3 @@ def test_the_page_escapes_and_needs_no_connection(blobs, monkeypatch):
     assert "<td>approximate: a &lt;scaler&gt; has seen the rows</td>" in page
     assert page.count("<img") == page.count("src='data:image/png;base64,") == 1  # vectors are not drawn
     assert report_page(clf, X=pd.DataFrame(X), y=names, before=clf).count("<img") == 1
-
-
-def test_the_page_of_a_ladder_says_for_what_it_is_exact(blobs):
-    ladder = FastNTKClassifier(trainable="ladder", n_components=20, random_state=0).fit(*blobs)
-    assert LADDER_IS_EXACT in report_page(ladder)

@@ -95,13 +95,7 @@ def test_algebraic_gap(iris):
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"random_state": 1},
-        {"trainable": "bias"},
-        {"alpha": 5.0},
-        {"tangent_scale": 2.0},
-        {"target_scale": 3.0},
-    ],
+    [{"random_state": 1}, {"trainable": "bias"}, {"alpha": 5.0}, {"target_scale": 3.0}],
     ids=str,
 )
 def test_the_algebraic_gap_is_of_one_problem(iris, changed):
@@ -109,19 +103,8 @@ def test_the_algebraic_gap_is_of_one_problem(iris, changed):
     other = FastNTKClassifier(**({"random_state": 0} | changed)).fit(X, y)
     with pytest.raises(ValueError, match=f"differs in .*{next(iter(changed))}"):
         algebraic_gap(original, other)
-
-
-def test_the_algebraic_gap_is_of_linearised_models(iris):
-    original, X, y = iris
     with pytest.raises(TypeError, match="LogisticRegression"):
         algebraic_gap(original, LogisticRegression(max_iter=500).fit(X, y))
-
-
-def test_the_algebraic_gap_at_a_fine_tuned_anchor(blobs):
-    X, y = blobs
-    clf = FastNTKClassifier(anchor="finetuned", max_epochs=3, random_state=0).fit(X, y)
-    clf.unlearn(X[:9])
-    assert algebraic_gap(clf, deepcopy(clf).rebuild(X[9:], y[9:])) < 1e-9
 
 
 def test_linearisation_gap_by_hand():
@@ -133,17 +116,15 @@ def test_linearisation_gap_by_hand():
     f, g = np.array([1.0, -2.0]), np.array([3.0, -1.0])
     expected = np.linalg.norm(f - g) / np.linalg.norm(g)
     assert linearisation_gap(Table(f, (0, 1)), Table(g, (0, 1)), X[:2]) == pytest.approx(expected)
-
-
-def test_linearisation_gap_with_emptied_classes():
+    # a class that is emptied counts if one of them still has it
     none = -np.inf
     u, r = Table([[1, none, 0]]), Table([[3, none, 0]])
     assert linearisation_gap(u, r, X[:1]) == pytest.approx(2 / 3)
     assert linearisation_gap(u, Table([[1, 0, 0]]), X[:1]) == np.inf
     assert linearisation_gap(u, Table([[0, none, 0]]), X[:1]) == np.inf
-    always = [Table([np.inf], (0, 1)) for _ in range(2)]
-    assert linearisation_gap(*always, X[:1]) == 0
-    assert linearisation_gap(always[0], Table([2.0], (0, 1)), X[:1]) == np.inf
+    always = Table([np.inf], (0, 1))
+    assert linearisation_gap(always, Table([np.inf], (0, 1)), X[:1]) == 0
+    assert linearisation_gap(always, Table([2.0], (0, 1)), X[:1]) == np.inf
 
 
 def test_margins_are_log_odds():
@@ -151,14 +132,9 @@ def test_margins_are_log_odds():
     np.testing.assert_allclose(margins(U, X, Y), np.log(p / (1 - p)))
     named = Table(U.scores, ("a", "b", "c"))
     np.testing.assert_allclose(margins(named, X, list("abca")), margins(U, X, Y))
-
-
-def test_margins_are_finite_and_exact_far_out():
-    found = margins(Table([[1, 0, 0], [0, 1, 0], [1, 1e-20, 0]]), X[:3], [0, 0, 0])
-    assert np.isfinite(found).all()
-    assert found.dtype == np.float64
-    assert found[0] > 700
-    assert found[1] < -700
+    found = margins(Table([[1, 0, 0], [0, 1, 0], [1, 1e-20, 0]]), X[:3], [0, 0, 0])  # far out
+    assert 700 < found[0] < np.inf
+    assert -np.inf < found[1] < -700
     assert found[2] == pytest.approx(20 * np.log(10))
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastntk_sk.baselines.dual_form import solve_dual, solve_published
 from fastntk_sk.exceptions import SolveError
 from fastntk_sk.sums.ridge import solve
 from fastntk_sk.sums.solvers import Solution, factor, rounding_bound, solve_schur
@@ -42,20 +43,34 @@ def gap(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize(("weights", "duplicates"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize(("n", "k"), [(30, 11), (6, 60)], ids=["k<nC", "k>nC"])
-def test_the_solution_is_the_dense_one_before_and_after_a_deletion(n, k, weights, duplicates, centred):
-    scales = SCALES | {"centre": torch.linspace(-2, 3, k).double() if centred else None}
-    rows = problem(n, 4, k, 3, weights=weights, duplicates=duplicates)
+@pytest.mark.parametrize("weighted_duplicates", [False, True])
+@pytest.mark.parametrize(
+    ("n", "k", "changes"),
+    [
+        (30, 11, {}),
+        (6, 60, {}),
+        (30, 11, {"centre": torch.linspace(-2, 3, 11).double()}),
+        (6, 60, {"centre": torch.linspace(-2, 3, 60).double()}),
+        (20, 6, {"alpha": 5.0, "tangent_scale": 0.1, "target_scale": 1.0}),
+        (20, 5, {"tangent_scale": 0.0}),
+        (20, 0, {}),
+    ],
+    ids=["k<nC", "k>nC", "centred, k<nC", "centred, k>nC", "scales", "no tangents", "probe"],
+)
+def test_the_solution_is_the_dense_one_before_and_after_a_deletion(n, k, changes, weighted_duplicates):
+    scales = SCALES | changes
+    rows = problem(n, 4, k, 3, weights=weighted_duplicates, duplicates=weighted_duplicates)
     statistics = learned(*rows)
+    rest, forget = [part[n // 3 :] for part in rows], torch.arange(n) < n // 3
+    expected, of_rest = dense(rows, **scales), dense(rest, **scales)
     found = solve_schur(statistics, **scales)
-    assert gap(found, dense(rows, **scales)) < 1e-8
+    assert gap(found, expected) < 1e-8
     assert found.residual < 1e-12
     h, J, labels, w = (part[: n // 3] for part in rows)
     statistics.add(h, J, labels, -w)
-    rest = [part[n // 3 :] for part in rows]
-    assert gap(solve_schur(statistics, **scales), dense(rest, **scales)) < 1e-8
+    assert gap(solve_schur(statistics, **scales), of_rest) < 1e-8
+    assert gap(solve_dual(*rows, **scales), expected) < 1e-8
+    assert gap(solve_published(*rows, forget, **scales), of_rest) < 1e-8
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,27 +103,6 @@ def test_energy_is_that_of_the_rows():
     energy = (w * (h.square().sum(1) + J.square().sum((1, 2)))).sum()
     assert learned(h, J, labels, w).energy == pytest.approx(float(energy))
     assert rounding_bound(100.0, 0.5, 4.0) == 800 * np.finfo(float).eps
-
-
-@pytest.mark.parametrize("setting", [{"tangent_scale": 0.0}, {"k": 0}])
-def test_a_probe_is_plain_ridge(setting):
-    rows = problem(20, 4, 0 if "k" in setting else 5, 3)
-    scales = SCALES | {k: v for k, v in setting.items() if k != "k"}
-    found = solve_schur(learned(*rows), **scales)
-    W, z = reference.ridge(*map(np.asarray, rows), **scales)
-    np.testing.assert_allclose(found.W, W, rtol=1e-8)
-    assert not found.z.any()
-    assert not z.any()
-
-
-def test_statistics_hold_no_hyper_parameter():
-    rows = problem(20, 4, 6, 3)
-    statistics = learned(*rows)
-    for scales in (SCALES, {"alpha": 5.0, "tangent_scale": 0.1, "target_scale": 1.0}):
-        W, z = reference.ridge(*map(np.asarray, rows), **scales)
-        found = solve_schur(statistics, **scales)
-        np.testing.assert_allclose(found.W, W, rtol=1e-8)
-        np.testing.assert_allclose(found.z, z, rtol=1e-8)
 
 
 def test_used_up_statistics_are_a_named_error():

@@ -8,7 +8,6 @@ from torch import nn
 from fastntk_sk.exceptions import JacobianError
 from fastntk_sk.tangents.jacobians import TangentNetwork
 from fastntk_sk.tangents.subsets import insert_prompts, select
-from fastntk_sk.tangents.taps import BatchNormTap, Tap
 
 
 def build(architecture, arguments, trainable, dtype=torch.float64):
@@ -83,12 +82,6 @@ def test_frozen_weights_get_no_gradient_and_nothing_changes():
     assert not any(parameter.requires_grad for parameter in net.parameters())
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name])
-
-
-def test_batch_norms_are_folded_where_that_is_safe():
-    net, subset = build("test_resnet", {}, "norm")
-    taps = TangentNetwork(net, subset, inputs(1, 32))._taps.values()
-    assert all(isinstance(tap, BatchNormTap) and tap.scale is None for tap in taps)
 
 
 class _TwoConsumers(nn.Module):
@@ -183,13 +176,6 @@ def test_unusual_networks_are_right(make, trainable):
     torch.testing.assert_close(tangent.jacobian(x, V)[1], expected)
     displacement = torch.randn(subset.size, dtype=torch.float64)
     torch.testing.assert_close(tangent.directional(x, displacement)[1] @ V.T, expected @ displacement)
-
-
-def test_a_module_without_a_fast_tap_falls_back_to_the_whole_network():
-    net = _SharedWeight().double().eval().requires_grad_(False)
-    taps = TangentNetwork(net, select(net, "layer.weight"), inputs(2, 8))._taps
-    assert list(taps) == [""]
-    assert type(taps[""]) is Tap
 
 
 class _RowsMix(nn.Module):

@@ -1,11 +1,5 @@
 """The ladder: where its rungs are, what they pool, and that deletion is that of a refit."""
 
-import copy
-import os
-import pickle
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import timm
@@ -13,9 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
-from fastntk_sk.evaluation import shadow_margins
-from fastntk_sk.exceptions import JacobianError, StateMismatchError, SubsetError
+from fastntk_sk import FastNTKClassifier
+from fastntk_sk.exceptions import JacobianError, StateMismatchError
 from fastntk_sk.tangents.blocks import find_blocks
 from fastntk_sk.tangents.ladder import Ladder
 from fastntk_sk.tangents.rungs import SIDES, find_rungs
@@ -58,21 +51,16 @@ def plain():
 @pytest.mark.parametrize(
     ("name", "n_blocks", "layout"),
     [
-        ("test_efficientnet", 4, "channels first"),
         ("test_vit", 6, "tokens"),
         ("test_convnext", 9, "channels first"),
-        ("resnet10t", 4, "channels first"),
-        ("regnetx_002", 13, "channels first"),
         ("swin_tiny_patch4_window7_224", 12, "channels last"),
         ("mobilenetv4_conv_small_050", 12, "channels first"),
         ("vgg11", 8, "channels first"),
         ("vit_tiny_r_s16_p8_224", 12, "tokens"),
         ("maxvit_pico_rw_256", 11, "channels first"),
         ("torchvision:resnet18", 8, "channels first"),
-        ("torchvision:efficientnet_b0", 16, "channels first"),
         ("torchvision:vit_b_16", 12, "tokens"),
         ("torchvision:swin_t", 12, "channels last"),
-        ("torchvision:convnext_tiny", 18, "channels first"),
     ],
 )
 def test_blocks_are_found_by_structure(name, n_blocks, layout):
@@ -194,12 +182,13 @@ def test_leading_tokens_are_not_of_the_grid(n_leading):
     assert {(rung.n_leading, rung.grid) for rung in rungs} == {(n_leading, (4, 4))}
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_few_components(k):
-    X_small, y_small = np.random.default_rng(0).random((6, 16, 16, 3)), [0, 1] * 3
-    clf = FastNTKClassifier(plain(), trainable="ladder", n_components=k, random_state=0)
-    clf.fit(X_small, y_small).unlearn(X_small[:1])
-    assert np.isfinite(clf.decision_function(X_small)).all()
+@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("n_classes", [2, 20])
+def test_few_components_and_many_classes(k, n_classes):
+    params = {"trainable": "ladder", "n_components": k, "random_state": 0}
+    clf = FastNTKClassifier(plain(), **params).fit(X, np.arange(40) % n_classes).unlearn(X[:1])
+    assert clf.readout_.shape[1] == max(k, 2) + 1  # each side has one
+    assert np.isfinite(clf.decision_function(X)).all()
 
 
 def test_the_sketch_adds_every_number_once_with_a_sign():
@@ -222,12 +211,6 @@ def test_the_sketch_adds_every_number_once_with_a_sign():
     assert counts == [1] * (len(counts) - n_features) + [2] * n_features
 
 
-def test_more_components_than_numbers_means_all_of_them():
-    ladder = Ladder(plain(), ["ladder-gap"], torch.randn(2, 3, 16, 16))
-    ladder.draw_sketch(10**6, seed=0)
-    assert ladder.width == sum(ladder.widths)
-
-
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
 def test_a_row_is_the_same_in_any_batch(name):
     net = timm.create_model(name, num_classes=0, **({"img_size": 48} if "vit" in name else {})).eval()
@@ -238,55 +221,30 @@ def test_a_row_is_the_same_in_any_batch(name):
         assert torch.equal(ladder(x), ladder(x.roll(3, 0)).roll(-3, 0))
 
 
-@pytest.mark.parametrize("trainable", ["ladder", "ladder-grid", "ladder-gap", ("ladder", "bias")])
-@pytest.mark.parametrize("kernel", ["full", "pseudo"])
+@pytest.mark.parametrize(
+    ("trainable", "kernel"),
+    [
+        ("ladder", "full"),
+        ("ladder-grid", "full"),
+        ("ladder-gap", "pseudo"),
+        (("ladder", "bias"), "full"),
+        (("ladder", "bias"), "pseudo"),
+    ],
+)
 def test_unlearning_is_a_refit(trainable, kernel, tmp_path):
     params = {"trainable": trainable, "kernel": kernel, "n_components": 30, "random_state": 0}
-    clf = FastNTKClassifier(plain(), **params).fit(X, y, classes=[0, 1, 2])
-    refit = FastNTKClassifier(plain(), **params).fit(X[8:], y[8:], classes=[0, 1, 2])
-    clf.unlearn(X[:8])
-    sides = {"ladder": ["ladder-grid", "ladder-gap"], ("ladder", "bias"): [*SIDES, "bias"]}
+    clf = FastNTKClassifier(plain(), **params).fit(X, y).unlearn(X[:8])
+    refit = FastNTKClassifier(plain(), **params).fit(X[8:], y[8:])
+    sides = {"ladder": [*SIDES], ("ladder", "bias"): [*SIDES, "bias"]}
     assert clf.trainable_ == sides.get(trainable, [trainable])
     np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
     clf.save(tmp_path / "state")
     loaded = FastNTKClassifier.load(tmp_path / "state", backbone=plain())
-    assert (loaded.decision_function(X) == clf.decision_function(X)).all()
-    loaded.unlearn(X[8:10])
     clf.save_pretrained(tmp_path / "adapter")
     pulled = FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=plain())
-    assert (pulled.decision_function(X) == clf.decision_function(X)).all()
-    again = pickle.loads(pickle.dumps(clf))
-    assert (copy.deepcopy(again).decision_function(X) == clf.decision_function(X)).all()
-
-
-def test_parts_that_learned_apart_are_one_fit():
-    params = {"trainable": "ladder", "n_components": 8, "random_state": 0}
-    whole = FastNTKClassifier(plain(), **params).fit(X, y, classes=[0, 1, 2])
-    first, second = (
-        FastNTKClassifier(plain(), **params).fit(X[part], y[part], classes=[0, 1, 2])
-        for part in (slice(20), slice(20, 40))
-    )
-    added = copy.deepcopy(first).partial_fit(X[20:], y[20:])
-    for together in (first.merge(second), added, copy.deepcopy(whole).rebuild(X, y)):
-        np.testing.assert_allclose(together.readout_, whole.readout_, rtol=1e-5, atol=1e-6)
-
-
-def test_searches_and_shadows_take_it():
-    params = {"trainable": "ladder", "n_components": 20, "random_state": 0}
-    search = FastNTKClassifierCV(plain(), alphas=("auto", 0.1), cv=2, **params).fit(X, y)
-    refit = FastNTKClassifier(plain(), **params).set_params(**search.best_params_).fit(X, y)
-    np.testing.assert_allclose(search.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
-    margins = shadow_margins(refit, X, y, n_models=3)
-    assert np.isfinite(margins.unlearned).sum() == 3 * 10  # of the quarter that each has forgotten
-
-
-def test_its_width_does_not_depend_on_the_number_of_classes():
-    params = {"trainable": "ladder", "n_components": 20, "random_state": 0}
-    widths = {
-        FastNTKClassifier(plain(), **params).fit(X, RANDOM.permutation(40) % n).readout_.shape[1]
-        for n in (2, 5, 20)
-    }
-    assert widths == {21}
+    for again in (loaded, pulled):
+        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+    np.testing.assert_array_equal(loaded.unlearn(X[8:10]).readout_, clf.unlearn(X[8:10]).readout_)
 
 
 def test_as_a_plain_module():
@@ -299,41 +257,9 @@ def test_as_a_plain_module():
         torch.testing.assert_close(exported(batch), module(batch))
 
 
-def test_a_network_without_blocks_is_named():
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
-    with pytest.raises(SubsetError, match="head"):
-        FastNTKClassifier(flat, trainable="ladder", image_size=32).fit(X, y)
-
-
-class Box:
-    """No tensor."""
-
-    def __init__(self, x):
-        self.x = x
-
-
-class Boxing(Block):
-    def forward(self, x):
-        return Box(super().forward(x.x if isinstance(x, Box) else x))
-
-
-class Unboxing(Net):
-    def forward(self, x):
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return x.x.mean((2, 3))
-
-
 class InDict(Block):
     def forward(self, x):
         return {"out": super().forward(x["out"] if isinstance(x, dict) else x)}
-
-
-def test_blocks_without_tensors_are_named():
-    net = Unboxing(nn.ModuleList([Boxing(), Boxing()])).eval()
-    with pytest.raises(SubsetError, match="none with a row"):
-        FastNTKClassifier(net, trainable="ladder").fit(X, y)
 
 
 def test_a_dict_of_tensors_is_as_good_as_a_tensor():
@@ -357,12 +283,6 @@ def test_the_grid_is_that_of_the_pictures_not_of_the_network_as_it_was_made():
     vit = timm.create_model("test_vit", num_classes=0, img_size=224, dynamic_img_size=True).eval()
     rungs = Ladder(vit, ["ladder-grid"], torch.randn(2, 3, 256, 256)).rungs
     assert {(rung.n_leading, rung.grid) for rung in rungs} == {(1, (16, 16))}
-
-
-@pytest.mark.parametrize("params", [{"anchor": "finetuned"}, {"predict_with": "network"}])
-def test_where_there_can_be_no_ladder(params):
-    with pytest.raises(ValueError, match="ladder"):
-        FastNTKClassifier(plain(), trainable="ladder", **params).fit(X, y)
 
 
 def test_a_sketch_of_another_network_is_refused():
@@ -395,47 +315,3 @@ def test_a_saved_ladder_is_not_put_beside_other_blocks(tmp_path):
         FastNTKClassifier.from_pretrained(tmp_path / "adapter", backbone=other)
     with pytest.raises(StateMismatchError, match="rungs of the ladder"):
         FastNTKClassifier.load(tmp_path / "state", backbone=other)
-
-
-def test_vectors_through_the_hidden_layers_of_mlp():
-    vectors, labels = RANDOM.normal(size=(60, 5)), RANDOM.integers(0, 2, 60)
-    params = {"trainable": "ladder", "random_state": 0}
-    clf = FastNTKClassifier(**params).fit(vectors, labels).unlearn(vectors[:5])
-    refit = FastNTKClassifier(**params).fit(vectors[5:], labels[5:])
-    np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-9, atol=1e-10)
-
-
-MEMORY = """
-import sys
-import numpy as np, torch
-from torch import nn
-from fastntk_sk import FastNTKClassifier
-
-def resident(name):
-    with open("/proc/self/status") as status:
-        return 1024 * next(int(line.split()[1]) for line in status if line.startswith(name))
-
-k, alpha = int(sys.argv[1]), sys.argv[2]
-X, y = np.random.default_rng(0).normal(size=(600, 8)), np.arange(600) % 10
-layers = lambda width: [nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 16), nn.ReLU()]
-params = {"trainable": "ladder-gap", "alpha": alpha if alpha == "auto" else float(alpha)}
-FastNTKClassifier(nn.Sequential(*layers(16)), **params).fit(X, y).unlearn(X[:9])
-before = resident("VmRSS")
-clf = FastNTKClassifier(nn.Sequential(*layers(k)), n_components=k, **params).fit(X, y)
-with open("/proc/self/clear_refs", "w") as reset:
-    reset.write("5")
-estimated = clf.can_unlearn(X[:9])["n_bytes"]
-clf.unlearn(X[:9])
-print(clf.readout_.shape[1], estimated / (resident("VmHWM") - before))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("alpha", ["0.1", "auto"])
-def test_the_memory_of_a_deletion_is_estimated(alpha):
-    if not os.access("/proc/self/clear_refs", os.W_OK):
-        pytest.skip("this system does not tell the peak of a process")
-    command = [sys.executable, "-W", "ignore", "-c", MEMORY, "4096", alpha]
-    width, ratio = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert int(width) == 4097
-    assert 1 <= float(ratio) <= 2

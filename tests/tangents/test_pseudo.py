@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference
+import timm
 import torch
 from test_classifier import gap
 
@@ -11,7 +12,7 @@ from fastntk_sk.baselines import fast_ntk_dual, retrain
 from fastntk_sk.exceptions import StateMismatchError
 from fastntk_sk.sums import memory
 from fastntk_sk.sums.solvers import solve_schur
-from fastntk_sk.sums.statistics import Statistics, add_gram, multiply_symmetric
+from fastntk_sk.sums.statistics import Statistics
 from fastntk_sk.tangents import jacobians
 
 
@@ -44,10 +45,9 @@ def test_the_estimator_solves_the_dense_problem(blobs):
     np.testing.assert_allclose(clf.decision_function(X), rows.numpy() @ W.T, rtol=1e-7, atol=1e-9)
     assert clf.readout_.shape == (3, model.d + 3 * 20 + 1)
     assert clf.displacement_.shape == (0,)
-    assert clf._state.residual < 1e-10
 
 
-@pytest.mark.parametrize("tangent_scale", [0.0, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("tangent_scale", [0.0, 2.5])
 def test_shared_tangents_are_scaled_by_the_solver(tangent_scale):
     draws = np.random.default_rng(0)
     h = np.hstack([draws.normal(size=(30, 9)), np.full((30, 1), 0.5)])
@@ -63,15 +63,6 @@ def test_shared_tangents_are_scaled_by_the_solver(tangent_scale):
     W[:, 4:9] *= tangent_scale**0.5
     np.testing.assert_allclose(found.W, W, rtol=1e-9, atol=1e-12)
     assert found.residual < 1e-12
-    assert statistics.copy().n_tangents == 5
-
-
-@pytest.mark.parametrize("block", [1, 3, 64])
-def test_products_with_half_a_symmetric_matrix(block):
-    left, right = torch.randn(6, 10).double(), torch.randn(10, 2).double()
-    lower = torch.zeros(10, 10, dtype=torch.float64)
-    add_gram(lower, left, left, block=block)
-    torch.testing.assert_close(multiply_symmetric(lower, right, block), left.T @ left @ right)
 
 
 def test_a_linear_probe_has_no_directions(blobs):
@@ -119,26 +110,7 @@ def test_the_number_of_classes_costs_no_pass(blobs, monkeypatch):
         clf = make()
         counts.append(0)
         clf.fit(X, np.arange(60) % n_classes)
-        assert len(clf._state.statistics.r) == 0
     assert counts[0] == counts[1]
-
-
-def test_saved_and_published(blobs, tmp_path):
-    X, y = blobs
-    clf = make().fit(X, y).unlearn(X[:4])
-    clf.save(tmp_path / "state")
-    clf.save_pretrained(tmp_path / "adapter")
-    for again in (
-        FastNTKClassifier.load(tmp_path / "state"),
-        FastNTKClassifier.from_pretrained(tmp_path / "adapter"),
-    ):
-        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
-        assert again.get_params()["kernel"] == "pseudo"
-    again = FastNTKClassifier.load(tmp_path / "state")
-    np.testing.assert_array_equal(
-        again.unlearn(X[4:8]).decision_function(X), clf.unlearn(X[4:8]).decision_function(X)
-    )
-    assert "pretrained, pseudo" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_a_subspace_that_is_drawn_otherwise_is_noticed(blobs, tmp_path, monkeypatch):
@@ -156,12 +128,6 @@ def test_a_subspace_that_is_drawn_otherwise_is_noticed(blobs, tmp_path, monkeypa
                     FastNTKClassifier.from_pretrained(tmp_path / kernel)
             else:  # which publishes the displacement itself
                 FastNTKClassifier.from_pretrained(tmp_path / kernel)
-
-
-@pytest.mark.parametrize(("name", "value"), [("anchor", "finetuned"), ("predict_with", "network")])
-def test_what_needs_one_network(blobs, name, value):
-    with pytest.raises(ValueError, match="cannot be written back as weights"):
-        make(**{name: value}).fit(*blobs)
 
 
 def test_bad_parameters(blobs):
@@ -187,59 +153,39 @@ def test_memory_is_estimated_by_its_own_block(blobs, monkeypatch):
     make(n_components=128).fit(X, y)
 
 
-class TestBfloat16:
-    def make(self, **changes):
-        import timm
+def half(**changes):
+    def factory():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
 
-        def factory():
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+    settings = {"n_prompts": 3, "image_size": 32, "batch_size": 8, "n_components": 100}
+    settings |= {"precision": "bfloat16", "backbone_has_seen": False, "random_state": 0}
+    return FastNTKClassifier(factory, **(settings | changes))
 
-        settings = {"trainable": "prompt", "n_prompts": 3, "image_size": 32, "batch_size": 8}
-        settings |= {"precision": "bfloat16", "backbone_has_seen": False, "random_state": 0}
-        return FastNTKClassifier(factory, **(settings | changes))
 
-    @pytest.mark.parametrize("kernel", ["full", "pseudo"])
-    @pytest.mark.parametrize("trainable", ["prompt", "norm", "bias"])
-    def test_deletion_is_as_exact(self, digits, trainable, kernel):
-        X, y = digits[0][:24], digits[1][:24] % 2
-        settings = {"trainable": trainable, "kernel": kernel, "n_components": 100}
-        clf = self.make(**settings).fit(X, y)
-        assert clf._state.model.position_gap == 0
-        clf.unlearn(X[:5])
-        assert gap(clf, self.make(**settings).fit(X[5:], y[5:])) < 1e-6
-        assert clf.receipts_[0]["exactness"]["exact"]
-        assert clf.receipts_[0]["precision"] == "bfloat16"
+@pytest.mark.parametrize(
+    ("trainable", "kernel"),
+    [("prompt", "full"), ("norm", "pseudo"), ("bias", "full"), ("ladder", "full")],
+)
+def test_bfloat16_is_coarser_and_its_deletion_as_exact(digits, trainable, kernel, tmp_path):
+    X, y = digits[0][:24], digits[1][:24] % 2
+    settings = {"trainable": trainable, "kernel": kernel}
+    clf = half(**settings).fit(X, y).unlearn(X[:5])
+    assert gap(clf, half(**settings).fit(X[5:], y[5:])) < 1e-6
+    assert clf.receipts_[0]["exactness"]["exact"]
+    assert clf.receipts_[0]["precision"] == "bfloat16"
+    full = half(**settings, precision="float32").fit(X[5:], y[5:]).decision_function(X)
+    assert 1e-5 < np.abs(clf.decision_function(X) - full).max() / np.abs(full).max() < 0.1
+    clf.save(tmp_path)
+    again = FastNTKClassifier.load(tmp_path, backbone=clf.backbone)
+    np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+    assert again.unlearn(X[5:7]).receipts_[-1]["precision"] == "bfloat16"
 
-    def test_deletion_of_a_ladder_is_as_exact(self, digits):
-        X, y = digits[0][:24], digits[1][:24] % 2
-        settings = {"trainable": "ladder", "n_components": 100}
-        clf = self.make(**settings).fit(X, y).unlearn(X[:5])
-        assert gap(clf, self.make(**settings).fit(X[5:], y[5:])) < 1e-6
-        full = self.make(**settings).set_params(precision="float32").fit(X[5:], y[5:])
-        scores = clf.decision_function(X), full.decision_function(X)
-        assert 0 < np.abs(np.subtract(*scores)).max() < 0.1 * np.abs(scores[1]).max()
 
-    def test_jacobians_are_a_little_coarser(self, digits):
-        X, y = digits[0][:16], digits[1][:16] % 2
-        model = self.make().fit(X, y)._state.model
-        (batch,) = model.batches(list(self.make().fit(X, y)._rows(X))[:8])
-        low, full = model.passes(batch)[1], model.passes(batch, full_precision=True)[1]
-        assert low.dtype == full.dtype == torch.float32
-        assert 1e-4 < (low - full).norm() / full.norm() < 0.05
-
-    def test_it_is_saved(self, digits, tmp_path):
-        X, y = digits[0][:16], digits[1][:16] % 2
-        clf = self.make().fit(X, y)
-        clf.save(tmp_path)
-        again = FastNTKClassifier.load(tmp_path, backbone=clf.backbone)
-        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
-        assert again.unlearn(X[:2])._state.model.settings.precision == "bfloat16"
-
-    def test_where_it_is_too_coarse_it_is_an_error(self, digits):
-        settings = {"pretrained": False, "image_size": 32, "batch_size": 8, "n_components": 60}
-        settings |= {"trainable": "norm", "precision": "bfloat16", "random_state": 0}
-        clf = FastNTKClassifier("tf_efficientnet_lite0", **settings)
-        with pytest.raises(ValueError, match=r'Expected precision="float32" .* off by \d+%'):
-            clf.fit(digits[0][:20], digits[1][:20])
+def test_where_bfloat16_is_too_coarse_it_is_an_error(digits):
+    settings = {"pretrained": False, "image_size": 32, "batch_size": 8, "n_components": 60}
+    settings |= {"trainable": "norm", "precision": "bfloat16", "random_state": 0}
+    clf = FastNTKClassifier("tf_efficientnet_lite0", **settings)
+    with pytest.raises(ValueError, match=r'Expected precision="float32" .* off by \d+%'):
+        clf.fit(digits[0][:20], digits[1][:20])
