@@ -1,6 +1,5 @@
 """Predictions from many threads are those of one, while another thread forgets and learns."""
 
-import copy
 import os
 import subprocess
 import sys
@@ -13,7 +12,10 @@ import timm
 import torch
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier
+from fastntk_sk.backbones.inputs import Rows
+from fastntk_sk.settings import Settings
+from fastntk_sk.sums.ridge import solve
+from fastntk_sk.tangents.linearize import linearize, linearize_at
 from fastntk_sk.tangents.threads import own_thread
 
 RANDOM = np.random.default_rng(0)
@@ -53,28 +55,63 @@ def cnn():
     return timm.create_model("test_resnet", num_classes=0)
 
 
-TUNED = {"anchor": "finetuned", "predict_with": "network", "max_epochs": 1}
+TUNED = {"anchor": "finetuned", "predict_with": "network"}
 CASES = {
     "ladder": (cnn, "ladder", {}),
     "ladder of a ViT beside its norms": (vit, ("ladder", "norm"), {}),
+    "head": (cnn, "head", {}),
     "norm, linear": (cnn, "norm", {}),
     "norm, network": (cnn, "norm", {"predict_with": "network"}),
+    "norm, fine-tuned, network": (cnn, "norm", TUNED),
+    "norm, fine-tuned, linear": (cnn, "norm", {"anchor": "finetuned"}),
     "norm, pseudo": (cnn, "norm", {"kernel": "pseudo"}),
     "prompts": (vit, "prompt", {}),
     "prompts, fine-tuned": (vit, "prompt", TUNED),
     "whole network": (Whole, "full", {}),
+    "whole network, pseudo": (Whole, "full", {"kernel": "pseudo"}),
+    "pattern": (Whole, "layer.*", {}),
     "torch's transformer": (Attending, "norm", {}),
 }
 
 
-def fitted(make, trainable, **changes):
-    """Return a fitted estimator and its rows."""
+def linearized(make, trainable, **changes):
+    """Return a model and its rows."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = make()
-    X = PICTURES if make in (cnn, vit) else VECTORS
-    params = {"n_components": 10, "n_prompts": 2, "image_size": 32, "batch_size": 8, "random_state": 0}
-    return FastNTKClassifier(net, trainable=trainable, alpha=0.1, **params | changes).fit(X, LABELS), X
+    X = VECTORS if make in (Whole, Attending) else PICTURES
+    settings = {
+        "seed": 0,
+        "n_classes": 3,
+        "n_features": VECTORS.shape[1] if X is VECTORS else None,
+        "backbone": None,
+        "trainable": trainable,
+        "anchor": "pretrained",
+        "kernel": "full",
+        "n_directions": 2,
+        "n_components": 10,
+        "n_prompts": 2,
+        "image_size": (32, 32),
+        "pretrained": True,
+        "batch_size": 8,
+        "precision": "float32",
+        "device": "cpu",
+        "alpha": 0.1,
+        "tangent_scale": 1.0,
+        "target_scale": 1.0,
+        "predict_with": "linear",
+    }
+    model = linearize(net, X, Settings(**settings | changes))
+    if changes.get("anchor") == "finetuned":
+        draws = torch.Generator().manual_seed(0)
+        moved = torch.randn(model.projection.k, generator=draws) / 100
+        model = linearize_at(model, moved, torch.randn(model.directions.shape, generator=draws) / 10)
+    return model, list(Rows(X, model.backbone.spec))
+
+
+def solved(model, statistics):
+    found = solve(statistics, alpha=0.1, tangent_scale=1.0, target_scale=1.0, centre=model.centre())
+    return model.publish(found.W, found.z)
 
 
 @pytest.fixture
@@ -86,32 +123,37 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.filterwarnings("ignore::fastntk_sk.exceptions.LinearityWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_threads_predict_what_one_predicts_while_another_forgets(case, one_thread):
     make, trainable, changes = CASES[case]
-    clf, X = fitted(make, trainable, **changes)
-    alone = copy.deepcopy(clf).unlearn(X[:9])
-    expected, done = [each.decision_function(X) for each in (clf, alone)], threading.Event()
+    model, rows = linearized(make, trainable, **changes)
+    statistics, ones = model.empty_statistics(), np.ones(24)
+    model.learn(statistics, rows, LABELS, ones)
+    parameters = solved(model, statistics)
+    expected = model.scores(parameters, rows)
+    left = statistics.copy()
+    model.learn(left, rows[:9], LABELS[:9], -ones[:9])
+    alone, done = solved(model, left).W, threading.Event()
 
     def predict(_):
-        found = [clf.decision_function(X)]
+        found = [model.scores(parameters, rows)]
         while not done.is_set():
-            found.append(clf.decision_function(X))
+            found.append(model.scores(parameters, rows))
         return found
 
     with ThreadPoolExecutor(4) as pool:
         predictions = [pool.submit(predict, i) for i in range(4)]
         try:
-            clf.unlearn(X[:9])
-            assert torch.get_num_threads() == 1
+            for _ in range(2):
+                left = statistics.copy()
+                model.learn(left, rows[:9], LABELS[:9], -ones[:9])
+                assert torch.get_num_threads() == 1
+                assert torch.equal(solved(model, left).W, alone)
         finally:
             done.set()
         for prediction in predictions:
-            for scores in prediction.result():
-                assert any((scores == each).all() for each in expected)
-    assert (clf.readout_ == alone.readout_).all()
-    assert (clf.decision_function(X) == expected[1]).all()
+            assert all((scores == expected).all() for scores in prediction.result())
+    assert (model.scores(parameters, rows) == expected).all()
 
 
 def flushed(x):
@@ -136,24 +178,30 @@ def test_every_worker_of_a_pass_flushes_denormals_and_no_other_thread_does():
         torch.set_num_threads(before)
 
 
-class Stopping(Whole):
-    stop = False
+def test_an_interruption_ends_a_pass():
+    model, rows = linearized(Whole, "norm")
 
-    def forward(self, x):
-        if Stopping.stop:
-            raise KeyboardInterrupt
-        return super().forward(x)
+    def interrupted():
+        yield from rows[:10]
+        raise KeyboardInterrupt
 
-
-def test_an_interruption_ends_a_pass(monkeypatch):
-    clf, _ = fitted(Stopping, "head", image_size=None)
-    before, threads = clf.decision_function(VECTORS), threading.active_count()
-    monkeypatch.setattr(Stopping, "stop", True)
+    statistics, before = model.empty_statistics(), threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        clf.unlearn(VECTORS[:9])
-    monkeypatch.undo()
-    assert threading.active_count() == threads
-    np.testing.assert_array_equal(clf.decision_function(VECTORS), before)
+        model.learn(statistics, interrupted(), LABELS, np.ones(24))
+    assert threading.active_count() == before
+
+
+def test_energies_and_threads_of_a_pass():
+    model, rows = linearized(Whole, "norm")
+    weights = np.linspace(-2, 2, 24)
+    energies = model.learn(model.empty_statistics(), rows, LABELS, weights, n_threads=2)
+    h, J = (torch.cat(parts) for parts in zip(*model.all_tangents(rows), strict=True))
+    expected = h.double().square().sum(1) + J.double().square().sum((1, 2))
+    np.testing.assert_allclose(energies, np.abs(weights) * expected.numpy())
+    assert energies.dtype == np.float64
+    probe = model.probe(n_threads=2)
+    assert probe.shape == (model.n_probe,) == (4 * (model.d + 3 * model.projection.k),)
+    assert torch.allclose(probe, model.probe())
 
 
 FAULTS = """
