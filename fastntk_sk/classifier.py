@@ -24,12 +24,13 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, v
 from torch import Tensor, nn
 
 from .backbones.inputs import Rows, content
-from .backbones.loading import is_public, pair, takes_vectors
+from .backbones.loading import has_not_seen, pair, takes_vectors
 from .distributed import ranks
 from .exceptions import (
     EmptyClassWarning,
     FastNTKError,
     InexactDeletionError,
+    InexactDeletionWarning,
     LinearityWarning,
     NoPrivateStateError,
     NumericalDriftWarning,
@@ -55,6 +56,7 @@ from .tangents.subsets import as_entries
 from .training.anchor import linearity, tune
 from .validation import (
     CONSTRAINTS,
+    CheckedRows,
     check_classes,
     check_copies,
     check_ids,
@@ -69,12 +71,14 @@ if TYPE_CHECKING:
     from .publishing.card import Earlier
 
 _COLUMNS = ("n_features_in_", "feature_names_in_")
+_OPTIONAL = ("alpha_", "alpha_path_", "history_", "linearity_")
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
-_AT_ONCE = ("verbose", "num_workers", "random_state")  # parameters that are not fixed at fit
+_AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
 _AS_GIVEN = (
     "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
 )  # fmt: skip
-_COMMITTING = threading.Lock()
+_COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
+_ANY = object()
 
 
 def _can_add(classifier: Any) -> bool:
@@ -90,9 +94,7 @@ class Training(NamedTuple):
     """Checked rows of a fit, and the model that is to learn them."""
 
     rows: Rows
-    labels: np.ndarray
-    weights: np.ndarray
-    ids: list[object] | None
+    checked: CheckedRows
     classes: np.ndarray
     model: LinearizedModel
     columns: dict[str, Any]
@@ -286,7 +288,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Relative difference between the centred scores of the network and of the linearised model, at
         fit, on rows of the fit (some may be forgotten since). Only for the fine-tuned anchor. Deletion
         is exact for the linearised model: the smaller this is, the closer the network follows it.
-        Above 0.5 `fit` warns: predict with "linear", or train for fewer epochs.
+        Above 0.5 `fit` warns where the network predicts: predict with "linear", or train for fewer
+        epochs.
 
     n_samples_learned_ : int
         Number of rows that the model rests on.
@@ -334,6 +337,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     True
     """
 
+    _adapter: Adapter
+    _private: Private | None
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS
 
     def __init__(
@@ -438,14 +443,16 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         FineTuningError
             If SGD diverged.
         """
+        params = self.get_params(deep=False)
         training = self._prepare(X, y, sample_weight, sample_ids, classes)
         state = self._first_state(training)
         private = Private(state, Ledger(key=ranks().first(secrets.token_bytes(32))), [], _new_chain())
-        private = self._learn(private, training.rows, *training[1:4])
+        private = self._learn(private, training.rows, training.checked)
         if state.settings.is_finetuned:
             private = self._with_linearity(private, training.rows)
-        self._set_columns(training.columns)
-        return self._commit(private.published(training.classes), private)
+        return self._commit(
+            private.adapter(training.classes), private, fitted=(params, training.columns)
+        )
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
@@ -491,16 +498,16 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         if not hasattr(self, "_adapter"):
             return self.fit(X, y, sample_weight, sample_ids, classes)
-        before = self._held
+        before, known = self._held, self.classes_
         self._warn_of_changed_parameters()
-        X, y, weights, ids = check_training_rows(
-            self, X, y, sample_weight, sample_ids, vectors=self._takes_vectors, reset=False
+        vectors = before.state.settings.n_features is not None
+        checked = check_training_rows(
+            self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
-        rows = Rows(X, before.state.model.backbone.spec, self.num_workers)
-        names = check_more_classes(self.classes_, y, classes)
-        grown = _with_classes(before, self.classes_, names)
-        after = self._learn(grown, rows, encode_labels(y, names), weights, ids)
-        return self._replace(before, after, classes=names)
+        rows = Rows(checked.X, before.state.model.backbone.spec, self.num_workers)
+        names = check_more_classes(known, checked.y, classes)
+        after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
+        return self._commit(after.adapter(names), after, before=before)
 
     def unlearn(
         self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
@@ -548,6 +555,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         ForgetsEverythingError
             If no row would be left.
 
+        StateMismatchError
+            If a row is another one when it is read again, or another thread changed the estimator
+            meanwhile.
+
+        SolveError
+            If rounding has used the statistics up: call :meth:`rebuild`.
+
         Warns
         -----
         NumericalDriftWarning
@@ -565,18 +579,18 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         self._warn_of_changed_parameters()
         started, before = time.perf_counter(), self._held
-        rows, removals = self._match(X, y, sample_ids, copies)
+        rows, removals = self._match(before, X, y, sample_ids, copies)
         ledger = before.ledger.removed(removals)
         drift = self._drift(before.state, before.state.probe())
         sums = self._sum(before, rows, removals, "forgetting")
         after = replace(before, state=self._solved(before.state.subtract, sums), ledger=ledger)
-        adapter = after.published(self.classes_)
         measured = self._measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
             reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
             raise InexactDeletionError(
                 f"The deletion would not be exact: {reasons}. Nothing was changed."
             )
+        adapter = after.adapter(self.classes_)
         receipt = make_receipt(
             chain=before.chain,
             previous=head_of(before.receipts, before.chain),
@@ -589,7 +603,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             n_left=ledger.owned_rows(check_ids(sample_ids, len(rows))),
         )
         self._warn_of_empty_classes(before.state, after.state)
-        return self._replace(before, after.with_receipt(ranks().agree(receipt)), adapter)
+        _warn_of_steps(seen_by)
+        return self._commit(adapter, after.with_receipt(ranks().agree(receipt)), before=before)
 
     def can_unlearn(
         self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
@@ -610,18 +625,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             is known before the rows are read: {"exact": bool, "reasons": list of str}.
         """
         check_is_fitted(self)
-        removals: list[Removal] = []
         report: dict[str, Any] = {"possible": True, "reason": "", "indices": []}
+        nothing = {"n_rows": 0, "n_bytes": 0, "seconds": 0.0}
         try:
             held = self._held
-            _, removals = self._match(X_forget, y_forget, sample_ids, copies)
+            _, removals = self._match(held, X_forget, y_forget, sample_ids, copies)
             held.ledger.removed(removals)
         except FastNTKError as error:
             indices = error.indices if isinstance(error, SampleError) else []
+            verdict = {"exact": False, "reasons": [str(error)]}
             report = {"possible": False, "reason": str(error), "indices": indices}
-        if self._private is None:
-            none = {"exact": False, "reasons": [report["reason"]]}
-            return report | {"n_rows": 0, "n_bytes": 0, "seconds": 0.0, "exactness": none}
+            return report | nothing | {"exactness": verdict}
         state = held.state
         batch_size = state.settings.batch_size
         padded = math.ceil(len(removals) / batch_size) * batch_size
@@ -654,11 +668,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             If a row is not among the learned ones.
 
         StateMismatchError
-            If rows are missing.
+            If rows are missing, or another thread changed the estimator meanwhile.
         """
         check_is_fitted(self)
         before = self._held
-        rows, removals = self._match(X, y, None, "one")
+        rows, removals = self._match(before, X, y, None, "one")
         if len(removals) != before.ledger.n_rows:
             raise StateMismatchError(
                 f"Expected exactly the {before.ledger.n_rows} rows that are learned, got "
@@ -667,7 +681,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         sums = self._sum(before, rows, removals, "rebuilding")
         state = self._solved(before.state.rebuild, sums)
         state = self._at_all_places(state, state.probes[0])
-        return self._replace(before, replace(before, state=state))
+        after = replace(before, state=state)
+        return self._commit(after.adapter(self.classes_), after, before=before)
 
     def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> Self:
         """Add what other estimators have learned apart: sums, ledgers and receipts, never pictures.
@@ -711,7 +726,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                     stacklevel=2,
                 )
         receipts = [receipt for part in (before, *theirs) for receipt in part.receipts]
-        return self._replace(before, Private(state, ledger, receipts, before.chain))
+        after = Private(state, ledger, receipts, before.chain)
+        return self._commit(after.adapter(self.classes_), after, before=before)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of the model (see `predict_with`), about target_scale * (onehot - 1/C).
@@ -1182,10 +1198,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _state(self) -> State:
         return self._held.state
 
-    @property
-    def _takes_vectors(self) -> bool:
-        return self._adapter.settings.n_features is not None
-
     def _prepare(self, X, y, sample_weight, sample_ids, classes, **chosen: Any) -> Training:
         """Check everything and build the model; the estimator does not change."""
         check_together(self)
@@ -1193,20 +1205,20 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         columns = copy.copy(self)  # gets n_features_in_ and feature_names_in_
         for name in _COLUMNS:
             columns.__dict__.pop(name, None)
-        X, y, weights, ids = check_training_rows(
+        checked = check_training_rows(
             columns, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
         )
-        names = check_classes(y, classes)
-        settings = self._settings(X.shape[1] if vectors else None, len(names))
-        model = linearize(self.backbone, X, replace(settings, **chosen))
+        names = check_classes(checked.y, classes)
+        settings = self._settings(checked.X.shape[1] if vectors else None, len(names))
+        model = linearize(self.backbone, checked.X, replace(settings, **chosen))
         if model.ladder is not None and settings.predict_with == "network":
             raise ValueError(
                 'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen '
                 'network, got "network". Choose trainable="norm" to displace weights.'
             )
-        rows = Rows(X, model.backbone.spec, self.num_workers)
+        rows = Rows(checked.X, model.backbone.spec, self.num_workers)
         found = {name: getattr(columns, name) for name in _COLUMNS if hasattr(columns, name)}
-        return Training(rows, encode_labels(y, names), weights, ids, names, model, found)
+        return Training(rows, checked.encoded(names), names, model, found)
 
     def _settings(self, n_features: int | None, n_classes: int) -> Settings:
         """Resolve what the parameters leave open; `trainable` and `n_components` need the network."""
@@ -1221,7 +1233,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         seen = self.backbone_has_seen
         if seen == "auto":
-            seen = False if is_public(self.backbone) else "unknown"
+            seen = False if has_not_seen(self.backbone, self.pretrained) else "unknown"
         seed = int.from_bytes(
             ranks().first(draw_seed(self.random_state).to_bytes(8, "little")), "little"
         )
@@ -1229,7 +1241,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         resolved: dict[str, Any] = {
             "precision": precision,
             "predict_with": predict_with,
-            "backbone_has_seen": seen,
+            "backbone_has_seen": seen if isinstance(seen, str) else bool(seen),
+            "searched_by": (),
         }
         return Settings(
             **as_given,
@@ -1252,14 +1265,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         plain = (str, int, float, type(None))
         params = self.get_params(deep=False).items()
         asked = sorted((name, value) for name, value in params if isinstance(value, plain))
-        shared.check_same(repr((training.labels.shape, asked)).encode())
+        shared.check_same(repr((len(training.checked.labels), asked)).encode())
         if not training.model.settings.is_finetuned:
             return State.empty(training.model)
         model, tuned = tune(
             training.model,
             training.rows,
-            training.labels,
-            training.weights,
+            training.checked.labels,
+            training.checked.weights,
             max_epochs=self.max_epochs,
             learning_rate=float(self.learning_rate),
             params=self.finetune_params,
@@ -1269,9 +1282,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         )
         return State.empty(model, Tuning(tuned.W, tuned.history))
 
-    def _learn(self, private: Private, rows: Rows, labels, weights, ids) -> Private:
+    def _learn(self, private: Private, rows: Rows, checked: CheckedRows) -> Private:
         """Return the private half that has also learned rows: a share of them in every rank."""
         shared, state = ranks(), private.state
+        labels, weights, ids = checked.labels, checked.weights, checked.ids
         if shared.size > 1:
             seen = [content(rows[i]) for i in {0, len(rows) // 2, len(rows) - 1}]
             asked = [labels.tobytes(), weights.tobytes(), repr(ids and [*map(str, ids)]).encode()]
@@ -1285,7 +1299,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 digests.append(private.ledger.digest(content(row)))
                 yield row
 
-        sums = state.sum_rows(noted(), labels[part], weights[part], shared.add_up)
+        numbers = checked.numbers[part]
+        sums = state.sum_rows(noted(), labels[part], weights[part], numbers, shared.add_up)
         state = self._solved(state.learn, sums, shared.add_up)
         everyone = b"".join(shared.gather(b"".join(digests)))
         width = len(everyone) // len(labels)
@@ -1293,10 +1308,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids)
         return replace(private, state=self._at_all_places(state, probe), ledger=ledger)
 
-    def _match(self, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
+    def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
         """Find the learned copies that a request names."""
         check_copies(copies)
-        ledger, rows = self._held.ledger, self._rows(X)
+        ledger, rows = held.ledger, self._rows(X, held.state.model)
         labels = None
         if y is not None:
             y = column_or_1d(y)
@@ -1316,6 +1331,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             private.ledger.unchanged(contents, asked),
             np.array([removal.entry.label for removal in asked], dtype=np.int64),
             np.array([removal.entry.weight for removal in asked]),
+            np.array([removal.row for removal in asked]),
             shared.add_up,
         )
 
@@ -1346,7 +1362,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """Return what tells whether a deletion is exact, and the verdict."""
         settings = state.settings
         measured: dict[str, Any] = {
-            "drift": max(drift, state.model.position_gap),
+            "drift": drift,
+            "position_gap": state.model.position_gap,
             "residual": state.residual,
             "rounding": state.rounding,
             "seen_by": seen_by,
@@ -1378,60 +1395,58 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             )
         return replace(private, state=replace(state, tuning=replace(state.tuning, linearity=gap)))
 
-    def _rows(self, X: Any) -> Rows:
+    def _rows(self, X: Any, model: LinearizedModel | None = None) -> Rows:
         check_is_fitted(self)
-        if self._takes_vectors:
+        model = self._adapter.model if model is None else model
+        if model.settings.n_features is not None:
             X = validate_data(self, X, dtype=np.float32, reset=False)
-        return Rows(X, self._adapter.model.backbone.spec, self.num_workers)
+        return Rows(X, model.backbone.spec, self.num_workers)
 
     def _scores(self, X: Any) -> tuple[np.ndarray, Adapter]:
         """Return scores, and the adapter that gave them: another thread may commit one meanwhile."""
-        rows, adapter = self._rows(X), self._adapter
+        check_is_fitted(self)
+        adapter = self._adapter
+        rows = self._rows(X, adapter.model)
         return adapter.scores(self._progress(rows, "predicting", len(rows))), adapter
 
-    def _replace(
+    def _commit(
         self,
-        before: Private,
-        after: Private,
-        adapter: Adapter | None = None,
-        classes: np.ndarray | None = None,
+        adapter: Adapter,
+        private: Private | None = None,
+        *,
+        before: Any = _ANY,
+        fitted: tuple[dict[str, Any], dict[str, Any]] | None = None,
     ) -> Self:
-        """Commit what was made of a private half, unless another thread has committed meanwhile."""
-        if adapter is None:
-            adapter = after.published(self.classes_ if classes is None else classes)
+        """Take a public half, and the private one where there is one, at one moment.
+
+        `before` is the private half that was changed: where another thread has committed meanwhile,
+        nothing is taken. `fitted` holds the parameters of a fit and what it found of the columns.
+        """
+        if private is not None:
+            adapter = private.described(adapter)
         with _COMMITTING:
-            if self._private is not before:
+            if before is not _ANY and self._private is not before:
                 raise StateMismatchError(
                     "Another thread changed this estimator during the call, which has changed nothing. "
                     "Call again, and hold a lock around calls that change an estimator."
                 )
-            return self._commit(after.described(adapter), after)
-
-    def _commit(self, adapter: Adapter, private: Private | None = None) -> Self:
-        """Take a public half, and the private one where there is one."""
-        self._adapter, self._private = adapter, private
-        self.classes_ = adapter.classes
-        self.readout_ = adapter.parameters.W.numpy()
-        self.displacement_ = adapter.displacement.numpy()
-        self.n_samples_learned_ = adapter.n_learned
-        self.n_samples_forgotten_ = adapter.n_forgotten
-        self.trainable_ = adapter.trained
-        for name in ("alpha_", "alpha_path_", "history_", "linearity_"):
-            self.__dict__.pop(name, None)
-        if private is not None:
-            state = private.state
-            self.alpha_, self.alpha_path_ = state.alpha, dict(state.alpha_path)
-            if state.tuning is not None:
-                self.history_, self.linearity_ = state.tuning.history, state.tuning.linearity
-        if "_params_at_fit" not in self.__dict__:
-            self._params_at_fit = self.get_params(deep=False)
+            attributes = _attributes(adapter, private)
+            if fitted is not None:
+                held = (dict, list)  # which may be changed in place
+                self._params_at_fit = {
+                    name: copy.copy(value) if isinstance(value, held) else value
+                    for name, value in fitted[0].items()
+                }
+                attributes |= fitted[1]
+            elif not hasattr(self, "_params_at_fit"):
+                self._params_at_fit = self.get_params(deep=False)
+            self.__dict__.update(attributes)
+            for name in (*_OPTIONAL, *(_COLUMNS if fitted is not None else ())):
+                if name not in attributes:
+                    self.__dict__.pop(name, None)
+            self._adapter = adapter
+            self._private = private  # the last one: who reads it first finds the rest as new, or newer
         return self
-
-    def _set_columns(self, columns: dict[str, Any]) -> None:
-        """Take what a fit has found of the columns, and the parameters that it was called with."""
-        for name in (*_COLUMNS, "_params_at_fit"):
-            self.__dict__.pop(name, None)
-        self.__dict__.update(columns)
 
     def _warn_of_changed_parameters(self) -> None:
         """Warn of parameters that were set after fit, which take effect at the next fit only."""
@@ -1475,6 +1490,36 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.three_d_array = not vectors
         tags.input_tags.string = not vectors
         return tags
+
+
+def _attributes(adapter: Adapter, private: Private | None) -> dict[str, Any]:
+    """Return the fitted attributes; arrays are copies, which nobody can predict with."""
+    found = {
+        "classes_": adapter.classes,
+        "readout_": adapter.parameters.W.numpy().copy(),
+        "displacement_": adapter.displacement.numpy().copy(),
+        "n_samples_learned_": adapter.n_learned,
+        "n_samples_forgotten_": adapter.n_forgotten,
+        "trainable_": adapter.trained,
+    }
+    if private is not None:
+        state = private.state
+        found |= {"alpha_": state.alpha, "alpha_path_": dict(state.alpha_path)}
+        if state.tuning is not None:
+            history = copy.deepcopy(state.tuning.history)
+            found |= {"history_": history, "linearity_": state.tuning.linearity}
+    return found
+
+
+def _warn_of_steps(seen_by: Sequence[str]) -> None:
+    if seen_by:
+        warnings.warn(
+            f"The fitted steps {', '.join(seen_by)} have seen the forgotten rows and still remember "
+            "them: the deletion is approximate. Fit them on other data, or use steps that learn "
+            "nothing.",
+            InexactDeletionWarning,
+            stacklevel=4,
+        )
 
 
 def _new_chain() -> str:

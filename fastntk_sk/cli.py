@@ -157,7 +157,8 @@ def _unlearn(args: argparse.Namespace) -> Answer:
         with _changing(args, clf, paths):
             clf.unlearn(paths, labels, **request)
     receipt = clf.receipts_[-1]
-    copies = [path for path in paths if clf.can_unlearn([path])["possible"]]
+    unknown = set(clf.can_unlearn(paths, copies="all")["indices"])
+    copies = [path for i, path in enumerate(paths) if i not in unknown]
     text = (
         f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {_exactness(clf, receipt)}. "
         f"{clf.n_samples_learned_:,} rows are left."

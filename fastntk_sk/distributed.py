@@ -6,6 +6,7 @@ Only tensors travel: what is not a number goes as bytes, and nothing is unpickle
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -53,7 +54,8 @@ class Ranks:
 
     def largest(self, number: float) -> float:
         """Return the largest of the ranks' numbers."""
-        return max(float(found) for found in self.gather(repr(number).encode()))
+        found = [float(each) for each in self.gather(repr(number).encode())]
+        return math.nan if any(map(math.isnan, found)) else max(found)
 
     def check_same(self, fingerprint: bytes) -> None:
         """Raise StateMismatchError on every rank unless all were called alike."""

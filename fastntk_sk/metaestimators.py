@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -11,7 +10,6 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from .classifier import FastNTKClassifier
-from .exceptions import InexactDeletionWarning
 
 
 def unlearn(
@@ -97,12 +95,4 @@ def unlearn(
     inner._forget(
         X, y_forget, sample_ids, copies, seen_by=seen_by, searched_by=searched_by, strict=strict
     )
-    if seen_by:
-        warnings.warn(
-            f"The fitted steps {', '.join(seen_by)} have seen the forgotten rows and still remember "
-            "them: the deletion is approximate. Fit them on other data, or use steps that learn "
-            "nothing.",
-            InexactDeletionWarning,
-            stacklevel=2,
-        )
     return estimator

@@ -24,6 +24,7 @@ from torch import nn
 
 from .backbones.inputs import content
 from .classifier import FastNTKClassifier, Training
+from .distributed import ranks
 from .progress import progress
 from .state import State, Sums
 from .store.ledger import Ledger
@@ -32,7 +33,7 @@ from .sums.memory import require
 from .sums.ridge import number, solve_each
 from .sums.solvers import Solution
 from .sums.statistics import Statistics
-from .tangents.model import check_finite
+from .tangents.model import check_finite, row_energies
 from .validation import CONSTRAINTS
 
 _SCALES = (0.25, 1.0, 4.0)
@@ -194,7 +195,11 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         Raises
         ------
         ValueError
-            If a candidate is not valid, or a fold neither learns nor holds out some rows.
+            If a candidate is not valid, a fold leaves rows out of both of its parts, or this is within
+            `share_rows`.
+
+        HeavyRowError
+            As in :meth:`FastNTKClassifier.fit`, for the best alpha.
 
         InsufficientMemoryError
             If the Jacobians of all rows do not fit.
@@ -204,14 +209,21 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         UserWarning
             If the best alpha or tangent_scale is at an edge of its grid.
         """
+        if ranks().size > 1:
+            raise ValueError(
+                "Expected a search outside of share_rows, whose ranks each hold only their share of the "
+                "rows. Search in one process, and fit FastNTKClassifier with what it finds."
+            )
+        params = self.get_params(deep=False)
         alphas = _candidates("alphas", self.alphas)
         given = self.tangent_scales
         scales = _candidates("tangent_scales", _SCALES if given is None else given)
         training = self._prepare(
             X, y, sample_weight, sample_ids, classes, searched_by=(type(self).__name__,)
         )
-        model, names, labels = training.model, training.classes, training.labels
-        if given is None and not model.projection.k:
+        model, names, checked = training.model, training.classes, training.checked
+        labels = checked.labels
+        if not model.projection.k:
             scales = [self.tangent_scale]
         candidates = [{"alpha": a, "tangent_scale": s} for a, s in product(alphas, scales)]
         folds = _folds(self.cv, y, sample_weight)
@@ -226,7 +238,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         for f, fold in enumerate(progress(folds, "folds", unit="fold", show=self.verbose)):
             rest = whole.copy()
             rows.add(rest, fold, -1.0)
-            weights = {"sample_weight": training.weights[fold]} if weighted else {}
+            weights = {"sample_weight": checked.weights[fold]} if weighted else {}
             for c, predictor in enumerate(rows.predictors(rest, fold, alphas, scales)):
                 scores[f, c] = scorer(predictor, fold, names[labels[fold]], **weights)
         compared = _compared(candidates, scores)
@@ -234,11 +246,10 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         _warn_of_edges(chosen, alphas, scales)
         state = State.empty(model).with_ridge(number(chosen["alpha"]), chosen["tangent_scale"])
         state = self._solved(state.learn, rows.sums(whole))
-        ledger = ledger.added(rows.digests, labels.tolist(), training.weights.tolist(), training.ids)
-        self._set_columns(training.columns)
-        self.__dict__.update(compared | {"scorer_": scorer})
+        ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids)
         private = Private(state, ledger, [], secrets.token_hex(8))
-        return self._commit(private.published(names), private)
+        found = training.columns | compared | {"scorer_": scorer}
+        return self._commit(private.adapter(names), private, fitted=(params, found))
 
 
 def _candidates(name: str, values: Any) -> list[Any]:
@@ -260,8 +271,8 @@ def _warn_of_edges(chosen: dict[str, Any], alphas: list[Any], scales: list[Any])
     for name, grid in (("alpha", alphas), ("tangent_scale", scales)):
         numbers = sorted(value for value in grid if value != "auto")
         best = chosen[name]
-        lowest = best == numbers[0] > 0 if numbers else False
-        if len(numbers) > 1 and (lowest or best == numbers[-1]):
+        edges = [numbers[-1], *(numbers[:1] if numbers[0] > 0 else [])] if len(numbers) > 1 else []
+        if best in edges:
             warnings.warn(
                 f"The best {name}={best:g} is at an edge of the grid {numbers}: a better one may lie "
                 f"beyond. Widen {name}s.",
@@ -280,7 +291,7 @@ def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str,
     means = scores.mean(0)
     if np.isnan(means).any():
         warnings.warn(
-            f"The scores of {np.isnan(means).sum()} candidates are not finite; they rank last.",
+            f"The scores of {np.isnan(means).sum()} candidates are NaN; they rank last.",
             UserWarning,
             stacklevel=4,
         )
@@ -323,7 +334,7 @@ class _TangentRows:
 
         start = 0
         for shared, own in model.all_tangents(noted()):
-            check_finite(shared, own, start)
+            check_finite(shared, own, training.checked.numbers[start:])
             if not start:  # at full size, so that no second copy is ever made
                 self.shared = shared.new_empty(len(rows), *shared.shape[1:])
                 self.own = own.new_empty(len(rows), *own.shape[1:])
@@ -334,18 +345,29 @@ class _TangentRows:
 
     def sums(self, statistics: Statistics) -> Sums:
         """Return what a state learns: these statistics, of all rows."""
-        training = self.training
-        energies = np.empty(len(training.labels))
-        for rows in torch.arange(len(energies)).split(256):
-            shared, own = (part[rows].double().flatten(1) for part in (self.shared, self.own))
-            energy = shared.square().sum(1) + own.square().sum(1)
-            energies[rows] = energy.numpy() * training.weights[rows]
-        class_rows = np.bincount(training.labels, minlength=len(training.classes))
-        return Sums(statistics, class_rows, energies, float(energies.sum()), self.seconds_per_row)
+        training, checked = self.training, self.training.checked
+        weights = torch.from_numpy(checked.weights)
+        energies = np.concatenate(
+            [
+                row_energies(self.shared[rows], self.own[rows], weights[rows])
+                for rows in torch.arange(len(weights)).split(256)
+            ]
+        )
+        class_rows = np.bincount(checked.labels, minlength=len(training.classes))
+        return Sums(
+            statistics,
+            class_rows,
+            checked.numbers,
+            energies,
+            float(energies.sum()),
+            self.seconds_per_row,
+        )
 
     def add(self, statistics: Statistics, rows: np.ndarray, sign: float = 1.0) -> None:
         """Add the outer products of some rows, or subtract them."""
-        labels, weights = map(torch.from_numpy, (self.training.labels, self.training.weights))
+        labels, weights = map(
+            torch.from_numpy, (self.training.checked.labels, self.training.checked.weights)
+        )
         for chosen in torch.from_numpy(rows).split(256):
             parts = self.shared[chosen], self.own[chosen], labels[chosen], sign * weights[chosen]
             statistics.add(*parts)
@@ -355,7 +377,7 @@ class _TangentRows:
     ) -> Iterator[Any]:
         """Yield what predicts a fold's rows after learning the others, for every alpha and scale."""
         training, settings = self.training, self.training.model.settings
-        counts = np.bincount(np.delete(training.labels, fold), minlength=settings.n_classes)
+        counts = np.bincount(np.delete(training.checked.labels, fold), minlength=settings.n_classes)
         ridges, target_scale = [number(alpha) for alpha in alphas], settings.target_scale
         by_scale = [
             solve_each(rest, ridges, tangent_scale=scale, target_scale=target_scale) for scale in scales

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -67,10 +67,19 @@ batch_size, predict_with, precision, device, backbone_has_seen
     tangent_scale: Annotated[float, Meta(ge=0, le=1e300)]
     target_scale: Scale
     predict_with: Literal["linear", "network"]
-    backbone_has_seen: bool | Literal["unknown"] = False
-    searched_by: tuple[str, ...] = ()
+    backbone_has_seen: bool | Literal["unknown"]
+    searched_by: tuple[str, ...]
 
     @property
     def is_finetuned(self) -> bool:
         """Whether SGD has moved the anchor, which has then seen the rows."""
         return self.anchor == "finetuned"
+
+    def merged(self, other: Settings) -> Settings:
+        """Return the settings with all that is known, in either, to have seen rows."""
+        seen = {self.backbone_has_seen, other.backbone_has_seen}
+        worst: bool | Literal["unknown"] = (
+            True if True in seen else "unknown" if len(seen) > 1 else (self.backbone_has_seen)
+        )
+        searched_by = tuple(dict.fromkeys((*self.searched_by, *other.searched_by)))
+        return replace(self, backbone_has_seen=worst, searched_by=searched_by)

@@ -17,11 +17,10 @@ from torch import Tensor
 from .exceptions import HeavyRowError, StateMismatchError
 from .settings import Settings
 from .sums.ridge import GRID, solve
-from .sums.solvers import rounding_bound
+from .sums.solvers import ROUNDING, rounding_bound
 from .sums.statistics import Statistics
 from .tangents.model import LinearizedModel, Parameters, relative_gap
 
-ROUNDING = 1e-8  # the largest eps * sum w |x|^2 / alpha of what is subtracted from exact sums
 _PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
 AddUp = Callable[[Iterable[Tensor]], None]
 
@@ -41,6 +40,9 @@ class Sums:
     class_rows : int64 ndarray of shape (n_classes,)
         Number of rows of each class.
 
+    numbers : int64 ndarray of shape (n,)
+        What errors call the rows that were summed here.
+
     energies : float64 ndarray of shape (n,)
         Weighted energies :math:`w \|x\|^2` of the rows that were summed here.
 
@@ -52,6 +54,7 @@ class Sums:
 
     statistics: Statistics
     class_rows: np.ndarray
+    numbers: np.ndarray
     energies: np.ndarray
     energy: float
     seconds_per_row: float
@@ -161,7 +164,12 @@ class State:
         return rounding_bound(self.removed, self.alpha, self.settings.tangent_scale)
 
     def sum_rows(
-        self, rows: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray, add_up: AddUp = alone
+        self,
+        rows: Iterable[np.ndarray],
+        labels: np.ndarray,
+        weights: np.ndarray,
+        numbers: np.ndarray | None = None,
+        add_up: AddUp = alone,
     ) -> Sums:
         """Take the sums over rows, with the number of threads that the others were learned with.
 
@@ -174,18 +182,22 @@ class State:
 
         weights : float64 ndarray of shape (n,)
 
+        numbers : int64 ndarray of shape (n,), default=None
+            What errors call the rows; by default 0 to n - 1.
+
         add_up : callable
             Adds tensors up over the ranks that share rows, in place.
         """
         started, statistics = time.perf_counter(), self.model.empty_statistics()
+        numbers = np.arange(len(labels)) if numbers is None else numbers
         energies = self.model.learn(
-            statistics, rows, labels, weights, n_threads=self.environment["threads"]
+            statistics, rows, labels, weights, numbers, n_threads=self.environment["threads"]
         )
         seconds = (time.perf_counter() - started) / max(1, len(labels))
         class_rows = torch.from_numpy(np.bincount(labels, minlength=len(self.class_rows)))
         energy = torch.tensor(energies.sum())
         add_up([*statistics.tensors().values(), class_rows, energy])
-        return Sums(statistics, class_rows.numpy(), energies, float(energy), seconds)
+        return Sums(statistics, class_rows.numpy(), numbers, energies, float(energy), seconds)
 
     def learn(self, sums: Sums, add_up: AddUp = alone) -> State:
         """Return the state that has also learned the rows of some sums, which become its own.
@@ -210,9 +222,9 @@ class State:
             raise HeavyRowError(
                 f"Expected eps * weight * |features and Jacobians|^2 / alpha of every row to be at most "
                 f"{ROUNDING:g} (alpha={learned.alpha:g}), got more in {int(n_heavy)} rows"
-                f"{_heaviest(bounds)}: rounding would leave traces of such a row when it is forgotten. "
-                "Scale its features, lower its weight, raise alpha, or leave it out.",
-                np.flatnonzero(bounds > ROUNDING),
+                f"{_heaviest(bounds, sums.numbers)}: rounding would leave traces of such a row when it "
+                "is forgotten. Scale its features, lower its weight, raise alpha, or leave it out.",
+                sums.numbers[bounds > ROUNDING],
             )
         return learned
 
@@ -248,7 +260,7 @@ class State:
             If the states do not share what decides the sums.
         """
         mine, statistics, class_rows = self.signature(), self.statistics.copy(), self.class_rows
-        probes, removed = self.probes, self.removed
+        probes, removed, settings = self.probes, self.removed, self.settings
         for other in others:
             theirs = other.signature()
             differing = [name for name, value in mine.items() if theirs[name] != value]
@@ -261,8 +273,14 @@ class State:
             statistics.merge(other.statistics)
             class_rows = class_rows + other.class_rows
             probes, removed = distinct([*probes, *other.probes]), removed + other.removed
+            settings = settings.merged(other.settings)
         return replace(
-            self, statistics=statistics, class_rows=class_rows, probes=probes, removed=removed
+            self,
+            model=replace(self.model, settings=settings),
+            statistics=statistics,
+            class_rows=class_rows,
+            probes=probes,
+            removed=removed,
         ).solve()
 
     def with_classes(self, places: Sequence[int], n_classes: int) -> State:
@@ -308,7 +326,7 @@ class State:
 
     def drift(self, probe: Tensor) -> float:
         """Return the largest relative difference between a probe and what was learned."""
-        return max(relative_gap(probe, learned) for learned in self.probes)
+        return float(np.max([relative_gap(probe, learned) for learned in self.probes]))
 
     def signature(self) -> dict[str, Any]:
         """Return what two states must share so that their statistics can be added."""
@@ -357,7 +375,8 @@ def distinct(probes: Iterable[Tensor]) -> list[Tensor]:
     return found
 
 
-def _heaviest(bounds: np.ndarray) -> str:
+def _heaviest(bounds: np.ndarray, numbers: np.ndarray) -> str:
     """Name the heaviest row, if it is one of those that were summed here."""
-    row = int(bounds.argmax()) if len(bounds) else 0
-    return f", {bounds[row]:.1e} in row {row}" if len(bounds) and bounds[row] > ROUNDING else ""
+    if not len(bounds) or bounds.max() <= ROUNDING:
+        return ""
+    return f", {bounds.max():.1e} in row {numbers[bounds.argmax()]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import warnings
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,21 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "random_state": ["random_state"],
     "verbose": ["verbose"],
 }
+
+
+class CheckedRows(NamedTuple):
+    """Training rows without those of weight zero; `numbers` are their places among those passed in."""
+
+    X: Any
+    y: np.ndarray
+    weights: np.ndarray
+    ids: list[object] | None
+    numbers: np.ndarray
+    labels: np.ndarray = np.empty(0, dtype=np.int64)
+
+    def encoded(self, classes: np.ndarray) -> CheckedRows:
+        """Return them with class indices as labels."""
+        return self._replace(labels=encode_labels(self.y, classes))
 
 
 def draw_seed(random_state: Any) -> int:
@@ -103,8 +118,8 @@ def check_training_rows(
     *,
     vectors: bool,
     reset: bool,
-) -> tuple[Any, np.ndarray, np.ndarray, list[object] | None]:
-    """Return X, y, float64 weights and ids without the rows of weight zero.
+) -> CheckedRows:
+    """Return the rows without those of weight zero.
 
     With `vectors`, X is 2-D; with `reset` it gives the estimator its `n_features_in_` and
     `feature_names_in_`. A UserWarning is raised where alpha="auto" meets a mean weight below 0.2.
@@ -138,7 +153,7 @@ def check_training_rows(
         X = X[keep] if in_memory else Subset(X, keep.tolist())
         y, weights = y[keep], weights[keep]
         ids = None if ids is None else [ids[i] for i in keep]
-    return X, y, weights, ids
+    return CheckedRows(X, y, weights, ids, keep)
 
 
 def check_ids(sample_ids: Any, n: int) -> list[object] | None:

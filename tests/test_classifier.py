@@ -346,6 +346,31 @@ def test_a_backbone_that_may_have_seen_the_rows_is_said(blobs, has_seen):
         unlearn(clf, X[1:2], strict=True)
 
 
+def test_numpy_flags_count(blobs):
+    X, y = blobs
+    clf = small(backbone_has_seen=np.True_).fit(X, y)
+    assert not clf.unlearn(X[:1]).receipts_[-1]["exactness"]["exact"]
+
+
+def test_rows_are_named_as_they_were_passed(blobs):
+    X, y = blobs
+    X = np.r_[X, [[3e7, 0, 0, 0]]]
+    weights = np.r_[np.zeros(10), np.ones(51)]
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    with pytest.raises(HeavyRowError) as raised:
+        small(backbone=net, trainable="head", alpha=0.1).fit(X, np.r_[y, 0], sample_weight=weights)
+    assert raised.value.indices == [60]
+
+
+def test_fitted_arrays_are_copies(blobs):
+    X, y = blobs
+    clf = small(trainable="norm").fit(X, y)
+    expected = clf.decision_function(X)
+    clf.readout_[:] = 0
+    clf.displacement_[:] = 0
+    np.testing.assert_array_equal(clf.decision_function(X), expected)
+
+
 def test_a_heavy_row_is_refused(blobs):
     X, y = blobs
     X = np.r_[X, [[3e7, 0, 0, 0]]]

@@ -10,7 +10,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from test_classifier import gap
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
-from fastntk_sk.exceptions import HeavyRowError, InsufficientMemoryError
+from fastntk_sk.exceptions import (
+    HeavyRowError,
+    InsufficientMemoryError,
+    PrivacyWarning,
+    UnsavedParameterWarning,
+)
 from fastntk_sk.sums import memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:The best:UserWarning")
@@ -164,7 +169,7 @@ def test_what_has_no_score_ranks_last(blobs):
         cv=3,
         scoring=lambda estimator, X, y: next(scored),
     )
-    with pytest.warns(UserWarning, match="1 candidates are not finite"):
+    with pytest.warns(UserWarning, match="1 candidates are NaN"):
         clf.fit(X, y)
     assert clf.cv_results_["rank_test_score"].tolist() == [3, 2, 1]
     assert clf.best_params_ == {"alpha": 0.3, "tangent_scale": 1.0}
@@ -174,3 +179,29 @@ def test_a_row_that_is_too_heavy_for_the_best_ridge_is_refused(blobs):
     X, y = blobs
     with pytest.raises(HeavyRowError):
         search().fit(X, y, sample_weight=np.r_[1e8, np.ones(59)])
+
+
+@pytest.mark.parametrize("alphas", [(0.01, 0.3), np.array([0.01, 0.3])], ids=["tuple", "array"])
+def test_it_is_saved_and_published(blobs, tmp_path, alphas):
+    X, y = blobs
+    clf = search(alphas=alphas, trainable="norm", n_components=50, cv=KFold(3)).fit(X, y)
+    with pytest.warns(UnsavedParameterWarning, match="cv"):
+        clf.save(tmp_path / "state")
+    with pytest.warns(UnsavedParameterWarning, match="cv"):
+        clf.save_pretrained(tmp_path / "adapter")
+    loaded = FastNTKClassifierCV.load(tmp_path / "state")
+    pulled = FastNTKClassifierCV.from_pretrained(tmp_path / "adapter")
+    for other in (loaded, pulled):
+        np.testing.assert_array_equal(other.decision_function(X), clf.decision_function(X))
+    assert [*loaded.alphas] == [0.01, 0.3]
+    assert not loaded.unlearn(X[:3]).receipts_[-1]["exactness"]["exact"]
+
+
+def test_a_merge_keeps_that_a_search_has_seen_rows(blobs):
+    X, y = blobs
+    settings = {"trainable": "norm", "n_components": 50}
+    found = search(alphas=(0.3,), tangent_scales=(1.0,), **settings).fit(X[:30], y[:30])
+    plain = FastNTKClassifier(alpha=0.3, random_state=0, **settings).fit(X[30:], y[30:])
+    with pytest.warns(PrivacyWarning):
+        plain.merge(found)
+    assert not plain.unlearn(X[40:42]).receipts_[-1]["exactness"]["exact"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gzip
 import json
 import os
@@ -16,6 +17,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,23 +106,40 @@ def linearized(
     source: str, *, trainable: str, pixels: int, n_components: int, **changes: Any
 ) -> LinearizedModel:
     """Return the model of `linearize`; what is not given is as the estimator's defaults have it."""
+    from fastntk_sk.settings import Settings
     from fastntk_sk.tangents.linearize import linearize
 
-    defaults = {
+    settings: dict[str, Any] = {
+        "seed": 0,
         "n_classes": 10,
+        "n_features": None,
+        "backbone": source,
+        "trainable": (trainable,),
+        "anchor": "pretrained",
         "kernel": "full",
         "n_directions": 3,
-        "anchor": "pretrained",
+        "n_components": n_components,
         "n_prompts": 10,
+        "image_size": (pixels, pixels),
         "pretrained": True,
         "batch_size": 32,
-        "n_features": None,
         "precision": "float32",
         "device": "cpu",
-        "seed": 0,
+        "alpha": None,
+        "tangent_scale": 1.0,
+        "target_scale": 1.0,
+        "predict_with": "linear",
+        "backbone_has_seen": False,
+        "searched_by": (),
     }
-    sizes = {"image_size": pixels, "n_components": n_components}
-    return linearize(source, None, trainable=trainable, **sizes, **defaults | changes)
+    return linearize(source, None, Settings(**settings | changes))
+
+
+def with_alpha(clf: Any, alpha: float | None) -> Any:
+    """Return a fitted classifier whose next solve takes another alpha; its sums do not depend on it."""
+    private = clf._private
+    private = replace(private, state=private.state.with_ridge(alpha))
+    return copy.copy(clf)._commit(private.adapter(clf.classes_), private)
 
 
 def resident(field: str) -> int:

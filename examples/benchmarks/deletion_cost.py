@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import sgd
-from _common import in_new_process, publish, resident, table, training_images
+from _common import in_new_process, publish, resident, table, training_images, with_alpha
 
 from fastntk_sk import FastNTKClassifier
 
@@ -34,7 +34,7 @@ def forget(folder: str, alpha: float | None, seed: int) -> dict[str, float]:
     """Load a state, forget three times 100 rows, and return medians."""
     X, _ = training_images(300, seed)
     clf = FastNTKClassifier.load(folder)
-    clf._private = clf._state.resettled(alpha)  # sums do not depend on it
+    clf = with_alpha(clf, alpha)
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     seconds = []
     for start in (0, 100, 200):

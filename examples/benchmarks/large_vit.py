@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import torch
-from _common import in_new_process, linearized, publish, table, training_images
+from _common import in_new_process, linearized, publish, table, training_images, with_alpha
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.inputs import Rows
@@ -36,7 +36,7 @@ def learn_and_forget(model: str, n: int, precision: str) -> dict[str, float]:
     clf.fit(X, y)
     found = {"fit": time.perf_counter() - start}
     for place, alpha in enumerate((None, ALPHA)):
-        clf._private = clf._state.resettled(alpha)  # sums do not depend on it
+        clf = with_alpha(clf, alpha)
         start = time.perf_counter()
         clf.unlearn(X[100 * place : 100 * place + 100])
         found["auto" if alpha is None else "constant"] = time.perf_counter() - start

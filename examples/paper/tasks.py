@@ -105,10 +105,11 @@ def estimator(task: Task, anchor: str, seed: int, **settings) -> FastNTKClassifi
 
 def with_settings(fitted: FastNTKClassifier, alpha: float, predict_with: str) -> FastNTKClassifier:
     """Return a copy that is solved and read otherwise, without another pass or another fine-tuning."""
-    state = fitted._state.resolved(alpha=alpha)
+    state = fitted._state.with_ridge(alpha)
     settings = replace(state.settings, predict_with=predict_with)
-    state = replace(state, model=replace(state.model, settings=settings))
-    return copy.copy(fitted)._commit(state, fitted.classes_)
+    state = replace(state, model=replace(state.model, settings=settings)).solve()
+    private = replace(fitted._private, state=state)
+    return copy.copy(fitted)._commit(private.adapter(fitted.classes_), private)
 
 
 @contextmanager

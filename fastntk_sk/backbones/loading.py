@@ -157,15 +157,16 @@ def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str |
     return {"base_model": base, "revision": revision or None}
 
 
-def is_public(backbone: Any) -> bool:
-    """Return whether a backbone's weights were trained by somebody who has not seen the user's rows.
+def has_not_seen(backbone: Any, pretrained: bool) -> bool:
+    """Return whether the makers of a backbone's weights cannot have seen the user's rows.
 
-    True for random weights on vectors, and for names of timm, torchvision and their repositories.
+    True for random weights by name, and for published weights of timm and torchvision.
     """
     if not isinstance(backbone, str):
         return False
     source = source_of(backbone)
-    return ":" not in source or source.startswith(("timm:", "torchvision:", "hf-hub:timm/"))
+    published = ":" not in source or source.startswith(("timm:", "torchvision:", "hf-hub:timm/"))
+    return published or not pretrained
 
 
 def takes_vectors(backbone: Any, X: Any) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from msgspec import Meta, Struct
 
 from ..backbones.recipes import portable
@@ -135,12 +137,12 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
     Raises
     ------
     StateFormatError
-        If class labels or a parameter are no plain values.
+        If class labels are no plain values.
 
     Warns
     -----
     UnsavedParameterWarning
-        If `finetune_params` holds objects: it is stored as None.
+        If a parameter is or holds an object that JSON cannot hold: it is left out.
     """
     model, settings = adapter.model, adapter.settings
     params = classifier.get_params(deep=False)
@@ -150,23 +152,15 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
         portable(name) if isinstance(name, str) else name for name in (source, params["backbone"])
     )
     if public:
-        params |= {"finetune_params": None, "device": "cpu"}
+        params = {name: value for name, value in params.items() if name != "finetune_params"}
+        params["device"] = "cpu"
         params["backbone"] = _public(params["backbone"])
         source = _public(source)
     if not _is_source(params["backbone"]):
         params["backbone"] = None
     if not isinstance(params["random_state"], (int, np.integer, type(None))):
         params["random_state"] = settings.seed
-    try:
-        canonical(params["finetune_params"])
-    except StateFormatError:
-        warnings.warn(
-            "finetune_params holds objects that JSON cannot, and is saved as None. A loaded estimator "
-            "predicts and unlearns the same; set the parameter again before another fit.",
-            UnsavedParameterWarning,
-            stacklevel=4,
-        )
-        params["finetune_params"] = None
+    params = _plain_params(params)
     names = getattr(classifier, "feature_names_in_", None)
     classes = classifier.classes_
     config = with_checksum(
@@ -200,6 +194,26 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
     )
     check(parse_json(canonical(config), "the configuration"), "The configuration")
     return config
+
+
+def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters that JSON can hold, and warn of the others."""
+    kept: dict[str, Any] = {}
+    for name, value in params.items():
+        if hasattr(value, "tolist"):  # arrays and numbers of numpy
+            value = value.tolist()
+        with suppress(StateFormatError):
+            canonical({name: str(value) if isinstance(value, torch.device) else value})
+            kept[name] = str(value) if isinstance(value, torch.device) else value
+    lost = [name for name in params if name not in kept]
+    if lost:
+        warnings.warn(
+            f"The parameters {lost} are or hold objects that JSON cannot hold, and are not saved. A "
+            "loaded estimator predicts and unlearns the same; set them again before another fit.",
+            UnsavedParameterWarning,
+            stacklevel=5,
+        )
+    return kept
 
 
 def public_name(model: LinearizedModel) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-RESIDUAL, ROUNDING = 1e-10, 1e-8  # the largest of an exact deletion; drift must be 0
+from ..sums.solvers import ROUNDING
+
+RESIDUAL = 1e-10  # the largest of an exact deletion
 
 
 def exactness(
     *,
     drift: float,
+    position_gap: float,
     residual: float,
     rounding: float,
     seen_by: Sequence[str] = (),
@@ -24,6 +27,9 @@ def exactness(
     ----------
     drift : float
         Relative difference between tangent features here and those that were learned.
+
+    position_gap : float
+        Relative effect of a row's place in its batch on its tangent features.
 
     residual : float
         Relative residual of the normal equations after the solve.
@@ -46,6 +52,7 @@ def exactness(
     """
     forbidden = {  # NaN is not exact either
         "what the backbone gives differs from what was learned": drift != 0,
+        "what the backbone gives for a row depends on its place in the batch": position_gap != 0,
         f"the solve left a residual of more than {RESIDUAL:g}": not residual <= RESIDUAL,
         f"rounding may have left more than {ROUNDING:g} of the rows": not rounding <= ROUNDING,
         "fitted steps before the classifier have seen the rows": bool(seen_by),

@@ -51,8 +51,8 @@ class Manifest(Struct):
 
 def check_savable(classifier: Any, key: bytes | str | None) -> None:
     """Raise NoPrivateStateError for a pulled adapter, and DecryptionError for a malformed key."""
-    if classifier._held:
-        check_key(key)
+    classifier._held  # noqa: B018 - raises where there is none
+    check_key(key)
 
 
 def check_key(key: bytes | str | None) -> None:
@@ -137,7 +137,7 @@ def load(
         (contents["receipts"], names["receipts"]),
     )
     classifier = unfitted(cls, config, backbone)
-    return classifier._commit(private.published(config.classes.labels()), private)
+    return classifier._commit(private.adapter(config.classes.labels()), private)
 
 
 def _check(tensor: Any, dtype: Any, shape: tuple[int, ...], name: str) -> None:

@@ -39,10 +39,10 @@ class Private:
         """Return the same with one more receipt."""
         return replace(self, receipts=[*self.receipts, receipt])
 
-    def published(self, classes: np.ndarray) -> Adapter:
-        """Return the public half."""
+    def adapter(self, classes: np.ndarray) -> Adapter:
+        """Return the public half, without what is said of deletions."""
         state = self.state
-        adapter = Adapter(
+        return Adapter(
             state.model,
             state.parameters,
             state.model.displacement(state.parameters),
@@ -50,7 +50,6 @@ class Private:
             state.n_rows,
             classes,
         )
-        return self.described(adapter)
 
     def described(self, adapter: Adapter) -> Adapter:
         """Return an adapter of this state with what its card says of the deletions."""

@@ -27,6 +27,7 @@ class Receipt(Struct):
     exactness: Exactness
     residual: Measured
     drift: Measured
+    position_gap: Measured
     rounding: Measured
     seen_by: list[str]
     searched_by: list[str]
@@ -48,6 +49,7 @@ def make_receipt(
     exactness: dict[str, Any],
     residual: float,
     drift: float,
+    position_gap: float,
     rounding: float,
     seconds: float,
     environment: dict[str, Any],
@@ -69,7 +71,7 @@ def make_receipt(
     n_rows, n_samples_learned : int
         Rows that were removed, and those that the model rests on afterwards.
 
-    exactness, residual, drift, rounding, anchor, seen_by, searched_by
+    exactness, residual, drift, position_gap, rounding, anchor, seen_by, searched_by
         See :func:`fastntk_sk.publishing.exactness.exactness`.
 
     seconds : float
@@ -90,6 +92,7 @@ def make_receipt(
             "exactness": exactness,
             "residual": residual,
             "drift": drift,
+            "position_gap": position_gap,
             "rounding": rounding,
             "seen_by": list(seen_by),
             "searched_by": list(searched_by),

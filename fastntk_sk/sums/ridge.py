@@ -77,11 +77,6 @@ def number(alpha: float | str) -> float | None:
     return None if alpha == "auto" else float(alpha)
 
 
-def at_least(alpha: float | str | None) -> float:
-    """Return the smallest ridge that a parameter can stand for."""
-    return GRID[0] if alpha in ("auto", None) else float(alpha)
-
-
 def solve_shared(statistics: Statistics, *, alpha: float | None, target_scale: float) -> Solution:
     r"""Minimise :math:`\sum w \|W x + b - t\|^2 + \alpha \|W\|^2` over W and b, from the sums.
 

@@ -272,13 +272,14 @@ class LinearizedModel:
         rows: Iterable[np.ndarray],
         labels: np.ndarray,
         weights: np.ndarray,
+        numbers: np.ndarray,
         n_threads: int | None = None,
     ) -> np.ndarray:
-        r"""Add the rows' outer products to the statistics, in place; negative weights subtract.
+        r"""Add the rows' outer products to the statistics, in place; `numbers` name the rows in errors.
 
         Rows are read in the calling thread; the passes run in one of their own with `n_threads`, by
         default as many as the calling thread has. Return the rows' energies, float64 of shape (n,),
-        :math:`|w_i| (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
+        :math:`w_i (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
         capacity = rows_at_once(*self.sizes, self.settings.n_classes, self.settings.batch_size)
         held: list[tuple[Tensor, Tensor]] = []
@@ -288,11 +289,10 @@ class LinearizedModel:
         def flush() -> None:
             nonlocal start
             h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
-            check_finite(h, J, start)
+            check_finite(h, J, numbers[start:stop])
             w = torch.from_numpy(weights[start:stop])
             statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
-            energy = sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
-            energies.append((w.abs() * energy).numpy())
+            energies.append(row_energies(h, J, w))
             held.clear()
             start = stop
 
@@ -380,11 +380,17 @@ def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
     ]
 
 
-def check_finite(h: Tensor, J: Tensor, first: int) -> None:
+def row_energies(h: Tensor, J: Tensor, weights: Tensor) -> np.ndarray:
+    """Return the weighted squared norms of rows of the linear problem, float64 of shape (n,)."""
+    energy = sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
+    return (weights * energy).numpy()
+
+
+def check_finite(h: Tensor, J: Tensor, numbers: np.ndarray) -> None:
     """Raise JacobianError, naming the row, where features or Jacobians are NaN or infinite."""
     finite = h.isfinite().all(1) & J.isfinite().flatten(1).all(1)
     if not finite.all():
-        row = first + int((~finite).nonzero()[0])
+        row = numbers[int((~finite).nonzero()[0])]
         raise JacobianError(
             f"Expected finite features and Jacobians of every row, got NaN or infinity in row {row}. "
             'Repair that row, or the backbone; precision="float64" helps where float32 overflows.'

@@ -6,7 +6,7 @@ import pytest
 
 from fastntk_sk.publishing.exactness import exactness, exactness_text
 
-EXACT = {"drift": 0.0, "residual": 1e-10, "rounding": 1e-8}
+EXACT = {"drift": 0.0, "position_gap": 0.0, "residual": 1e-10, "rounding": 1e-8}
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ EXACT = {"drift": 0.0, "residual": 1e-10, "rounding": 1e-8}
         ({"residual": math.nan}, "residual"),
         ({"rounding": 1.1e-8}, "more than 1e-08"),
         ({"rounding": math.inf}, "rounding"),
+        ({"position_gap": 1e-7}, "place in the batch"),
         ({"seen_by": ["'scaler' (StandardScaler)"]}, "fitted steps"),
         ({"searched_by": ["GridSearchCV"]}, "a search chose"),
         ({"anchor": "finetuned"}, "fine-tuned anchor"),
@@ -37,9 +38,9 @@ def test_one_reason_is_enough(changes, words):
 
 def test_every_reason_is_named():
     every = {"seen_by": ["a"], "searched_by": ["b"], "anchor": "finetuned", "backbone_has_seen": True}
-    found = exactness(drift=1.0, residual=1.0, rounding=1.0, **every)
-    assert len(found["reasons"]) == 7
-    assert exactness_text(found).count(";") == 6
+    found = exactness(drift=1.0, position_gap=1.0, residual=1.0, rounding=1.0, **every)
+    assert len(found["reasons"]) == 8
+    assert exactness_text(found).count(";") == 7
     exact = exactness(**EXACT)
     assert exact == {"exact": True, "reasons": []}
     assert exactness_text(exact) == "exact for the linearised model"
