@@ -29,6 +29,7 @@ def test_import_alone_loads_next_to_nothing():
 
 def test_vectors_need_neither_timm_nor_torchvision_nor_skorch():
     assert not loaded(FIT) & HEAVY
+    assert not loaded(FIT.replace("(random", "(trainable='norm', random")) & HEAVY
 
 
 def test_public_names():

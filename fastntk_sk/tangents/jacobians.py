@@ -10,7 +10,9 @@ import copy
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -58,6 +60,7 @@ class TangentNetwork(nn.Module):
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
+        _load_forward_rules()
         for owner in _owners(subset.names):
             self._install(owner)
         _fold_batch_norms(self.net, list(self._taps.values()), probe)
@@ -182,6 +185,13 @@ class TangentNetwork(nn.Module):
         with _ONE_LEVEL, handed(TANGENTS, parts), PlainAttention(), fwd.dual_level():
             features, derivative = fwd.unpack_dual(self.net(x))
         return features, torch.zeros_like(features) if derivative is None else derivative
+
+
+def _load_forward_rules() -> None:
+    """Import torch's rules of forward mode, without its own warning that torch.jit is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".torch\.jit\.script")
+        import_module("torch._decomp.decompositions_for_jvp")
 
 
 class _UnpaddedConv2dSame(nn.Conv2d):
