@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .exceptions import HeavyRowError, StateMismatchError
+from .exceptions import HeavyRowError, SolveError, StateMismatchError
 from .settings import Settings
 from .sums.ridge import GRID, solve
 from .sums.solvers import ROUNDING, rounding_bound
@@ -160,8 +160,9 @@ class State:
 
     @property
     def rounding(self) -> float:
-        """Bound on the relative change of the solution that subtracting rows has left."""
-        return rounding_bound(self.removed, self.alpha, self.settings.tangent_scale)
+        """Bound on what rounding has left in the solution, relative to it."""
+        s = self.settings.tangent_scale
+        return rounding_bound(self.statistics.energy, self.removed, self.alpha, s)
 
     def sum_rows(
         self,
@@ -207,6 +208,8 @@ class State:
         HeavyRowError
             If a row is so heavy that rounding would leave traces of it when it is forgotten.
         """
+        if self.settings.alpha is not None:
+            self._check_heavy(sums, self.settings.alpha, add_up)
         if self.n_rows:
             sums.statistics.merge(self.statistics)
         learned = replace(
@@ -214,19 +217,30 @@ class State:
             statistics=sums.statistics,
             class_rows=self.class_rows + sums.class_rows,
             seconds_per_row=sums.seconds_per_row,
-        ).solve()
-        bounds = sums.energies * rounding_bound(1.0, learned.alpha, self.settings.tangent_scale)
+        )
+        try:
+            learned = learned.solve()
+        except SolveError:
+            self._check_heavy(sums, GRID[0], add_up)
+            raise
+        if self.settings.alpha is None:
+            self._check_heavy(sums, learned.alpha, add_up)
+        return learned
+
+    def _check_heavy(self, sums: Sums, alpha: float, add_up: AddUp) -> None:
+        """Raise HeavyRowError, in every rank, where a row by itself forbids an exact deletion."""
+        s = self.settings.tangent_scale
+        bounds = np.finfo(np.float64).eps * max(1.0, s) * sums.energies / alpha
         n_heavy = torch.tensor(int((bounds > ROUNDING).sum()))
         add_up([n_heavy])
         if n_heavy:
             raise HeavyRowError(
-                f"Expected eps * weight * |features and Jacobians|^2 / alpha of every row to be at most "
-                f"{ROUNDING:g} (alpha={learned.alpha:g}), got more in {int(n_heavy)} rows"
+                "Expected eps * weight * |features and Jacobians|^2 / alpha of every row to be at most "
+                f"{ROUNDING:g} (alpha={alpha:g}), got more in {int(n_heavy)} rows"
                 f"{_heaviest(bounds, sums.numbers)}: rounding would leave traces of such a row when it "
                 "is forgotten. Scale its features, lower its weight, raise alpha, or leave it out.",
                 sums.numbers[bounds > ROUNDING],
             )
-        return learned
 
     def subtract(self, sums: Sums) -> State:
         """Return the state that never learned the rows of some sums, which are used up."""

@@ -371,6 +371,48 @@ def test_fitted_arrays_are_copies(blobs):
     np.testing.assert_array_equal(clf.decision_function(X), expected)
 
 
+def test_what_is_left_with_next_to_no_weight_is_not_called_exact(blobs):
+    X, y = blobs
+    weights = np.r_[np.ones(30), np.full(30, 1e-12)]
+    clf = small(trainable="head", alpha=0.1).fit(X, y, sample_weight=weights)
+    assert not clf.unlearn(X[:30]).receipts_[-1]["exactness"]["exact"]
+
+
+def test_large_rows_that_are_left_count_too(blobs):
+    X, y = blobs
+    net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU())
+    params = {"backbone": net, "trainable": "head", "alpha": 0.1, "backbone_has_seen": False}
+    clf = small(**params).fit(
+        np.tile(X, (50, 1)) + 1000 + np.arange(3000)[:, None] / 1e3, np.tile(y, 50)
+    )
+    clf.unlearn(X[:1] + 1000)
+    assert clf.receipts_[-1]["rounding"] > 1e-8
+    assert not clf.receipts_[-1]["exactness"]["exact"]
+
+
+class Mixing(torch.nn.Module):
+    """Rows that influence each other a little."""
+
+    def forward(self, x):
+        return torch.tanh(x) - 1e-4 * torch.tanh(x).mean(0)
+
+
+def test_rows_that_influence_each_other_are_not_called_exact(blobs):
+    X, y = blobs
+    clf = small(backbone=Mixing(), trainable="head", backbone_has_seen=False).fit(X, y)
+    assert not clf.unlearn(X[:1]).receipts_[-1]["exactness"]["exact"]
+
+
+def test_the_autocast_of_the_caller_changes_nothing(digits):
+    X, y = digits[0][:24], digits[1][:24] % 2
+    plain = tiny_cnn(trainable="norm").fit(X, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = tiny_cnn(trainable="norm").fit(X, y)
+        scores = plain.decision_function(X)
+    np.testing.assert_array_equal(within.readout_, plain.readout_)
+    np.testing.assert_array_equal(scores, plain.decision_function(X))
+
+
 def test_a_heavy_row_is_refused(blobs):
     X, y = blobs
     X = np.r_[X, [[3e7, 0, 0, 0]]]

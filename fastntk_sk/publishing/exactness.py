@@ -29,13 +29,13 @@ def exactness(
         Relative difference between tangent features here and those that were learned.
 
     position_gap : float
-        Relative effect of a row's place in its batch on its tangent features.
+        Relative effect of a row's place in its batch, and of the other rows, on its tangent features.
 
     residual : float
         Relative residual of the normal equations after the solve.
 
     rounding : float
-        eps * sum w|x|^2 / alpha of everything that was removed since the sums were made.
+        `rounding_bound` of the rows that are left and of those removed since the sums were made.
 
     seen_by, searched_by : sequence of str
         Fitted steps before the classifier, and searches around it, that have seen the rows.
@@ -52,9 +52,9 @@ def exactness(
     """
     forbidden = {  # NaN is not exact either
         "what the backbone gives differs from what was learned": drift != 0,
-        "what the backbone gives for a row depends on its place in the batch": position_gap != 0,
+        "what the backbone gives for a row depends on the other rows of its batch": position_gap != 0,
         f"the solve left a residual of more than {RESIDUAL:g}": not residual <= RESIDUAL,
-        f"rounding may have left more than {ROUNDING:g} of the rows": not rounding <= ROUNDING,
+        f"rounding may leave more than {ROUNDING:g} of the rows": not rounding <= ROUNDING,
         "fitted steps before the classifier have seen the rows": bool(seen_by),
         "the hyper-parameters that a search chose have seen the rows": bool(searched_by),
         "the fine-tuned anchor has seen the rows": anchor == "finetuned",

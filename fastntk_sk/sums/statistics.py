@@ -72,6 +72,11 @@ class Statistics:
         """Total weight of each class, of shape (n_classes,)."""
         return self.H[-1] / self.constant
 
+    @property
+    def energy(self) -> float:
+        r"""Energy of the rows in the sums, :math:`\sum w (\|\tilde h\|^2 + \sum_c \|J_c\|^2)`."""
+        return float(self.A.trace() + self.G.trace())
+
     def add(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> None:
         """Add rows of shapes (n, d + 1) and (n, n_classes, k); negative weights subtract them."""
         h, J, weights = h.double(), J.double(), weights.double()

@@ -105,6 +105,11 @@ def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = N
     first picture of X gives the size for a module that does not say one. Memory is checked before the
     statistics are allocated.
     """
+    with torch.autocast(torch.device(settings.device).type, enabled=False):  # the caller's
+        return _linearized(backbone, X, settings, saved)
+
+
+def _linearized(backbone: Any, X: Any, settings: Settings, saved: Saved | None) -> LinearizedModel:
     dtype = working_dtype(settings.precision)
     loaded = load_backbone(
         backbone,
@@ -254,12 +259,14 @@ def draw_directions(seed: int, n_rows: int, d: int) -> Tensor:
 
 
 def _measure(model: LinearizedModel) -> None:
-    """Set the scales of features and Jacobians, and the effect of a row's place in its batch."""
+    """Set the scales of features and Jacobians, and the effect of a row's place and of other rows."""
     size = model.settings.batch_size
     first, *others = model.synthetic(_SYNTHETIC_ROWS).split(size)
     with own_thread() as call:
         passes = [call(model.passes, batch) for batch in (first, *others)]
         elsewhere = call(model.passes, first.roll(1, 0))
+        others = torch.cat([first[:1], -first[1:]]).contiguous(memory_format=_layout(first))
+        among_others = call(model.passes, others)
     energies = [(h.square().sum(1) + 1, J.square().sum((1, 2)) / max(1, J.shape[1])) for h, J in passes]
     mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
     if not math.isfinite(mean_h + mean_J):
@@ -268,9 +275,14 @@ def _measure(model: LinearizedModel) -> None:
             "inputs. Check its weights, or use precision='float64'."
         )
     gaps = [relative_gap(new.roll(-1, 0), old) for new, old in zip(elsewhere, passes[0], strict=True)]
+    gaps += [relative_gap(new[0], old[0]) for new, old in zip(among_others, passes[0], strict=True)]
     model.scale_h = 1.0 if model.ladder is not None else _power_of_two(mean_h)
     model.scale_J = _power_of_two(mean_J)
     model.position_gap = max(gaps) if max(gaps) > 1e-12 else 0.0
+
+
+def _layout(batch: Tensor) -> torch.memory_format:
+    return torch.channels_last if batch.ndim == 4 else torch.contiguous_format
 
 
 def _check_precision(model: LinearizedModel) -> None:

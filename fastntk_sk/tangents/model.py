@@ -272,17 +272,19 @@ class LinearizedModel:
         rows: Iterable[np.ndarray],
         labels: np.ndarray,
         weights: np.ndarray,
-        numbers: np.ndarray,
+        numbers: np.ndarray | None = None,
         n_threads: int | None = None,
     ) -> np.ndarray:
-        r"""Add the rows' outer products to the statistics, in place; `numbers` name the rows in errors.
+        r"""Add the rows' outer products to the statistics, in place.
 
         Rows are read in the calling thread; the passes run in one of their own with `n_threads`, by
-        default as many as the calling thread has. Return the rows' energies, float64 of shape (n,),
+        default as many as the calling thread has. Errors call the rows by their `numbers`, by default
+        0 to n - 1. Return the rows' energies, float64 of shape (n,),
         :math:`w_i (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
         capacity = rows_at_once(*self.sizes, self.settings.n_classes, self.settings.batch_size)
         held: list[tuple[Tensor, Tensor]] = []
+        numbers = np.arange(len(labels)) if numbers is None else numbers
         energies = [np.zeros(0)]
         start = stop = 0
 
@@ -349,7 +351,8 @@ class LinearizedModel:
         else:
             score = self._linear_scores
         batches = self.batches(rows)
-        return np.concatenate([score(W, delta, batch).double().cpu().numpy() for batch in batches])
+        with torch.autocast(W.device.type, enabled=False):  # the caller's
+            return np.concatenate([score(W, delta, batch).double().cpu().numpy() for batch in batches])
 
     def _pseudo_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
         return self.tangents(batch, full_precision=True)[0] @ (W.cpu() * self.units).T

@@ -18,7 +18,7 @@ EXACT = {"drift": 0.0, "position_gap": 0.0, "residual": 1e-10, "rounding": 1e-8}
         ({"residual": math.nan}, "residual"),
         ({"rounding": 1.1e-8}, "more than 1e-08"),
         ({"rounding": math.inf}, "rounding"),
-        ({"position_gap": 1e-7}, "place in the batch"),
+        ({"position_gap": 1e-7}, "other rows of its batch"),
         ({"seen_by": ["'scaler' (StandardScaler)"]}, "fitted steps"),
         ({"searched_by": ["GridSearchCV"]}, "a search chose"),
         ({"anchor": "finetuned"}, "fine-tuned anchor"),

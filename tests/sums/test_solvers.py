@@ -88,19 +88,21 @@ def test_rounding_is_within_its_bound_whatever_was_subtracted(seed, size, alpha,
     statistics, gone = learned(*rows), [part[:8] for part in rows]
     for _ in range(repeats - 1):
         statistics.add(*gone)
-    energy = float(statistics.A.trace() + statistics.G.trace())
-    bound = rounding_bound(energy, 10**alpha)
+    energy = statistics.energy
+    gone_energy = energy - learned(*(part[8:] for part in rows)).energy
+    bound = rounding_bound(energy - gone_energy, gone_energy, 10**alpha)
     for _ in range(repeats):
         statistics.add(*gone[:3], -gone[3])
     refit = learned(*(part[8:] for part in rows))
     scales = {"alpha": 10**alpha, "tangent_scale": 1.0, "target_scale": 1.0}
     if bound < 0.1:  # else rounding may use the sums up
         found, expected = (solve(sums, **scales) for sums in (statistics, refit))
-        assert gap(found, expected) < bound + rounding_bound(1, 1)
+        assert gap(found, expected) < bound + 2.0**-52
 
 
 def test_the_weight_of_tangents_counts():
-    assert rounding_bound(100.0, 0.5, 4.0) == 800 * np.finfo(float).eps
+    assert rounding_bound(60.0, 40.0, 0.5, 4.0) == pytest.approx(2.0**-52 * (800 + 2 / 3))
+    assert rounding_bound(1e-12, 1.0, 0.5) > 1e-8  # what is left weighs next to nothing
 
 
 def test_used_up_statistics_are_a_named_error():

@@ -100,6 +100,8 @@ def linearized(make, trainable, **changes):
         "tangent_scale": 1.0,
         "target_scale": 1.0,
         "predict_with": "linear",
+        "backbone_has_seen": False,
+        "searched_by": (),
     }
     model = linearize(net, X, Settings(**settings | changes))
     if changes.get("anchor") == "finetuned":
@@ -193,11 +195,11 @@ def test_an_interruption_ends_a_pass():
 
 def test_energies_and_threads_of_a_pass():
     model, rows = linearized(Whole, "norm")
-    weights = np.linspace(-2, 2, 24)
+    weights = np.linspace(0, 2, 24)
     energies = model.learn(model.empty_statistics(), rows, LABELS, weights, n_threads=2)
     h, J = (torch.cat(parts) for parts in zip(*model.all_tangents(rows), strict=True))
     expected = h.double().square().sum(1) + J.double().square().sum((1, 2))
-    np.testing.assert_allclose(energies, np.abs(weights) * expected.numpy())
+    np.testing.assert_allclose(energies, weights * expected.numpy())
     assert energies.dtype == np.float64
     probe = model.probe(n_threads=2)
     assert probe.shape == (model.n_probe,) == (4 * (model.d + 3 * model.projection.k),)
