@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .exceptions import HeavyRowError, SolveError, StateMismatchError
+from .exceptions import DistributedError, HeavyRowError, SolveError, StateMismatchError
 from .settings import Settings
 from .sums.ridge import GRID, solve
 from .sums.solvers import ROUNDING, rounding_bound
@@ -191,9 +191,18 @@ class State:
         """
         started, statistics = time.perf_counter(), self.model.empty_statistics()
         numbers = np.arange(len(labels)) if numbers is None else numbers
-        energies = self.model.learn(
-            statistics, rows, labels, weights, numbers, n_threads=self.environment["threads"]
-        )
+        failed = torch.ones(1)
+        try:
+            energies = self.model.learn(
+                statistics, rows, labels, weights, numbers, n_threads=self.environment["threads"]
+            )
+            failed.zero_()
+        finally:
+            add_up([failed])  # so that no rank waits for one that has failed
+        if failed:
+            raise DistributedError(
+                "Another rank failed on its share of the rows, and names the reason. Nothing changed."
+            )
         seconds = (time.perf_counter() - started) / max(1, len(labels))
         class_rows = torch.from_numpy(np.bincount(labels, minlength=len(self.class_rows)))
         energy = torch.tensor(energies.sum())

@@ -104,6 +104,28 @@ def dies():
     os._exit(3)
 
 
+class Broken(torch.utils.data.Dataset):
+    """Rank 1 cannot read a row of its share."""
+
+    def __len__(self):
+        return 61
+
+    def __getitem__(self, i):
+        if i == 50:
+            raise OSError("unreadable")
+        return np.full((8, 8), i, dtype=np.uint8)
+
+
+def broken():
+    if dist.is_initialized():
+        started = time.monotonic()
+        clf = make(backbone="test_resnet", pretrained=False, image_size=16, trainable="head")
+        with pytest.raises(DistributedError if dist.get_rank() == 0 else (OSError, ValueError)):
+            clf.fit(Broken(), y)
+        assert time.monotonic() - started < 20
+    return make().fit(X, y)
+
+
 def lonely():
     """Outside of share_rows a fit is nobody else's business, process group or not."""
     if not dist.is_initialized() or dist.get_rank() == 0:

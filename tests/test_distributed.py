@@ -16,7 +16,7 @@ from fastntk_sk.distributed import Ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no process groups")
 SCRIPT = Path(__file__).parent / "ranks.py"
-TWO = ["full", "pseudo", "ladder", "tuned", "any_seed", "different_rows", "lonely"]
+TWO = ["full", "pseudo", "ladder", "tuned", "any_seed", "different_rows", "broken", "lonely"]
 FOUR = ["full", "few"]
 
 
