@@ -99,6 +99,9 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
 
     Notes
     -----
+    :meth:`partial_fit` of an unfitted estimator searches on the rows that it is given, and later parts
+    keep what was chosen.
+
     Sample weights count in the scores too, where the scorer takes them. Features and Jacobians of all
     rows are kept until the end: n (d + C k) numbers, or n (d + r k) with kernel="pseudo".
 
@@ -113,10 +116,6 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
     >>> clf.unlearn(X[:10]).n_samples_learned_
     140
     """
-
-    anchor = "pretrained"
-    alpha = "auto"
-    tangent_scale = 1.0
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = CONSTRAINTS | {
         "alphas": ["array-like", str, Real],
@@ -150,27 +149,29 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
-        self.backbone = backbone
+        super().__init__(
+            backbone,
+            trainable=trainable,
+            kernel=kernel,
+            n_directions=n_directions,
+            target_scale=target_scale,
+            n_components=n_components,
+            n_prompts=n_prompts,
+            image_size=image_size,
+            pretrained=pretrained,
+            batch_size=batch_size,
+            predict_with=predict_with,
+            precision=precision,
+            backbone_has_seen=backbone_has_seen,
+            num_workers=num_workers,
+            device=device,
+            random_state=random_state,
+            verbose=verbose,
+        )
         self.alphas = alphas
         self.tangent_scales = tangent_scales
         self.cv = cv
         self.scoring = scoring
-        self.trainable = trainable
-        self.kernel = kernel
-        self.n_directions = n_directions
-        self.target_scale = target_scale
-        self.n_components = n_components
-        self.n_prompts = n_prompts
-        self.image_size = image_size
-        self.pretrained = pretrained
-        self.batch_size = batch_size
-        self.predict_with = predict_with
-        self.precision = precision
-        self.backbone_has_seen = backbone_has_seen
-        self.num_workers = num_workers
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(

@@ -16,7 +16,9 @@ Scale = Annotated[float, Meta(gt=0, le=1e300)]
 class Settings:
     """Parameters of the estimator as they were at fit; `set_params` does not reach them.
 
-    Constraints are those of a saved file; nothing checks them when an instance is made.
+    `linearize` is given them as they were asked for, `trainable` and `n_components` perhaps "auto", and
+    returns a model that holds them resolved. Constraints are those of a saved file; nothing checks them
+    when an instance is made.
 
     Parameters
     ----------
@@ -24,6 +26,7 @@ class Settings:
         Drawn from `random_state`.
 
     n_classes : int
+        C.
 
     n_features : int or None
         Length of input vectors; None for pictures.
@@ -40,10 +43,13 @@ class Settings:
     alpha : float or None
         None: the sums choose it.
 
+    target_scale : float
+        With "auto" at a fine-tuned anchor, the margin that SGD left.
+
     searched_by : tuple of str
         Searches that chose parameters with the rows, such as "FastNTKClassifierCV".
 
-    anchor, kernel, n_directions, tangent_scale, target_scale, n_prompts, image_size, pretrained, \
+    anchor, kernel, n_directions, tangent_scale, n_prompts, image_size, pretrained, \
 batch_size, predict_with, precision, device, backbone_has_seen
         As the parameters of the classifier, without "auto".
     """
