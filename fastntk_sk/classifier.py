@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -46,7 +46,7 @@ from .publishing.html import state_table
 from .settings import Settings
 from .state import State, Sums, Tuning, distinct
 from .store import persistence
-from .store.ledger import Ledger, Removal
+from .store.ledger import KEY_BYTES, Ledger, Removal
 from .store.private import Private
 from .store.receipts import export_receipts, head_of, make_receipt
 from .sums.ridge import number
@@ -446,7 +446,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         params = self.get_params(deep=False)
         training = self._prepare(X, y, sample_weight, sample_ids, classes)
         state = self._first_state(training)
-        private = Private(state, Ledger(key=ranks().first(secrets.token_bytes(32))), [], _new_chain())
+        key = ranks().first(secrets.token_bytes(KEY_BYTES))
+        chain = ranks().agree(secrets.token_hex(8))
+        private = Private(state, Ledger(key=key), [], chain)
         private = self._learn(private, training.rows, training.checked)
         if state.settings.is_finetuned:
             private = self._with_linearity(private, training.rows)
@@ -1234,20 +1236,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         seen = self.backbone_has_seen
         if seen == "auto":
             seen = False if has_not_seen(self.backbone, self.pretrained) else "unknown"
-        seed = int.from_bytes(
-            ranks().first(draw_seed(self.random_state).to_bytes(8, "little")), "little"
-        )
-        as_given: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN}
-        resolved: dict[str, Any] = {
+        choices: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN} | {
             "precision": precision,
             "predict_with": predict_with,
             "backbone_has_seen": seen if isinstance(seen, str) else bool(seen),
-            "searched_by": (),
         }
         return Settings(
-            **as_given,
-            **resolved,
-            seed=seed,
+            **choices,
+            searched_by=(),
+            seed=ranks().agree(draw_seed(self.random_state)),
             n_classes=n_classes,
             n_features=n_features,
             backbone=self.backbone if isinstance(self.backbone, str) else None,
@@ -1293,18 +1290,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         probe = state.probes[0] if not state.n_rows else state.probe()
         self._drift(state, probe)
         part, digests = shared.share(len(labels)), list[bytes]()
-
-        def noted() -> Iterator[np.ndarray]:
-            for row in self._progress(rows.read(part), "learning", len(part)):
-                digests.append(private.ledger.digest(content(row)))
-                yield row
-
-        numbers = checked.numbers[part]
-        sums = state.sum_rows(noted(), labels[part], weights[part], numbers, shared.add_up)
+        shown = self._progress(rows.read(part), "learning", len(part))
+        noted, numbers = private.ledger.noted(shown, digests), checked.numbers[part]
+        sums = state.sum_rows(noted, labels[part], weights[part], numbers, shared.add_up)
         state = self._solved(state.learn, sums, shared.add_up)
         everyone = b"".join(shared.gather(b"".join(digests)))
-        width = len(everyone) // len(labels)
-        digests = [everyone[i : i + width] for i in range(0, len(everyone), width)]
+        digests = [everyone[i : i + KEY_BYTES] for i in range(0, len(everyone), KEY_BYTES)]
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids)
         return replace(private, state=self._at_all_places(state, probe), ledger=ledger)
 
@@ -1520,10 +1511,6 @@ def _warn_of_steps(seen_by: Sequence[str]) -> None:
             InexactDeletionWarning,
             stacklevel=4,
         )
-
-
-def _new_chain() -> str:
-    return ranks().first(secrets.token_hex(8).encode()).decode()
 
 
 def _with_classes(private: Private, known: np.ndarray, names: np.ndarray) -> Private:

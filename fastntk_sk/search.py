@@ -22,7 +22,6 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.validation import _check_sample_weight
 from torch import nn
 
-from .backbones.inputs import content
 from .classifier import FastNTKClassifier, Training
 from .distributed import ranks
 from .progress import progress
@@ -231,7 +230,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         scorer = check_scoring(_Scored(names), scoring=self.scoring)
         # as in a grid search of scikit-learn 1.8 and later
         weighted = sample_weight is not None and getattr(scorer, "_accept_sample_weight", bool)()
-        ledger = Ledger(key=secrets.token_bytes(32))
+        ledger = Ledger()
         rows = _TangentRows(self, training, ledger)
         whole = model.empty_statistics()
         rows.add(whole, np.arange(len(labels)))
@@ -296,8 +295,8 @@ def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str,
             UserWarning,
             stacklevel=4,
         )
-    ranks = rankdata(np.where(np.isnan(means), np.inf, -means), method="min").astype(np.int32)
-    best = int(ranks.argmin())
+    places = rankdata(np.where(np.isnan(means), np.inf, -means), method="min").astype(np.int32)
+    best = int(places.argmin())
     return {
         "n_splits_": len(scores),
         "cv_results_": {
@@ -306,7 +305,7 @@ def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str,
             **{f"split{i}_test_score": row for i, row in enumerate(scores)},
             "mean_test_score": means,
             "std_test_score": scores.std(0),
-            "rank_test_score": ranks,
+            "rank_test_score": places,
         },
         "best_index_": best,
         "best_params_": candidates[best],
@@ -328,13 +327,8 @@ class _TangentRows:
             'Take fewer components, kernel="pseudo" or fewer rows, or GridSearchCV, which holds none.',
         )
 
-        def noted() -> Iterator[np.ndarray]:
-            for row in estimator._progress(rows, "learning", len(rows)):
-                self.digests.append(ledger.digest(content(row)))
-                yield row
-
-        start = 0
-        for shared, own in model.all_tangents(noted()):
+        shown, start = estimator._progress(rows, "learning", len(rows)), 0
+        for shared, own in model.all_tangents(ledger.noted(shown, self.digests)):
             check_finite(shared, own, training.checked.numbers[start:])
             if not start:  # at full size, so that no second copy is ever made
                 self.shared = shared.new_empty(len(rows), *shared.shape[1:])

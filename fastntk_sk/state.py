@@ -238,8 +238,7 @@ class State:
 
     def _check_heavy(self, sums: Sums, alpha: float, add_up: AddUp) -> None:
         """Raise HeavyRowError, in every rank, where a row by itself forbids an exact deletion."""
-        s = self.settings.tangent_scale
-        bounds = np.finfo(np.float64).eps * max(1.0, s) * sums.energies / alpha
+        bounds = sums.energies * rounding_bound(1.0, 0.0, alpha, self.settings.tangent_scale)
         n_heavy = torch.tensor(int((bounds > ROUNDING).sum()))
         add_up([n_heavy])
         if n_heavy:

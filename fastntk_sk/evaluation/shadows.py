@@ -136,8 +136,7 @@ def shadow_margins(
     truth, draws = torch.from_numpy(labels), check_random_state(random_state)
 
     def tangents(order: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        batches = model.batches(rows[i] for i in order)
-        parts = zip(*(model.tangents(batch) for batch in batches), strict=True)
+        parts = zip(*model.all_tangents(rows[i] for i in order), strict=True)
         back = torch.from_numpy(np.argsort(order))
         h, J = (torch.cat(part)[back] for part in parts)
         return h, J

@@ -202,9 +202,11 @@ def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
     for name, value in params.items():
         if hasattr(value, "tolist"):  # arrays and numbers of numpy
             value = value.tolist()
+        elif isinstance(value, torch.device):
+            value = str(value)
         with suppress(StateFormatError):
-            canonical({name: str(value) if isinstance(value, torch.device) else value})
-            kept[name] = str(value) if isinstance(value, torch.device) else value
+            canonical({name: value})
+            kept[name] = value
     lost = [name for name in params if name not in kept]
     if lost:
         warnings.warn(

@@ -117,6 +117,12 @@ class Ledger:
         """Return the keyed digest under which a new row is entered."""
         return self.segments[0].digest(content)
 
+    def noted(self, rows: Iterable[np.ndarray], digests: list[bytes]) -> Iterator[np.ndarray]:
+        """Yield new rows, and append the digests under which they are entered."""
+        for row in rows:
+            digests.append(self.digest(content(row)))
+            yield row
+
     def added(
         self,
         digests: Iterable[bytes],

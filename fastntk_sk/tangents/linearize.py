@@ -265,7 +265,8 @@ def _measure(model: LinearizedModel) -> None:
     with own_thread() as call:
         passes = [call(model.passes, batch) for batch in (first, *others)]
         elsewhere = call(model.passes, first.roll(1, 0))
-        others = torch.cat([first[:1], -first[1:]]).contiguous(memory_format=_layout(first))
+        others = -first
+        others[0] = first[0]
         among_others = call(model.passes, others)
     energies = [(h.square().sum(1) + 1, J.square().sum((1, 2)) / max(1, J.shape[1])) for h, J in passes]
     mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
@@ -279,10 +280,6 @@ def _measure(model: LinearizedModel) -> None:
     model.scale_h = 1.0 if model.ladder is not None else _power_of_two(mean_h)
     model.scale_J = _power_of_two(mean_J)
     model.position_gap = max(gaps) if max(gaps) > 1e-12 else 0.0
-
-
-def _layout(batch: Tensor) -> torch.memory_format:
-    return torch.channels_last if batch.ndim == 4 else torch.contiguous_format
 
 
 def _check_precision(model: LinearizedModel) -> None:
