@@ -94,6 +94,18 @@ class StateFormatError(FastNTKError, ValueError):
     """Files are not what this library writes: damaged, forged, incomplete, or of a newer format."""
 
 
+class StateLockedError(FastNTKError, RuntimeError):
+    """Another process or thread holds the file of a state."""
+
+
+class StateWriteError(FastNTKError, OSError):
+    """The file of a state cannot be written; it is as it was."""
+
+
+class StaleStateError(FastNTKError, RuntimeError):
+    """A save would undo what another process has saved since this estimator was loaded."""
+
+
 class DecryptionError(StateFormatError):
     """A private state is encrypted with another key, or the key is missing or malformed."""
 

@@ -1,95 +1,42 @@
-"""The folder of a whole estimator: the adapter, and the private half beside it.
-
-Every file is put in place in one instant; `manifest.json` names the others by their checksums and is
-written after all of them. Whenever a save is interrupted, the folder holds the old state or the new.
-"""
+"""One file for a whole estimator: the adapter, and the private half beside it."""
 
 from __future__ import annotations
 
 import os
-import re
-import warnings
-from importlib.metadata import version
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
-from msgspec import Meta, Struct
-
-from ..exceptions import DecryptionError, NoPrivateStateError, PrivacyWarning, StateFormatError
-from ..publishing import files
-from ..publishing.config import FORMAT, Checksum, check_intact, describe
-from ..publishing.folder import ADAPTER, CONFIG, adapter_file
+from ..exceptions import DecryptionError, NoPrivateStateError, StaleStateError, StateFormatError
+from ..publishing.config import describe
+from ..publishing.files import check_tensors
+from ..publishing.folder import ADAPTER, adapter_file
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
-from . import private_state
+from .database import Database, connect, rekey
+from .packing import pack, restore, unpack
+from .receipts import chain_heads, parse_receipts
 
-__all__ = ["CONFIG", "MANIFEST", "check_key", "check_place", "check_savable", "load", "save"]
-
-MANIFEST = "manifest.json"
-_KINDS = {"adapter": "safetensors"} | private_state.FILES
-_NAME = rf"({'|'.join(_KINDS)})-([0-9a-f]{{32}})\.(safetensors|jsonl)(\.fernet)?"
-_DATA = f"{_NAME}|{files.PARTIAL}"
-Name = Annotated[str, Meta(pattern=rf"\A{_NAME}\Z")]
+__all__ = ["Mark", "load", "opened", "rekey", "save"]
 
 
-class Names(Struct):
-    """The files of a folder."""
+class Mark(NamedTuple):
+    """Which save of which file an estimator goes on from."""
 
-    adapter: Name
-    statistics: Name
-    ledger: Name
-    receipts: Name
-
-
-class Manifest(Struct):
-    """What `manifest.json` holds."""
-
-    format: int
-    version: str
-    files: Names
-    checksum: Checksum
+    generation: int
+    stamp: bytes
+    is_encrypted: bool
 
 
-def check_savable(classifier: Any, key: bytes | str | None) -> None:
-    """Raise NoPrivateStateError for a pulled adapter, and DecryptionError for a malformed key."""
-    classifier._held  # noqa: B018 - raises where there is none
-    check_key(key)
-
-
-def check_key(key: bytes | str | None) -> None:
-    """Raise DecryptionError for a malformed key."""
-    if key is not None:
-        private_state.encrypt(b"", key)
-
-
-def check_place(folder: Path) -> None:
-    """Raise StateFormatError unless a state can be saved in a folder."""
-    files.check_folder(folder, f"{re.escape(MANIFEST)}|{_DATA}")
-
-
-def state_files(classifier: Any, key: bytes | str | None) -> dict[str, bytes]:
-    """Return the files of a whole estimator by name; the manifest, the last, is never encrypted."""
-    adapter = classifier._adapter
-    config = describe(adapter, classifier, public=False)
-    parts = {"adapter": adapter_file(adapter, config)} | private_state.pack(classifier._held)
-    contents, names = {}, {}
-    for kind, data in parts.items():
-        ending = "" if key is None else ".fernet"
-        data = data if key is None else private_state.encrypt(data, key)
-        names[kind] = f"{kind}-{files.checksum(data)}.{_KINDS[kind]}{ending}"
-        contents[names[kind]] = data
-    manifest = {"format": FORMAT, "version": version("fastntk_sk"), "files": names}
-    return contents | {MANIFEST: files.canonical(files.with_checksum(manifest))}
-
-
-def save(classifier: Any, path: str | os.PathLike[str], key: bytes | str | None) -> None:
+def save(
+    classifier: Any, path: str | os.PathLike[str], key: bytes | str | None, *, overwrite: bool = False
+) -> None:
     """Write the whole estimator; see :meth:`FastNTKClassifier.save`."""
-    folder = Path(path)
-    check_place(folder)
-    contents = state_files(classifier, key)
-    files.make_folder(folder, mode=0o700)
-    for name, data in contents.items():
-        files.replace(folder, name, data)
-    files.collect(folder, _DATA, keep=contents)
+    classifier._held  # noqa: B018 - raises where there is none
+    with connect(Path(path), key, write=True) as db:
+        mark = _write(db, classifier, Path(path).name, key, overwrite)
+    classifier._mark = mark
 
 
 def load(
@@ -101,16 +48,97 @@ def load(
     key: bytes | str | None,
 ) -> Any:
     """Read what `save` wrote; see :meth:`FastNTKClassifier.load`."""
-    folder = Path(path)
-    if not (folder / MANIFEST).exists() and (folder / ADAPTER).exists():
+    if (Path(path) / ADAPTER).exists():
         raise NoPrivateStateError(
-            f"{str(folder)!r} holds a public adapter, without the private state. Read it with "
+            f"{str(path)!r} holds a public adapter, without the private state. Read it with "
             "FastNTKClassifier.from_pretrained."
         )
-    contents, names = _read_private(folder, key)
-    config, tensors = read_adapter(contents["adapter"], names["adapter"])
-    sums, anchor = private_state.parse_statistics(contents["statistics"], names["statistics"])
-    settings = settings_at_fit(config, device)
+    with connect(Path(path), key) as db:
+        return _read(db, cls, Path(path).name, backbone, device, key)
+
+
+@contextmanager
+def opened(
+    cls: type,
+    path: str | os.PathLike[str],
+    *,
+    backbone: Any,
+    device: str | None,
+    key: bytes | str | None,
+    timeout: float,
+) -> Iterator[Any]:
+    """Load an estimator, keep others from writing, and save it; see :meth:`FastNTKClassifier.open`."""
+    if not Path(path).exists():
+        raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
+    with connect(Path(path), key, write=True, timeout=timeout) as db:
+        classifier = _read(db, cls, Path(path).name, backbone, device, key)
+        before = classifier._held
+        yield classifier
+        changed = classifier._held is not before
+        if changed:
+            mark = _write(db, classifier, Path(path).name, key, overwrite=False)
+    if changed:
+        classifier._mark = mark
+
+
+def _write(
+    db: Database, classifier: Any, name: str, key: bytes | str | None, overwrite: bool
+) -> Mark:
+    """Write an estimator, unless the file is not the one that it goes on from."""
+    private, mark = classifier._held, classifier._mark
+    if key is None and mark is not None and mark.is_encrypted:
+        raise DecryptionError(
+            "Expected the key of an estimator that was encrypted, got None: its state would be readable "
+            "by everybody. Pass key=..., the old one or a new one for another file."
+        )
+    there = _mark_of(db, key)
+    if there is not None and not overwrite and (mark is None or mark.stamp != there.stamp):
+        raise StaleStateError(_stale(db, private.receipts, name))
+    config = describe(classifier._adapter, classifier, public=False)
+    pack(db, private, adapter_file(classifier._adapter, config))
+    generation = 1 if there is None else there.generation + 1
+    new = Mark(generation, secrets.token_bytes(16), key is not None)
+    db.replace("saves", [new[:2]])
+    return new
+
+
+def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
+    """Return which save a file holds, if it holds one."""
+    marks = [Mark(*values, key is not None) for _, values in db.rows("saves")]
+    return marks[-1] if marks else None
+
+
+def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
+    """Say what a save over a file that has moved on would undo."""
+    known = {receipt["checksum"] for receipt in receipts}
+    there = parse_receipts((content for _, (content,) in db.rows("receipts")), name)
+    lost = [receipt for receipt in there if receipt["checksum"] not in known]
+    undone = "; ".join(f"{r['n_rows']:,} rows at {r['time']}" for r in lost[:10])
+    what = (
+        f"deletions that this estimator does not know would be undone ({undone}"
+        f"{'; ...' if len(lost) > 10 else ''})"
+        if lost
+        else "what was learned there meanwhile would be lost"
+    )
+    return (
+        f"{name} was saved by another estimator since this one was loaded from it, or never was its own: "
+        f"{what}. Nothing was written. Load the file again and repeat the change "
+        "(FastNTKClassifier.open does both at once), save to another file, or pass overwrite=True."
+    )
+
+
+def _read(
+    db: Database, cls: type, name: str, backbone: Any, device: str | None, key: bytes | str | None
+) -> Any:
+    db.check()
+    mark = _mark_of(db, key)
+    if mark is None:
+        raise StateFormatError(f"{name} holds no saved state. Restore a backup.")
+    contents = unpack(db, name)
+    config, tensors = read_adapter(contents.adapter, name)
+    if config.receipts != chain_heads(contents.receipts):
+        raise StateFormatError(f"{name} holds other receipts than its adapter names. Restore a backup.")
+    settings, anchor = settings_at_fit(config, device), contents.anchor
     if (anchor is None) == settings.is_finetuned:
         raise StateFormatError("The statistics are of another anchor. Restore a backup.")
     W, built = tensors["readout"], tensors
@@ -127,54 +155,12 @@ def load(
         _check(anchor.moved, W.dtype, (model.projection.k,), "anchor.moved")
         _check(anchor.delta, W.dtype, (model.projection.p,), "anchor.delta")
         _check(anchor.sgd, W.dtype, tuple(W.shape), "anchor.sgd")
-    private = private_state.restore(
-        model,
-        W,
-        tensors["displacement"],
-        sums,
-        anchor,
-        (contents["ledger"], names["ledger"]),
-        (contents["receipts"], names["receipts"]),
-    )
+    private = restore(model, W, tensors["displacement"], contents)
     classifier = unfitted(cls, config, backbone)
-    return classifier._commit(private.adapter(config.classes.labels()), private)
+    classifier._commit(private.adapter(config.classes.labels()), private)
+    classifier._mark = mark
+    return classifier
 
 
 def _check(tensor: Any, dtype: Any, shape: tuple[int, ...], name: str) -> None:
-    files.check_tensors({name: tensor}, {name: (dtype, shape)}, "The statistics")
-
-
-def _read_private(folder: Path, key: bytes | str | None) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Return the contents of a folder of `save`, decrypted, and the names of the files."""
-    document = files.parse_json(files.read(folder, MANIFEST), MANIFEST)
-    check_intact(document, MANIFEST)
-    manifest = files.convert(document, Manifest, MANIFEST)
-    names = {kind: getattr(manifest.files, kind) for kind in _KINDS}
-    contents = {}
-    for kind, name in names.items():
-        match = re.fullmatch(_NAME, name)
-        assert match is not None
-        data = files.read(folder, name)
-        if files.checksum(data) != match[2]:
-            raise StateFormatError(f"File {name} of the saved state is damaged. Restore a backup.")
-        if match[4]:
-            if key is None:
-                raise DecryptionError(
-                    f"{name} is encrypted. Pass the key of save(): load(..., key=...)."
-                )
-            data = private_state.decrypt(data, key, name)
-        elif key is not None:
-            raise DecryptionError(
-                f"{name} is not encrypted, and a key was given: anybody may have written it. Load it "
-                "without a key if you trust it."
-            )
-        contents[kind] = data
-    left = files.matching(folder, _DATA) - set(names.values())
-    if left:
-        warnings.warn(
-            f"A save to {str(folder)!r} was interrupted, or goes on, and files of another state are "
-            f"there, which may remember forgotten rows: {sorted(left)}. Saving once more deletes them.",
-            PrivacyWarning,
-            stacklevel=5,
-        )
-    return contents, names
+    check_tensors({name: tensor}, {name: (dtype, shape)}, "The statistics")

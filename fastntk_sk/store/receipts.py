@@ -181,7 +181,7 @@ def verify_receipts(path: str | os.PathLike[str], heads: Iterable[str] = ()) -> 
     [5, 2]
     """
     path = Path(path).absolute()
-    receipts = parse_receipts(files.read(path.parent, path.name), path.name)
+    receipts = parse_receipts(files.read(path.parent, path.name).splitlines(), path.name)
     wanted = {heads} if isinstance(heads, str) else set(heads)
     missing = sorted(wanted - {receipt["checksum"] for receipt in receipts})
     if missing:
@@ -192,11 +192,11 @@ def verify_receipts(path: str | os.PathLike[str], heads: Iterable[str] = ()) -> 
     return receipts
 
 
-def parse_receipts(data: bytes, name: str) -> list[dict[str, Any]]:
-    """Return receipts that are whole and follow one another, from JSON lines; see `verify_receipts`."""
+def parse_receipts(documents: Iterable[bytes], name: str) -> list[dict[str, Any]]:
+    """Return receipts that are whole and follow one another, from their JSON; see `verify_receipts`."""
     receipts: list[dict[str, Any]] = []
     last: dict[str, str] = {}
-    for i, line in enumerate(data.splitlines(), 1):
+    for i, line in enumerate(documents, 1):
         try:
             receipt = files.parse_json(line, f"Receipt {i}")
             files.check_checksum(receipt, f"Receipt {i}")

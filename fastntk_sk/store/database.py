@@ -1,0 +1,333 @@
+"""One SQLite file: rows that are appended, or blanked where they lie, and checked when they are read.
+
+`secure_delete` overwrites what is deleted, but not the copies that SQLite leaves when it moves a row to
+another page. So no row is ever moved: one that changes or goes is blanked in place, which only shortens
+it, and a new one is appended; a piece that keeps its length is overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from ..exceptions import DecryptionError, StateFormatError, StateLockedError, StateWriteError
+from ..publishing import files
+from ..sums.memory import require
+
+APPLICATION_ID = int.from_bytes(b"fntk")
+SCHEMA = 1
+TABLES = {
+    "saves": ("generation INTEGER", "stamp BLOB"),
+    "model": ("name TEXT", "piece INTEGER", "value BLOB"),
+    "statistics": ("name TEXT", "piece INTEGER", "value BLOB"),
+    "segments": ("segment INTEGER", "key BLOB"),
+    "ledger": (
+        "segment INTEGER",
+        "digest BLOB",
+        "owner BLOB",
+        "label INTEGER",
+        "weight REAL",
+        "copies INTEGER",
+    ),
+    "receipts": ("receipt BLOB",),
+}
+_PIECE = 64 * 2**20  # SQLite holds at most 1 GB in one value
+_HEADER = b"SQLite format 3\0"
+_SETTINGS = (
+    "secure_delete = ON",
+    "synchronous = EXTRA",  # a journal that comes back after a power cut would undo the deletion
+    "temp_store = MEMORY",
+    "trusted_schema = OFF",
+    "cell_size_check = ON",
+    "mmap_size = 0",
+)
+
+
+class Database:
+    """A transaction on one file; see `connect`."""
+
+    def __init__(self, connection: Any, name: str, is_new: bool) -> None:
+        self._connection, self._name, self.is_new = connection, name, is_new
+
+    def check(self) -> None:
+        """Raise StateFormatError unless the file's pages are in order."""
+        ((verdict,),) = self._execute("PRAGMA quick_check(1)")
+        if verdict != "ok":
+            raise StateFormatError(f"{self._name} is damaged: {verdict}. Restore a backup.")
+
+    def rows(self, table: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Yield the number and the values of each row, in the order in which they were appended.
+
+        Raises
+        ------
+        StateFormatError
+            If a row is not what was written.
+        """
+        for row, *values, checksum in self._execute(f"SELECT * FROM {table} ORDER BY row"):
+            if checksum is None and not any(value is not None for value in values):
+                continue  # blanked
+            if checksum != _checksum(table, row, values):
+                raise StateFormatError(
+                    f"Row {row} of the table {table!r} in {self._name} is not what was written. Restore "
+                    "a backup."
+                )
+            yield row, tuple(values)
+
+    def append(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Add rows behind those that are there."""
+        ((last,),) = self._execute(f"SELECT coalesce(max(row), 0) FROM {table}")
+        marks = ", ".join("?" * (len(TABLES[table]) + 2))
+        self._connection.executemany(
+            f"INSERT INTO {table} VALUES ({marks})",
+            ((n, *row, _checksum(table, n, row)) for n, row in enumerate(rows, last + 1)),
+        )
+
+    def blank(self, table: str, numbers: Iterable[int]) -> None:
+        """Erase rows; their numbers are not used again."""
+        columns = ", ".join(f"{name} = NULL" for name in (*_names(table), "checksum"))
+        self._connection.executemany(
+            f"UPDATE {table} SET {columns} WHERE row = ?", ((number,) for number in numbers)
+        )
+
+    def replace(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Let a small table hold these rows; those that are there already stay where they are."""
+        wanted, gone = set(rows), []
+        for number, values in self.rows(table):
+            if values in wanted:
+                wanted.remove(values)
+            else:
+                gone.append(number)
+        self.blank(table, gone)
+        self.append(table, (row for row in rows if row in wanted))
+
+    def write(self, table: str, contents: dict[str, Any]) -> None:
+        """Let a table of pieces hold these contents, bytes or buffers, by name."""
+        there = {
+            (name, piece): (row, size)
+            for row, name, piece, size in self._execute(
+                f"SELECT row, name, piece, length(value) FROM {table} WHERE checksum NOT NULL"
+            )
+        }
+        for name, content in contents.items():
+            view = memoryview(content).cast("B")
+            for piece, start in enumerate(range(0, max(1, len(view)), _PIECE)):
+                value = bytes(view[start : start + _PIECE])
+                row, size = there.pop((name, piece), (None, 0))
+                if row is not None and size == len(value):
+                    self._execute(
+                        f"UPDATE {table} SET value = ?, checksum = ? WHERE row = ?",
+                        (value, _checksum(table, row, (name, piece, value)), row),
+                    )
+                    continue
+                self.blank(table, () if row is None else (row,))
+                self.append(table, [(name, piece, value)])
+        self.blank(table, (row for row, _ in there.values()))
+
+    def read(self, table: str) -> dict[str, bytes]:
+        """Return what `write` was given."""
+        pieces: dict[str, dict[int, bytes]] = {}
+        for _, (name, piece, value) in self.rows(table):
+            pieces.setdefault(name, {})[piece] = value
+        return {name: b"".join(found[i] for i in sorted(found)) for name, found in pieces.items()}
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> Iterable[Any]:
+        return self._connection.execute(statement, values)
+
+
+@contextmanager
+def connect(
+    path: Path, key: bytes | str | None, *, write: bool = False, timeout: float = 60.0
+) -> Iterator[Database]:
+    """Open a file for one transaction, which is committed at the end, or undone by an error.
+
+    Who writes makes the file if it is missing, and keeps others from writing meanwhile; they wait for
+    `timeout` seconds.
+
+    Raises
+    ------
+    StateFormatError
+        If there is no such file, or it is no database of this library, or a damaged one.
+
+    DecryptionError
+        If the key does not fit, is missing, or is given for a file that is not encrypted.
+
+    StateLockedError
+        If another process or thread has held the file for too long.
+
+    StateWriteError
+        If the disk is full or the place cannot be written; the file is as it was.
+
+    ValueError
+        If the key is neither 32 bytes nor text.
+    """
+    driver = _driver(key)
+    _check_file(path, key, write)
+    try:
+        connection = driver.connect(path, timeout=timeout, isolation_level=None)
+        try:
+            if key is not None:
+                connection.execute(f"PRAGMA key = {_quoted(key)}")
+            for setting in _SETTINGS:
+                connection.execute(f"PRAGMA {setting}").fetchall()
+            if write:
+                connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+            yield Database(connection, path.name, _check_schema(connection, path, write))
+            connection.execute("COMMIT")
+        finally:
+            connection.close()  # which undoes what was not committed
+    except driver.Error as error:
+        raise _named(error, path, key) from error
+
+
+def rekey(path: Path, key: bytes | str, new_key: bytes | str) -> None:
+    """Encrypt a file with another key; see :meth:`FastNTKClassifier.rekey`."""
+    if None in (key, new_key):
+        raise ValueError(
+            "Expected the key and another one, got None. What is not encrypted is loaded and saved to "
+            "another file with a key; what is encrypted stays so."
+        )
+    with connect(path, key):
+        pass
+    driver = _driver(new_key)
+    try:
+        connection = driver.connect(path, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA key = {_quoted(key)}")
+            connection.execute("PRAGMA synchronous = EXTRA")
+            connection.execute(f"PRAGMA rekey = {_quoted(new_key)}")
+        finally:
+            connection.close()
+    except driver.Error as error:
+        raise _named(error, path, key) from error
+
+
+def check_key(key: Any) -> None:
+    """Raise ValueError unless a key is None, 32 bytes or text."""
+    if key is None or (isinstance(key, bytes) and len(key) == 32) or (isinstance(key, str) and key):
+        return
+    got = f"{len(key)} of them" if isinstance(key, (bytes, str)) else type(key).__name__
+    raise ValueError(
+        f"Expected key to be 32 bytes (secrets.token_bytes(32)) or a passphrase (str), got {got}. Keep "
+        "it apart from the file: without it, nobody can read the state."
+    )
+
+
+def _driver(key: bytes | str | None) -> ModuleType:
+    """Return the module that opens a file: SQLCipher's where there is a key."""
+    check_key(key)
+    if key is None:
+        return sqlite3
+    try:
+        from sqlcipher3 import dbapi2
+    except ImportError as error:
+        raise ImportError(
+            "Encryption needs the package sqlcipher3: pip install 'fastntk_sk[encryption]'."
+        ) from error
+    return dbapi2
+
+
+def _quoted(key: bytes | str) -> str:
+    """Return a key as SQLCipher reads it: a raw key in hexadecimal digits, or a passphrase."""
+    if isinstance(key, bytes):
+        return f"\"x'{key.hex()}'\""
+    return "'" + key.replace("'", "''") + "'"
+
+
+def _check_file(path: Path, key: bytes | str | None, write: bool) -> None:
+    """Make the file of a first save; raise unless one that is there looks as the key says."""
+    if path.is_dir():
+        raise StateFormatError(
+            f"Expected the path of a file, such as 'model.fastntk', got the folder {str(path)!r}. A "
+            "folder of a public adapter is read by FastNTKClassifier.from_pretrained."
+        )
+    if write and not path.exists():
+        try:
+            files.make_folder(path.parent)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise StateWriteError(f"{str(path)!r} cannot be made: {error}. Choose another place.") from error
+    try:
+        with path.open("rb") as file:
+            header = file.read(len(_HEADER))
+            require(2 * path.stat().st_size, f"Reading {path.name} takes", "Load it on a larger machine.")
+    except FileNotFoundError:
+        raise StateFormatError(
+            f"There is no file {str(path)!r}. Pass the path that was given to save()."
+        ) from None
+    except OSError as error:
+        raise StateFormatError(f"{str(path)!r} cannot be read: {error}.") from error
+    if not header and not write:
+        raise StateFormatError(f"{path.name} is empty: its first save was interrupted. Save once more.")
+    if header and key is None and header != _HEADER:
+        raise DecryptionError(
+            f"{path.name} is encrypted, or no state of this library. Pass the key of save(): key=..."
+        )
+    if key is not None and header == _HEADER:
+        raise DecryptionError(
+            f"{path.name} is not encrypted, and a key was given: anybody may have written it. Leave the "
+            "key out if you trust it, or save to another file to encrypt it."
+        )
+
+
+def _check_schema(connection: Any, path: Path, write: bool) -> bool:
+    """Check that the tables are this library's, or make them in a new file; return whether it is new."""
+    found = {name: sql for name, sql in connection.execute("SELECT name, sql FROM sqlite_master")}
+    ((application,),) = connection.execute("PRAGMA application_id")
+    ((schema,),) = connection.execute("PRAGMA user_version")
+    if write and not found and not application:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        for table in TABLES:
+            connection.execute(_statement(table))
+        return True
+    if application != APPLICATION_ID:
+        raise StateFormatError(f"{path.name} is a database of something else. Choose another file.")
+    if schema > SCHEMA:
+        raise StateFormatError(
+            f"{path.name} was written by a later version (schema {schema}; this one reads {SCHEMA}). "
+            "Upgrade fastntk_sk."
+        )
+    if schema != SCHEMA or found != {table: _statement(table) for table in TABLES}:
+        raise StateFormatError(f"{path.name} has other tables than this library makes. Restore a backup.")
+    return False
+
+
+def _statement(table: str) -> str:
+    return f"CREATE TABLE {table} (row INTEGER PRIMARY KEY, {', '.join(TABLES[table])}, checksum BLOB)"
+
+
+def _names(table: str) -> list[str]:
+    return [column.split()[0] for column in TABLES[table]]
+
+
+def _checksum(table: str, row: int, values: Sequence[Any]) -> bytes:
+    content = msgspec.msgpack.encode((table, row, *values))
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _named(error: Exception, path: Path, key: bytes | str | None) -> Exception:
+    """Return an error of SQLite as one that says what to do."""
+    text = str(error)
+    if "locked" in text:
+        return StateLockedError(
+            f"Another process or thread is writing to {path.name}. Nothing was changed; call again later."
+        )
+    if "not a database" in text and key is not None:
+        return DecryptionError(
+            f"{path.name} is encrypted with another key, or damaged. Pass the key of save()."
+        )
+    if any(word in text for word in ("full", "readonly", "I/O", "unable to open", "too big")):
+        return StateWriteError(
+            f"{str(path)!r} cannot be written ({text}); it is as it was. Make room or give access to its "
+            "folder, and call again."
+        )
+    return StateFormatError(f"{path.name} is damaged: {text}. Restore a backup.")

@@ -1,0 +1,290 @@
+"""The private half of a fitted estimator as rows of its database.
+
+They describe the rows that are still learned, and a fine-tuned anchor those that were forgotten too.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta, Struct
+from torch import Tensor
+
+from ..exceptions import StateFormatError
+from ..publishing import files
+from ..publishing.config import Count
+from ..state import State, Tuning
+from ..sums.ridge import GRID
+from ..sums.statistics import Statistics
+from ..tangents.model import LinearizedModel
+from .database import Database
+from .ledger import KEY_BYTES, Entry, Ledger, Segment
+from .private import Private
+from .receipts import parse_receipts
+
+_TRIANGLES = ("A", "G")
+
+
+class Environment(Struct):
+    """Where the rows were learned."""
+
+    versions: dict[str, str]
+    machine: str
+    cpu: str
+    device: str
+    precision: str
+    threads: Annotated[int, Meta(ge=1, le=1024)]
+
+
+class Records(Struct):
+    """Measurements of a state, and the name of its chain; JSON has null for what is not finite."""
+
+    class_rows: list[Count]
+    environment: Environment
+    chain: Annotated[str, Meta(max_length=64)]
+    removed: float
+    residual: float | None
+    alpha: float
+    alpha_path: list[float | None]
+    seconds_per_row: float
+    seconds_per_solve: float
+    history: list[dict[str, Any]]
+    linearity: float | None
+
+
+class Anchor(NamedTuple):
+    """A fine-tuned anchor, which has seen every row of the fit.
+
+    `network` is the trainable subset as SGD left it, and prompts; `directions` V of shape (C, d);
+    `moved` of shape (k,); `delta` the solved displacement of shape (p,); `sgd` W of shape (C, d + 1) as
+    SGD left it.
+    """
+
+    network: dict[str, Tensor]
+    directions: Tensor
+    moved: Tensor
+    delta: Tensor
+    sgd: Tensor
+
+
+def pack(db: Database, private: Private, adapter: bytes) -> None:
+    """Let a database hold a private half and its adapter; what is there already is not written again."""
+    state = private.state
+    records = Records(
+        state.class_rows.tolist(),
+        Environment(**state.environment),
+        private.chain,
+        state.removed,
+        state.residual,
+        state.alpha,
+        [*state.alpha_path.values()],
+        state.seconds_per_row,
+        state.seconds_per_solve,
+        state.tuning.history if state.tuning else [],
+        state.tuning.linearity if state.tuning else 0.0,
+    )
+    tensors = {f"probe.{i:04}": probe for i, probe in enumerate(state.probes)}
+    if state.model.moved is not None:
+        assert state.tuning is not None
+        own = state.model.own_tensors()
+        tensors |= {f"anchor.network.{name}": tensor for name, tensor in own.items()}
+        tensors |= {
+            "anchor.directions": state.model.directions,
+            "anchor.moved": state.model.moved,
+            "anchor.delta": state.parameters.delta,
+            "anchor.sgd": state.tuning.W,
+        }
+    contents = {
+        "adapter": adapter,
+        "records": msgspec.json.encode(records, enc_hook=files.plain),
+        "tensors": files.dump(tensors),
+    }
+    db.write("model", contents)
+    sums = state.statistics.tensors()
+    packed = {n: packed_triangle(t) if n in _TRIANGLES else t.numpy() for n, t in sums.items()}
+    db.write("statistics", {name: array.tobytes() for name, array in packed.items()})
+    db.replace("segments", [(i, segment.key) for i, segment in enumerate(private.ledger.segments)])
+    _pack_ledger(db, private.ledger)
+    db.replace("receipts", [(files.canonical(receipt),) for receipt in private.receipts])
+
+
+def _pack_ledger(db: Database, ledger: Ledger) -> None:
+    """Blank the rows that have gone or changed, and append those that are new."""
+    there: list[tuple[int, bytes, Entry]] = []
+    gone = []
+    for number, (place, digest, owner, label, weight, copies) in db.rows("ledger"):
+        entry = Entry(label, weight, owner)
+        known = ledger.segments[place].rows if place < len(ledger.segments) else {}
+        if known.get(digest, {}).get(entry) == copies:
+            there.append((place, digest, entry))
+        else:
+            gone.append(number)
+    db.blank("ledger", gone)
+    segments = ledger.segments
+    if len(there) < sum(len(entries) for s in segments for entries in s.rows.values()):
+        left = set(there)
+        new = [
+            (place, digest, entry.owner, entry.label, entry.weight, copies)
+            for place, segment in enumerate(segments)
+            for digest, entries in segment.rows.items()
+            for entry, copies in entries.items()
+            if (place, digest, entry) not in left
+        ]
+        # in random order: who knows that of the rows would learn from a blank which was forgotten
+        order = np.random.default_rng(secrets.randbits(128)).permutation(len(new))
+        db.append("ledger", (new[i] for i in order))
+
+
+def packed_triangle(matrix: Tensor) -> np.ndarray:
+    """Return the rows of the lower triangle of a symmetric matrix, one behind the other."""
+    array = matrix.numpy()
+    return np.concatenate([np.zeros(0), *(array[i, : i + 1] for i in range(len(array)))])
+
+
+def unpacked_triangle(packed: np.ndarray, n: int) -> Tensor:
+    """Return the symmetric matrix of shape (n, n) that `packed_triangle` was given."""
+    matrix, start = np.zeros((n, n)), 0
+    for i in range(n):
+        matrix[i, : i + 1] = matrix[: i + 1, i] = packed[start : start + i + 1]
+        start += i + 1
+    return torch.from_numpy(matrix)
+
+
+class Contents(NamedTuple):
+    """What a database holds, each part checked by itself."""
+
+    adapter: bytes
+    records: Records
+    tensors: dict[str, Tensor]
+    anchor: Anchor | None
+    statistics: dict[str, bytes]
+    ledger: Ledger
+    receipts: list[dict[str, Any]]
+
+
+def unpack(db: Database, name: str) -> Contents:
+    """Return what `pack` wrote.
+
+    Raises
+    ------
+    StateFormatError
+        If something is missing, or is not what was written.
+    """
+    model = db.read("model")
+    if not model.keys() >= {"adapter", "records", "tensors"}:
+        raise StateFormatError(f"{name} holds no whole state. Restore a backup.")
+    records = files.convert(files.parse_json(model["records"], name), Records, name)
+    tensors, _ = files.parse_tensors(model["tensors"], name)
+    parts = files.under(tensors, "anchor.")
+    anchor = None
+    if parts:
+        network = files.under(parts, "network.")
+        single = {n: t for n, t in parts.items() if not n.startswith("network.")}
+        if single.keys() != {"directions", "moved", "delta", "sgd"}:
+            raise StateFormatError(f"{name} does not hold a whole anchor. Restore a backup.")
+        anchor = Anchor(network, **single)
+    probes = {n: t for n, t in tensors.items() if n.startswith("probe.")}
+    receipts = parse_receipts((content for _, (content,) in db.rows("receipts")), name)
+    ledger = _unpack_ledger(db, name)
+    return Contents(
+        model["adapter"], records, probes, anchor, db.read("statistics"), ledger, receipts
+    )
+
+
+def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: Contents) -> Private:
+    """Return the private half of a model, each part checked against the others.
+
+    Parameters
+    ----------
+    model : LinearizedModel
+
+    W, displacement : Tensor
+        Of the adapter.
+
+    contents : Contents
+
+    Raises
+    ------
+    StateFormatError
+        If a tensor is missing or of another shape, or a part contradicts another.
+    """
+    records, anchor, ledger = contents.records, contents.anchor, contents.ledger
+    for probe in contents.tensors.values():
+        files.check_tensors(
+            {"probe": probe}, {"probe": (torch.float64, (model.n_probe,))}, "The statistics"
+        )
+    if not contents.tensors:
+        raise StateFormatError("The statistics hold no probe. Restore a backup.")
+    counted = [0] * len(W)
+    for segment in ledger.segments:
+        for entries in segment.rows.values():
+            for entry, count in entries.items():
+                if entry.label >= len(W):
+                    raise StateFormatError("The ledger names a class that does not exist.")
+                counted[entry.label] += count
+    if counted != records.class_rows or not 0 < sum(counted) <= 2**53:
+        raise StateFormatError("Ledger and records do not count the same rows. Restore a backup.")
+    delta = displacement if anchor is None else anchor.delta
+    linearity = math.nan if records.linearity is None else records.linearity
+    path = [math.inf if value is None else value for value in records.alpha_path]
+    state = State(
+        model,
+        _unpack_statistics(model, contents.statistics),
+        class_rows=np.array(counted, dtype=np.int64),
+        parameters=model.parameters(W, delta),
+        environment=msgspec.structs.asdict(records.environment),
+        probes=[probe for _, probe in sorted(contents.tensors.items())],
+        removed=records.removed,
+        residual=math.nan if records.residual is None else records.residual,
+        alpha=records.alpha,
+        alpha_path=dict(zip(GRID, path, strict=False)),
+        seconds_per_row=records.seconds_per_row,
+        seconds_per_solve=records.seconds_per_solve,
+        tuning=None if anchor is None else Tuning(anchor.sgd, records.history, linearity),
+    )
+    return Private(state, ledger, contents.receipts, records.chain)
+
+
+def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> Statistics:
+    """Return the sums of a model; its sizes, which the file has to justify, decide what is allocated."""
+    with torch.device("meta"):
+        empty = model.empty_statistics()
+    tensors = {}
+    for name, expected in empty.tensors().items():
+        n = expected.shape[0]
+        n_numbers = n * (n + 1) // 2 if name in _TRIANGLES else expected.numel()
+        if len(contents.get(name, b"")) != 8 * n_numbers:
+            raise StateFormatError(f"The statistics hold no whole {name}. Restore a backup.")
+        numbers = np.frombuffer(contents[name], dtype="<f8")
+        if not np.isfinite(numbers).all():
+            raise StateFormatError(f"The statistics {name} are not finite. Restore a backup.")
+        tensors[name] = (
+            unpacked_triangle(numbers, n)
+            if name in _TRIANGLES
+            else torch.from_numpy(numbers.copy()).view(expected.shape)
+        )
+    return Statistics.from_tensors(tensors, empty.constant, empty.n_tangents)
+
+
+def _unpack_ledger(db: Database, name: str) -> Ledger:
+    segments = []
+    for _, (place, key) in db.rows("segments"):
+        if place != len(segments) or len(key) != KEY_BYTES:
+            raise StateFormatError(f"{name} holds no whole ledger. Restore a backup.")
+        segments.append(Segment(key))
+    for number, (place, digest, owner, label, weight, copies) in db.rows("ledger"):
+        fits = len(digest) == KEY_BYTES and len(owner) in (0, KEY_BYTES) and weight > 0
+        if not (0 <= place < len(segments) and fits and label >= 0 and copies > 0):
+            raise StateFormatError(f"Row {number} of the ledger in {name} is impossible.")
+        entries = segments[place].rows.setdefault(digest, Counter())
+        entries[Entry(label, weight, owner)] = copies
+    if not segments:
+        raise StateFormatError(f"{name} holds no ledger. Restore a backup.")
+    return Ledger(segments)
