@@ -1,23 +1,24 @@
 """The folder of a public adapter: written, and read again.
 
 `adapter.safetensors` holds its own configuration and is replaced in one instant: whenever a save is
-interrupted, the folder holds the old adapter or the new one.
+interrupted, the folder holds the old adapter or the new one. `config.json` is a copy for the Hub and for
+people, which is not read.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 
-from ..exceptions import PrivacyWarning, PublicationError, StateFormatError
+from ..exceptions import PublicationError, StateFormatError
 from . import files
 from .adapter import Adapter
-from .config import check_intact, describe
+from .config import describe
 from .rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
@@ -44,7 +45,7 @@ def adapter_file(adapter: Adapter, config: dict[str, Any]) -> bytes:
 def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> None:
     """Write the public adapter; see :meth:`FastNTKClassifier.save_pretrained`."""
     folder = Path(path)
-    if _private_files(folder):
+    if folder.is_dir() and files.matching(folder, _PRIVATE):
         raise PublicationError(
             f"{str(folder)!r} holds files of a private state. Save the public adapter to another "
             "folder, so that they are not published together."
@@ -74,23 +75,7 @@ def check_publishable(adapter: Adapter) -> None:
 
 def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) -> Any:
     """Read a public adapter; see :meth:`FastNTKClassifier.from_pretrained`."""
-    if _private_files(folder):
-        raise StateFormatError(
-            f"{str(folder)!r} holds a whole estimator with its private state. Read it with "
-            "FastNTKClassifier.load."
-        )
     config, tensors = read_adapter(files.read(folder, ADAPTER), ADAPTER)
-    if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
-        beside = files.parse_json(files.read(folder, CONFIG), CONFIG)
-        check_intact(beside, CONFIG)
-        if beside.get("tensors_checksum") != config.tensors_checksum:
-            warnings.warn(
-                f"{CONFIG} in {str(folder)!r} describes another model than {ADAPTER}, which is the one "
-                "that is loaded: a save was interrupted, or files were mixed. Save once more before you "
-                "publish.",
-                PrivacyWarning,
-                stacklevel=4,
-            )
     source = config.backbone.source or ""
     if backbone is None and source.startswith("local-dir:"):
         raise StateFormatError(
@@ -115,12 +100,7 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
         config.n_samples_learned,
         config.classes.labels(),
         config.n_samples_forgotten,
-        {"exact": config.exactness.exact, "reasons": config.exactness.reasons},
+        asdict(config.exactness),
         config.receipts,
     )
     return unfitted(cls, config, backbone)._commit(adapter)
-
-
-def _private_files(folder: Path) -> set[str]:
-    """Return what is there of a private state, of an interrupted save too."""
-    return files.matching(folder, _PRIVATE) if folder.is_dir() else set()
