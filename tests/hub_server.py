@@ -132,8 +132,10 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{wanted['organization']}/{wanted['name']}"
         if self.token != TOKEN:
             raise Refusal(401 if self.token is None else 403, f"You have no right to create {name}")
-        self.server.repos[name] = Repository(name, wanted.get("visibility") == "private")
-        return {"url": f"{self.server.url}/{name}", "name": name}
+        status = 409 if name in self.server.repos else 200
+        if status == 200:
+            self.server.repos[name] = Repository(name, wanted.get("visibility") == "private")
+        return json.dumps({"url": f"{self.server.url}/{name}", "name": name}).encode(), status, {}
 
     @route("GET", API + "(?:/revision/(?P<revision>[^/]+))?")
     def describe(self, revision):

@@ -1,7 +1,6 @@
 """The public adapter: it predicts bitwise the same, and knows nothing of rows."""
 
 import json
-import re
 import stat
 
 import numpy as np
@@ -107,7 +106,7 @@ def test_it_cannot_learn_or_forget(blobs, tmp_path):
     with pytest.raises(NoPrivateStateError, match="from_pretrained"):
         FastNTKClassifier.load(tmp_path / "adapter")
     clf.save(tmp_path / "state")
-    with pytest.raises(StateFormatError, match=r"FastNTKClassifier\.load"):
+    with pytest.raises(StateFormatError, match="missing"):
         FastNTKClassifier.from_pretrained(tmp_path / "state")
     with pytest.raises(PublicationError, match="another folder"):
         clf.save_pretrained(tmp_path / "state")
@@ -141,7 +140,8 @@ def test_the_configuration(blobs, tmp_path):
     clf = make(alpha=0.5).fit(X, y).unlearn(X[:2]).unlearn(X[2:3])
     clf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["params"] | {"num_workers": 0, "finetune_params": None} == clf.get_params()
+    elsewhere = {"backbone": "mlp", "num_workers": 0, "finetune_params": None}
+    assert config["params"] | elsewhere == clf.get_params()
     assert config["exactness"] == {"exact": True, "reasons": []}
     assert config["receipts"] == [clf.receipts_[-1]["checksum"]]
     assert config["tensors_checksum"] == clf.receipts_[-1]["adapter"]
@@ -176,9 +176,15 @@ def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
     clf = make(backbone="test_resnet", pretrained=False, **params).fit(X, y).unlearn(X[:3])
     clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5}, license="mit")
     card = (tmp_path / "README.md").read_text()
-    for expected in ("library_name: fastntk_sk", "license: mit", "3 rows", "| accuracy | 0.5 |"):
+    for expected in (
+        "library_name: fastntk_sk",
+        "license: mit",
+        "3 rows",
+        "name: Digits | test",
+        "value: 0.5",
+    ):
         assert expected in card
-    assert not re.search(r"\{[a-z_]+\}", card), card
+    assert "{{" not in card
     for text in (card, state_table(clf)):
         assert "50 features" in text
         assert "2,080 parameters" in text

@@ -88,10 +88,3 @@ def test_tangents_have_no_plain_weights(blobs, tmp_path):
     with pytest.raises(ValueError, match="ladder"):
         clf.export_onnx(tmp_path / "model.onnx")
     assert not [*tmp_path.iterdir()]
-
-
-def test_weights_that_one_file_cannot_hold(blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastntk_sk.publishing.exports._TOO_LARGE", 1000)
-    with pytest.raises(ValueError, match="2 GiB"):
-        FastNTKClassifier(random_state=0).fit(*blobs).export_onnx(tmp_path / "model.onnx")
-    assert not [*tmp_path.iterdir()]
