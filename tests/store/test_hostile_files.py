@@ -1,4 +1,4 @@
-"""Damaged and forged private states: each is a named error; nothing is executed, followed or allocated."""
+"""Damaged and forged private states: each is a named error, and nothing is executed or followed."""
 
 import json
 import os
