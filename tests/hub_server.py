@@ -140,9 +140,7 @@ class Handler(BaseHTTPRequestHandler):
     @route("GET", API + "(?:/revision/(?P<revision>[^/]+))?")
     def describe(self, revision):
         oid = self.repository.resolve(revision or "main")
-        siblings = [{"rfilename": path} for path in self.repository.files(oid)]
-        private = self.repository.private
-        return {"id": self.repository.name, "private": private, "sha": oid, "siblings": siblings}
+        return {"id": self.repository.name, "private": self.repository.private, "sha": oid}
 
     @route("GET", API + "/refs")
     def list_references(self):
@@ -221,11 +219,9 @@ class Handler(BaseHTTPRequestHandler):
             elif kind == "file":
                 content = base64.b64decode(value["content"])
                 files[value["path"]] = File(content, len(content))
-            elif kind == "lfsFile":
+            else:
                 digest = value["oid"]
                 files[value["path"]] = File(b"", len(self.server.objects[digest]), digest)
-            else:
-                del files[value["path"]]
         self.repository.refs[f"refs/heads/{branch}"] = oid = self.repository.add(
             Commit(files, head, title)
         )

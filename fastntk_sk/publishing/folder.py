@@ -28,7 +28,12 @@ _PRIVATE = r"manifest\.json|(adapter|statistics|ledger|receipts)-[0-9a-f]{32}\..
 def adapter_files(classifier: Any, card: str) -> dict[str, bytes]:
     """Return the files of a public adapter by their names, in the order in which they are written."""
     adapter: Adapter = classifier._adapter
-    check_publishable(adapter)
+    if adapter.settings.is_finetuned and adapter.settings.predict_with == "linear":
+        raise PublicationError(
+            'With anchor="finetuned" and predict_with="linear", predictions need the weights that SGD '
+            "left, which have seen forgotten rows too: they are private. Fit with "
+            'predict_with="network" to publish, or use save().'
+        )
     config = describe(adapter, classifier, public=True)
     return {
         ADAPTER: adapter_file(adapter, config),
@@ -61,16 +66,6 @@ def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> No
     for name, data in contents.items():
         files.replace(folder, name, data, files.PUBLIC)
     files.collect(folder, files.PARTIAL)
-
-
-def check_publishable(adapter: Adapter) -> None:
-    """Raise PublicationError where predictions need a fine-tuned anchor, which has seen every row."""
-    if adapter.settings.is_finetuned and adapter.settings.predict_with == "linear":
-        raise PublicationError(
-            'With anchor="finetuned" and predict_with="linear", predictions need the weights that SGD '
-            "left, which have seen forgotten rows too: they are private. Fit with "
-            'predict_with="network" to publish, or use save().'
-        )
 
 
 def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) -> Any:

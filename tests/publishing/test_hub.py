@@ -11,10 +11,13 @@ import warnings
 
 import numpy as np
 import pytest
+import timm
+import torch
 from hostile import Parts
 from hub_server import connected_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
+from timm.models import save_for_hf
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
@@ -328,13 +331,19 @@ def test_without_a_connection(monkeypatch, clf, tmp_path):
         clf.push_to_hub(REPO, token=TOKEN)
 
 
+def upload_base(api, folder, seed):
+    """Upload a timm model to "me/base", and return the commit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_for_hf(timm.create_model("test_resnet"), folder, safe_serialization=True)
+    api.create_repo("me/base", exist_ok=True)
+    return api.upload_folder(repo_id="me/base", folder_path=folder).oid
+
+
 def test_a_backbone_on_the_hub_is_pinned(server, api, digits, tmp_path):
-    X, y = digits[0][:20], digits[1][:20] % 2
+    X, y = digits[0][:8], digits[1][:8] % 2
     params = {"image_size": 32, "batch_size": 4, "random_state": 0, "n_components": 16}
-    base = FastNTKClassifier("test_resnet", pretrained=False, anchor="finetuned", max_epochs=1, **params)
-    base.fit(X, y).export_timm(tmp_path / "base")
-    api.create_repo("me/base")
-    commit = api.upload_folder(repo_id="me/base", folder_path=tmp_path / "base").oid
+    commit = upload_base(api, tmp_path / "base", 0)
     clf = FastNTKClassifier("hf-hub:me/base", **params).fit(X, y)
     clf.push_to_hub(REPO, token=TOKEN)
     config = json.loads(server.read(REPO, "config.json"))["backbone"]
@@ -342,9 +351,8 @@ def test_a_backbone_on_the_hub_is_pinned(server, api, digits, tmp_path):
     assert "base_model: me/base" in server.read(REPO, "README.md").decode()
     branch = FastNTKClassifier("hf-hub:me/base@main", **params).fit(X, y)
     branch.save_pretrained(tmp_path / "branch")
-    # a later commit there changes nothing, nor does a copy that this machine loads from a folder
-    base.unlearn(X[:3]).export_timm(tmp_path / "base")
-    api.upload_folder(repo_id="me/base", folder_path=tmp_path / "base")
+    # a later commit there changes nothing
+    upload_base(api, tmp_path / "base", 1)
     pulled = pull(tmp_path)
     np.testing.assert_array_equal(pulled.decision_function(X), clf.decision_function(X))
     from_branch = FastNTKClassifier.from_pretrained(tmp_path / "branch")
