@@ -9,6 +9,7 @@ import timm
 import torch
 from hostile import Parts
 from sklearn.base import clone
+from timm.models import save_for_hf
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
@@ -217,6 +218,9 @@ def test_timm_loads_the_export_by_itself(pictures, tmp_path, name):
     with torch.no_grad():
         scores = net(batch).double().numpy()
     np.testing.assert_allclose(scores, clf.decision_function(X[:5]), rtol=1e-4, atol=1e-5)
+    (tmp_path / "adapter.safetensors").touch()
+    with pytest.raises(ValueError, match="which holds an adapter"):
+        clf.export_timm(tmp_path)
 
 
 def test_what_timm_cannot_build(pictures, blobs, tmp_path):
@@ -225,17 +229,18 @@ def test_what_timm_cannot_build(pictures, blobs, tmp_path):
         clf.fit(*pictures).export_timm(tmp_path)
     with pytest.raises(ValueError, match="got Sequential"):
         make(anchor="finetuned", max_epochs=1).fit(*blobs).export_timm(tmp_path)
-    with pytest.raises(ValueError, match="got tangents of"):
-        make().fit(*blobs).export_timm(tmp_path)
+    tangents = make().fit(*blobs)
+    for export in (tangents.export_timm, tangents.export_onnx):
+        with pytest.raises(ValueError, match="got tangents of"):
+            export(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     X, y = pictures
-    params = {"image_size": 32, "batch_size": 8}
-    base = make(backbone="test_resnet", pretrained=False, anchor="finetuned", max_epochs=1, **params)
-    base.fit(X, y).export_timm(tmp_path / "client-acme")
-    clf = make(backbone=f"local-dir:{tmp_path / 'client-acme'}", **params)
+    base = tmp_path / "client-acme"
+    save_for_hf(timm.create_model("test_resnet"), str(base), safe_serialization=True)
+    clf = make(backbone=f"local-dir:{base}", image_size=32, batch_size=8)
     clf.set_params(finetune_params={"callbacks__ckpt__dirname": "/home/alice/runs"}).fit(X, y)
     clf.save_pretrained(tmp_path / "adapter")
     published = b"".join(file.read_bytes() for file in (tmp_path / "adapter").iterdir())
@@ -251,8 +256,6 @@ def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     again = FastNTKClassifier.load(tmp_path / "state")
     assert again.get_params() == clf.get_params()
     np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
-    with pytest.raises(ValueError, match="which holds an adapter"):
-        base.export_timm(tmp_path / "adapter")
 
 
 def test_a_folder_is_a_folder(blobs, tmp_path):
