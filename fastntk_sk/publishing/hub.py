@@ -162,7 +162,9 @@ def _title(adapter: Adapter, earlier: Config | None) -> str:
     learned = adapter.n_learned - earlier.n_samples_learned + forgotten
     if forgotten < 0 or learned < 0:
         return f"Replace the adapter by one learned from {adapter.n_learned:,} rows"
-    return f"Forget {forgotten:,} rows, learn {learned:,} rows"
+    counts = {"forget": forgotten, "learn": learned}
+    changes = [f"{verb} {n:,} rows" for verb, n in counts.items() if n]
+    return (" and ".join(changes) or "update the card").capitalize()
 
 
 def _earlier(api: HfApi, repo_id: str, commit: str) -> Config | None:

@@ -191,7 +191,7 @@ WRONG = {
     "units scale_h": [0, -1, 1e308, None],
     "projection": ["0" * 31, None],
     "without_rows": [[0, 1, 2], [3], [-1]],
-    "feature_names": [["a", "b", 3]],
+    "feature_names": [["a", "b"], ["a", "b", 3]],
     "preprocessing size": [[4096, 4096], [0, 1], 7],
     "preprocessing mean": [[0, 0, 1e7], [], [None]],
     "n_samples_learned": [0, -1, 2**60, 1.5],

@@ -87,7 +87,7 @@ def test_a_push_is_one_commit_that_says_what_changed(server, api, clf, blobs, tm
     assert "value: 0.9" in server.read(REPO, "README.md").decode()
     commits = api.list_repo_commits(REPO)
     assert [commit.commit_id for commit in commits[:2]] == [second, first]
-    assert commits[0].title == "Forget 5 rows, learn 2 rows"
+    assert commits[0].title == "Forget 5 rows and learn 2 rows"
     # the same again is no commit
     assert clf.push_to_hub(REPO, token=TOKEN, metrics={"accuracy": 0.9}) == second
     np.testing.assert_array_equal(pull(tmp_path, second).decision_function(X), clf.decision_function(X))
