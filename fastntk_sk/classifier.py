@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from .exceptions import (
     StateMismatchError,
 )
 from .progress import progress
-from .publishing import exports, files, folder
+from .publishing import exports, folder
 from .publishing.adapter import Adapter
 from .publishing.exactness import exactness
 from .publishing.html import state_table
@@ -66,9 +66,6 @@ from .validation import (
     draw_seed,
     encode_labels,
 )
-
-if TYPE_CHECKING:
-    from .publishing.card import Earlier
 
 _COLUMNS = ("n_features_in_", "feature_names_in_")
 _OPTIONAL = ("alpha_", "alpha_path_", "history_", "linearity_")
@@ -844,7 +841,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         path : str or path-like
-            The file, which is replaced at one instant; its folder is made.
+            The file, which is replaced at one instant; its folder is made. Weights of about 2 GB or
+            more go to a second file beside it.
 
         Raises
         ------
@@ -855,7 +853,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             If the path is a folder.
 
         ValueError
-            Where :meth:`to_module` raises one, and for weights of 2 GiB or more.
+            Where :meth:`to_module` raises one.
         """
         path = Path(path)
         if path.is_dir():
@@ -866,9 +864,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         model = self._adapter.model
         example = model.backbone.synthetic(2, 0, model.settings.n_features, torch.float32)
         labels = [str(label) for label in self.classes_]
-        data = exports.onnx_bytes(module.float().cpu(), example, model.backbone.spec, labels)
-        files.make_folder(path.parent)
-        files.replace(path.parent, path.name, data, mode=files.PUBLIC)
+        exports.save_onnx(module.float().cpu(), example, model.backbone.spec, labels, path)
 
     def save(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> None:
         """Save the whole estimator: the public adapter and the private state.
@@ -981,7 +977,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         check_is_fitted(self)
         card = model_card(self, license=license, dataset=dataset, metrics=metrics)
-        folder.save_adapter(self, path, str(card))
+        folder.save_adapter(self, path, card)
 
     @classmethod
     def from_pretrained(
@@ -1066,8 +1062,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         license: str | None = None,
         dataset: str | None = None,
         metrics: Mapping[str, float] | None = None,
-        include_private_state: bool = False,
-        key: bytes | str | None = None,
         purge_history: bool = False,
     ) -> str:
         """Publish the adapter on the Hub, as one commit.
@@ -1085,21 +1079,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Branch; made if it does not exist.
 
         commit_message : str, default=None
-            By default it tells how many rows were forgotten.
+            By default it tells how many rows were forgotten and learned since.
 
         token : str or bool, default=None
             By default the one of this machine.
 
         license, dataset, metrics
             As in :meth:`save_pretrained`.
-
-        include_private_state : bool, default=False
-            Also upload what :meth:`save` writes, to the folder `private_state`; only to a private
-            repository. Without it, a private state that is in the repository is deleted from the
-            branch, because it remembers the rows forgotten since.
-
-        key : bytes or str, default=None
-            Encrypts the private state.
 
         purge_history : bool, default=False
             Delete what earlier commits uploaded: the branch is squashed, tags go, and so do all large
@@ -1118,55 +1104,35 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             If the Hub could not be reached, or refused. The call can be repeated.
 
         PublicationError
-            For a private state in a public repository, for a repository that holds another model, and
-            for a history that other branches share.
-
-        NoPrivateStateError
-            If `include_private_state` is set and this is a published adapter.
+            For a public repository where `private` is True, for a repository that holds another model,
+            and for a history that other branches share.
 
         Warns
         -----
         PrivacyWarning
-            Before anything is uploaded, if earlier commits will still hold what was forgotten or a
-            private state; and if `purge_history` left something behind.
+            Before anything is uploaded, if earlier commits will still hold what was forgotten; and if
+            `purge_history` left something behind.
         """
         from .publishing import hub
         from .publishing.card import model_card
 
         check_is_fitted(self)
-        folder.check_publishable(self._adapter)
-        if key is not None and not include_private_state:
-            raise ValueError(
-                "Expected no key without include_private_state=True, got one. Leave it out."
-            )
-        if include_private_state:
-            persistence.check_savable(self, key)
-
-        def contents(earlier: Earlier | None) -> dict[str, bytes]:
-            card = model_card(
-                self,
-                license=license,
-                dataset=dataset,
-                metrics=metrics,
-                earlier=earlier,
-                repository=repo_id,
-                revision=revision,
-            )
-            found = folder.adapter_files(self, str(card))
-            if include_private_state:
-                state = persistence.state_files(self, key)
-                found |= {f"{hub.PRIVATE}/{name}": data for name, data in state.items()}
-            return found
-
+        card = model_card(
+            self,
+            license=license,
+            dataset=dataset,
+            metrics=metrics,
+            repository=repo_id,
+            revision=revision,
+        )
         return hub.push(
             repo_id,
-            contents,
+            folder.adapter_files(self, card),
             adapter=self._adapter,
             private=private,
             branch=revision or "main",
             message=commit_message,
             token=token,
-            include_private_state=include_private_state,
             purge_history=purge_history,
         )
 

@@ -14,15 +14,54 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.exceptions import FastNTKError, StateFormatError, StateMismatchError
+from fastntk_sk.exceptions import (
+    BackboneNotFoundError,
+    FastNTKError,
+    StateFormatError,
+    StateMismatchError,
+    SubsetError,
+)
 from fastntk_sk.publishing import files
 
 KEY = "aGFsZiBvZiB0aGUgYnl0ZXMgb2YgYSBrZXkgYXJlISE="
 MIB = 2**20
-NAMED = (StateFormatError, StateMismatchError)
+NAMED = (StateFormatError, StateMismatchError, BackboneNotFoundError, SubsetError)
 draws = np.random.default_rng(0)
 y = np.arange(12) % 3
 X = (draws.normal(size=(12, 3)) + np.eye(3)[y]).astype(np.float32)
+
+ODD = {
+    "deep": b'{"format": 1, "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "deep dicts": b'{"format": 1, "x": ' + b'{"a":' * 5000 + b"0" + b"}" * 5000 + b"}",
+    "huge": b'{"format": 1, "x": "' + b"x" * 40 * MIB + b'"}',
+    "twice": b'{"format": 1, "format": 1}',
+    "nan": b'{"format": 1, "x": NaN}',
+    "infinite": b'{"format": 1, "x": Infinity}',
+    "no object": b"[1]",
+    "no number": b'{"format": 1' + b"0" * 5000 + b"}",
+    "no integer": b'{"format": true}',
+    "no text": b"\xff\xfe{",
+}
+CHANGES = {
+    "a row more": lambda t: torch.cat([t, t[:1]]) if t.ndim else t[None],
+    "no dimension": lambda t: torch.zeros((), dtype=t.dtype) if t.ndim else t[None],
+    "no rows": lambda t: torch.zeros(0, *t.shape[1:], dtype=t.dtype),
+    "60 dimensions": lambda t: t.reshape(*[1] * 60, *t.shape),
+    "another precision": lambda t: t.float() if t.dtype != torch.float32 else t.double(),
+    "complex": lambda t: torch.zeros(t.shape, dtype=torch.complex64),
+    "nan": lambda t: torch.full(t.shape, torch.nan, dtype=torch.float64),
+    "missing": lambda t: None,
+}
+
+
+class Payload:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
 
 
 def tiny():

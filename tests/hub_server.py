@@ -132,15 +132,15 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{wanted['organization']}/{wanted['name']}"
         if self.token != TOKEN:
             raise Refusal(401 if self.token is None else 403, f"You have no right to create {name}")
-        self.server.repos[name] = Repository(name, wanted.get("visibility") == "private")
-        return {"url": f"{self.server.url}/{name}", "name": name}
+        status = 409 if name in self.server.repos else 200
+        if status == 200:
+            self.server.repos[name] = Repository(name, wanted.get("visibility") == "private")
+        return json.dumps({"url": f"{self.server.url}/{name}", "name": name}).encode(), status, {}
 
     @route("GET", API + "(?:/revision/(?P<revision>[^/]+))?")
     def describe(self, revision):
         oid = self.repository.resolve(revision or "main")
-        siblings = [{"rfilename": path} for path in self.repository.files(oid)]
-        private = self.repository.private
-        return {"id": self.repository.name, "private": private, "sha": oid, "siblings": siblings}
+        return {"id": self.repository.name, "private": self.repository.private, "sha": oid}
 
     @route("GET", API + "/refs")
     def list_references(self):
@@ -219,11 +219,9 @@ class Handler(BaseHTTPRequestHandler):
             elif kind == "file":
                 content = base64.b64decode(value["content"])
                 files[value["path"]] = File(content, len(content))
-            elif kind == "lfsFile":
+            else:
                 digest = value["oid"]
                 files[value["path"]] = File(b"", len(self.server.objects[digest]), digest)
-            else:
-                del files[value["path"]]
         self.repository.refs[f"refs/heads/{branch}"] = oid = self.repository.add(
             Commit(files, head, title)
         )

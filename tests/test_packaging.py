@@ -40,5 +40,5 @@ def test_the_wheel_installs_with_its_recipes(tmp_path):
     }
     assert set(names) == expected
     listing = run(python, "-m", "pip", "show", "-f", "fastntk_sk", cwd=tmp_path)
-    assert "fastntk_sk/py.typed" in listing
-    assert "fastntk_sk/zoo/built_in.toml" in listing
+    for name in ("py.typed", "publishing/card.md", "zoo/built_in.toml"):
+        assert f"fastntk_sk/{name}" in listing

@@ -7,15 +7,21 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..settings import Side
+
 MAX_SIDE = 4096
+Colours = Annotated[
+    tuple[Annotated[float, Meta(gt=-1e6, lt=1e6)], ...], Meta(min_length=1, max_length=4)
+]
 _READ_AHEAD = 32  # rows that a worker returns at once
 _HELD = (str, bytes, list, tuple, np.ndarray, dict)  # kept in memory; other sequences are read lazily
 _SHAPES = (
@@ -29,13 +35,14 @@ class InputSpec:
     """What a backbone takes as input.
 
     Pictures are resized as a whole, without cropping, to `size` (height, width), and values in [0, 1]
-    are normalised by `mean` and `std`. `size=None` stands for vectors.
+    are normalised by `mean` and `std`. `size=None` stands for vectors. Constraints are those of a saved
+    file; nothing checks them when an instance is made.
     """
 
-    size: tuple[int, int] | None = None
-    channels: int = 3
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    size: tuple[Side, Side] | None = None
+    channels: Annotated[int, Meta(ge=1, le=3)] = 3
+    mean: Colours = (0.5, 0.5, 0.5)
+    std: Colours = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
 
     def pixels(self, item: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from ..settings import Settings
 from ..tangents.jacobians import plain_copy
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
+from .exactness import exactness_text
 from .exports import with_readout
 from .files import tensors_checksum
 
@@ -29,30 +30,9 @@ LADDER_IS_EXACT = (
 class Adapter:
     """What a fitted estimator publishes.
 
-    Parameters
-    ----------
-    model : LinearizedModel
-
-    parameters : Parameters
-
-    displacement : Tensor of shape (p,), or (0,) for the pseudo kernel
-        theta - theta_0.
-
-    empty : bool ndarray of shape (n_classes,)
-        Classes without rows, which are never predicted.
-
-    n_learned : int
-
-    classes : ndarray of shape (n_classes,)
-        Class labels.
-
-    n_forgotten : int, default=0
-
-    exactness : dict
-        Of all deletions together; see :func:`exactness`.
-
-    heads : list of str
-        Checksums of the last receipt of each chain.
+    `displacement` is theta - theta_0, of shape (p,), or (0,) for the pseudo kernel; `empty` a mask of
+    the classes without rows, which are never predicted; `exactness` that of all deletions together; and
+    `heads` the checksum of the last receipt of each chain.
     """
 
     model: LinearizedModel
@@ -92,9 +72,17 @@ class Adapter:
         """Whether a readout of a ladder is all that was learned."""
         return self.model.ladder is not None and not self.model.projection.p
 
-    def described(self) -> dict[str, str]:
-        """Return in words what was learned: ladder, tangents (where there are any) and readout."""
-        model, ladder, parts = self.model, self.model.ladder, {}
+    def summary(self) -> dict[str, str]:
+        """Return in words what was learned and forgotten, for a table."""
+        model, ladder = self.model, self.model.ladder
+        exact = exactness_text(self.exactness, ladder_alone=self.is_ladder_alone)
+        parts = {
+            "learned": f"{self.n_learned:,} rows",
+            "forgotten": f"{self.n_forgotten:,} rows",
+            "deletions": exact if self.n_forgotten else "none yet",
+            "anchor": self.settings.anchor,
+            "kernel": self.settings.kernel,
+        }
         p, k, r = model.projection.p, model.projection.k, len(model.directions)
         if ladder is not None:
             taps = "both sets of taps" if len(ladder.sides) > 1 else f"the taps {ladder.sides[0]!r}"
@@ -104,7 +92,7 @@ class Adapter:
             )
         if p:
             inside = [entry for entry in self.trained if entry not in SIDES]
-            each = f" for each of {r} directions" if model.settings.kernel == "pseudo" else ""
+            each = f" for each of {r} directions" if self.settings.kernel == "pseudo" else ""
             parts["tangents"] = f"{', '.join(inside)}: {p:,} parameters in {k:,} components{each}"
         return parts | {"readout": f"{self.parameters.W.numel():,} parameters"}
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -13,15 +11,17 @@ import numpy as np
 import torch
 from msgspec import Meta, Struct
 
+from ..backbones.inputs import InputSpec
 from ..backbones.recipes import portable
 from ..exceptions import StateFormatError, UnsavedParameterWarning
-from ..settings import Settings, Side
+from ..settings import Settings
 from ..sums.memory import require
 from ..tangents.model import LinearizedModel
 from .adapter import Adapter
-from .files import canonical, check_checksum, convert, parse_json, with_checksum
+from .files import canonical, check_checksum, convert, with_checksum
 
 FORMAT = 1
+_ELSEWHERE = ("backbone", "num_workers")  # the source has its own place; a file starts no processes
 _BACKBONE = (
     r"(?a)\A(mlp|(timm:|torchvision:)?[\w.\-]{1,200}|local-dir:.{1,4000}"
     r"|hf[\-_]hub:(?!.*\.\.)\w[\w.\-/]{0,200}(@\w[\w.\-/]{0,200})?)\Z"
@@ -32,9 +32,6 @@ Checksum = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Count = Annotated[int, Meta(ge=0, le=_MAX)]
 Rows = Annotated[int, Meta(ge=1, le=_MAX)]
 Size = Annotated[float, Meta(ge=1e-150, le=1e300)]
-Colours = Annotated[
-    tuple[Annotated[float, Meta(gt=-1e6, lt=1e6)], ...], Meta(min_length=1, max_length=4)
-]
 
 
 class Exactness(Struct):
@@ -52,16 +49,6 @@ class BackboneSource(Struct):
     base_model: str | None
     revision: str | None
     checksum: Checksum
-
-
-class Preprocessing(Struct):
-    """The fields of `InputSpec`."""
-
-    size: tuple[Side, Side] | None
-    channels: Annotated[int, Meta(ge=1, le=3)]
-    mean: Colours
-    std: Colours
-    interpolation: str
 
 
 class Units(Struct):
@@ -106,7 +93,7 @@ class Config(Struct, kw_only=True):
     settings: Settings
     backbone: BackboneSource
     tensors_checksum: Checksum
-    preprocessing: Preprocessing
+    preprocessing: InputSpec
     projection: Checksum
     ladder: Checksum | None
     units: Units
@@ -123,44 +110,17 @@ class Config(Struct, kw_only=True):
 def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, Any]:
     """Return the configuration of a fitted estimator as `Config` reads it, with its checksum.
 
-    Parameters
-    ----------
-    adapter : Adapter
-
-    classifier : FastNTKClassifier
-        For its parameters, classes and column names.
-
-    public : bool
-        Leave out what belongs to this machine: its device, paths, and `finetune_params`, which may
-        hold some.
-
-    Raises
-    ------
-    StateFormatError
-        If class labels are no plain values.
-
-    Warns
-    -----
-    UnsavedParameterWarning
-        If a parameter is or holds an object that JSON cannot hold: it is left out.
+    `public` leaves out what belongs to this machine: its device, paths, and `finetune_params`, which may
+    hold some. Raise StateFormatError if class labels are no plain values.
     """
     model, settings = adapter.model, adapter.settings
-    params = classifier.get_params(deep=False)
-    del params["num_workers"]  # says how this machine reads, not what the model is
-    source = settings.backbone
-    source, params["backbone"] = (
-        portable(name) if isinstance(name, str) else name for name in (source, params["backbone"])
-    )
+    source = None if settings.backbone is None else portable(settings.backbone)
+    params = _plain_params(classifier, settings.seed)
+    here: dict[str, Any] = {"backbone": None}
     if public:
-        params = {name: value for name, value in params.items() if name != "finetune_params"}
-        params["device"] = "cpu"
-        params["backbone"] = _public(params["backbone"])
         source = _public(source)
-    if not _is_source(params["backbone"]):
-        params["backbone"] = None
-    if not isinstance(params["random_state"], (int, np.integer, type(None))):
-        params["random_state"] = settings.seed
-    params = _plain_params(params)
+        params.pop("finetune_params", None)
+        here["device"] = params["device"] = "cpu"
     names = getattr(classifier, "feature_names_in_", None)
     classes = classifier.classes_
     config = with_checksum(
@@ -168,7 +128,7 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
             "format": FORMAT,
             "version": version("fastntk_sk"),
             "params": params,
-            "settings": asdict(replace(settings, backbone=None)) | ({"device": "cpu"} if public else {}),
+            "settings": asdict(settings) | here,
             "backbone": {
                 "source": source,
                 "name": public_name(model) if public else model.backbone.name,
@@ -192,22 +152,28 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
             "receipts": adapter.heads,
         }
     )
-    check(parse_json(canonical(config), "the configuration"), "The configuration")
+    check(config, "The configuration")
     return config
 
 
-def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
+def _plain_params(classifier: Any, seed: int) -> dict[str, Any]:
     """Return the parameters that JSON can hold, and warn of the others."""
     kept: dict[str, Any] = {}
-    for name, value in params.items():
-        if hasattr(value, "tolist"):  # arrays and numbers of numpy
+    lost = []
+    for name, value in classifier.get_params(deep=False).items():
+        if name in _ELSEWHERE:
+            continue
+        if name == "random_state" and not isinstance(value, (int, np.integer, type(None))):
+            value = seed
+        elif hasattr(value, "tolist"):  # arrays and numbers of numpy
             value = value.tolist()
         elif isinstance(value, torch.device):
             value = str(value)
-        with suppress(StateFormatError):
+        try:
             canonical({name: value})
             kept[name] = value
-    lost = [name for name in params if name not in kept]
+        except StateFormatError:
+            lost.append(name)
     if lost:
         warnings.warn(
             f"The parameters {lost} are or hold objects that JSON cannot hold, and are not saved. A "
@@ -226,38 +192,25 @@ def public_name(model: LinearizedModel) -> str:
     return (getattr(net, "pretrained_cfg", None) or {}).get("architecture") or type(net).__name__
 
 
-def _public(source: Any) -> Any:
-    return None if isinstance(source, str) and source.startswith("local-dir:") else source
-
-
-def _is_source(name: Any) -> bool:
-    return name is None or (isinstance(name, str) and re.search(_BACKBONE, name) is not None)
+def _public(source: str | None) -> str | None:
+    return None if source is None or source.startswith("local-dir:") else source
 
 
 def check(document: dict[str, Any], name: str) -> Config:
     """Return a configuration that can be relied on; `name` is that of the file, for messages.
 
-    Raises
-    ------
-    StateFormatError
-        If its format is newer, its checksum does not fit, or a value is missing or wrong.
-
-    Warns
-    -----
-    UnknownKeyWarning
-        If there are keys that this version does not know.
+    Raise StateFormatError if its format is another, its checksum does not fit, or a value is missing or
+    wrong; warn of keys that this version does not know.
     """
     check_intact(document, name)
     config = convert(document, Config, name)
     settings, n_classes = config.settings, len(config.classes.labels())
     contradictions = {
-        "params.backbone": not _is_source(config.params.get("backbone")),
         "settings.n_classes": settings.n_classes != n_classes,
         "settings.n_components": not isinstance(settings.n_components, int),
         "preprocessing.size": (config.preprocessing.size is None) != (settings.n_features is not None),
+        "feature_names": len(config.feature_names or ()) not in (0, settings.n_features),
         "without_rows": not set(config.without_rows) < set(range(n_classes)),
-        "feature_names": len(config.feature_names or [0] * (settings.n_features or 0))
-        != (settings.n_features or 0),
     }
     wrong = [key for key, holds in contradictions.items() if holds]
     if wrong:
@@ -268,11 +221,9 @@ def check(document: dict[str, Any], name: str) -> Config:
 def check_intact(document: dict[str, Any], name: str) -> None:
     """Raise StateFormatError unless a document has a known format and was not changed since."""
     found = document.get("format")
-    if type(found) is not int or found < 1:
-        raise StateFormatError(f"Expected an integer format in {name}, got {found!r:.100}.")
-    if found > FORMAT:
+    if type(found) is not int or found != FORMAT:
         raise StateFormatError(
-            f"Expected format {FORMAT} or older in {name}, got {found} written by fastntk_sk "
+            f"Expected format {FORMAT} in {name}, got {found!r:.100} written by fastntk_sk "
             f"{document.get('version')!s:.100}. Upgrade fastntk_sk."
         )
     check_checksum(document, name)

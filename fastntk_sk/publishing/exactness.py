@@ -21,34 +21,13 @@ def exactness(
     anchor: str = "pretrained",
     backbone_has_seen: bool | str = False,
 ) -> dict[str, Any]:
-    """Return whether a deletion was exact, and what forbids it.
+    """Return whether a deletion was exact ("exact"), and what forbids it ("reasons", a list of str).
 
-    Parameters
-    ----------
-    drift : float
-        Relative difference between tangent features here and those that were learned.
-
-    position_gap : float
-        Relative effect of a row's place in its batch, and of the other rows, on its tangent features.
-
-    residual : float
-        Relative residual of the normal equations after the solve.
-
-    rounding : float
-        `rounding_bound` of the rows that are left and of those removed since the sums were made.
-
-    seen_by, searched_by : sequence of str
-        Fitted steps before the classifier, and searches around it, that have seen the rows.
-
-    anchor : {"pretrained", "finetuned"}
-
-    backbone_has_seen : bool or "unknown"
-        Whether the backbone was trained on the rows.
-
-    Returns
-    -------
-    exactness : dict
-        "exact" (bool) and "reasons" (list of str), which is empty if it was. Reasons name no step.
+    `drift` is the relative difference between tangent features here and those that were learned;
+    `position_gap` the relative effect that a row's place in its batch, and the other rows, have on them;
+    `residual` that of the normal equations after the solve; `rounding` the `rounding_bound` of the rows
+    that are left and of those removed since the sums were made. `seen_by` and `searched_by` name the
+    fitted steps and the searches that have seen the rows; reasons name none of them.
     """
     forbidden = {  # NaN is not exact either
         "what the backbone gives differs from what was learned": drift != 0,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,9 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..backbones.inputs import InputSpec
-from . import files
-
-_TOO_LARGE = 2**31  # bytes of one protocol buffer
 
 
 def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
@@ -39,13 +39,20 @@ def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
     return nn.Sequential(OrderedDict(backbone=net, readout=readout)).eval()
 
 
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Make a folder, and give a place whose files are moved to it when all of them are written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as written:
+        yield Path(written)
+        for file in Path(written).iterdir():
+            os.replace(file, folder / file.name)
+
+
 def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list[str]) -> None:
     """Write a timm model of `with_readout`, whose outputs have these labels, as timm loads it.
 
-    Raises
-    ------
-    ValueError
-        If it is no plain timm model.
+    Raise ValueError if it is no plain timm model.
     """
     from timm.models import save_for_hf
 
@@ -75,37 +82,28 @@ def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list
     }
     module.to(memory_format=torch.contiguous_format)
     sized = {"img_size": spec.size} if config.get("fixed_input_size") else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as written:
-        save_for_hf(module, written, {"label_names": labels}, model_args=sized, safe_serialization=True)
-        for name in ("model.safetensors", "config.json"):
-            files.replace(folder, name, (Path(written) / name).read_bytes(), files.PUBLIC)
+    with _replacing(folder) as written:
+        save_for_hf(
+            module,
+            str(written),
+            {"label_names": labels},
+            model_args=sized,
+            safe_serialization=True,
+        )
 
 
-def onnx_bytes(module: nn.Module, example: Tensor, spec: InputSpec, labels: list[str]) -> bytes:
-    """Export a module in eval mode to ONNX, for batches of any number of rows.
+def save_onnx(
+    module: nn.Module, example: Tensor, spec: InputSpec, labels: list[str], path: Path
+) -> None:
+    """Export a module in eval mode to an ONNX file, for batches of any number of rows.
 
     The input is "batch", as in the example of two rows, and the output "scores"; the metadata hold
     "classes" (the labels) and "preprocessing" (the fields of `spec`) in JSON.
-
-    Raises
-    ------
-    ImportError
-        Without the packages onnx and onnxscript.
-
-    ValueError
-        If the network's weights exceed the 2 GiB that one file can hold.
     """
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("ONNX needs more packages: pip install 'fastntk_sk[onnx]'.") from error
-    n_bytes = sum(tensor.nbytes for tensor in module.state_dict().values())
-    if n_bytes >= _TOO_LARGE:
-        raise ValueError(
-            f"Expected weights of less than 2 GiB, which is what one ONNX file holds, got {n_bytes:,} "
-            "bytes. Export to_module() with torch.onnx.export and external data."
-        )
     program = torch.onnx.export(
         module,
         (example,),
@@ -118,4 +116,5 @@ def onnx_bytes(module: nn.Module, example: Tensor, spec: InputSpec, labels: list
     assert program is not None
     program.model.metadata_props["classes"] = json.dumps(labels)
     program.model.metadata_props["preprocessing"] = json.dumps(asdict(spec))
-    return program.model_proto.SerializeToString()
+    with _replacing(path.parent) as written:
+        program.save(written / path.name)

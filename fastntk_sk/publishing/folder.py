@@ -1,23 +1,24 @@
 """The folder of a public adapter: written, and read again.
 
 `adapter.safetensors` holds its own configuration and is replaced in one instant: whenever a save is
-interrupted, the folder holds the old adapter or the new one.
+interrupted, the folder holds the old adapter or the new one. `config.json` is a copy for the Hub and for
+people, which is not read.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 
-from ..exceptions import PrivacyWarning, PublicationError, StateFormatError
+from ..exceptions import PublicationError, StateFormatError
 from . import files
 from .adapter import Adapter
-from .config import check_intact, describe
+from .config import describe
 from .rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
@@ -27,7 +28,12 @@ _PRIVATE = r"manifest\.json|(adapter|statistics|ledger|receipts)-[0-9a-f]{32}\..
 def adapter_files(classifier: Any, card: str) -> dict[str, bytes]:
     """Return the files of a public adapter by their names, in the order in which they are written."""
     adapter: Adapter = classifier._adapter
-    check_publishable(adapter)
+    if adapter.settings.is_finetuned and adapter.settings.predict_with == "linear":
+        raise PublicationError(
+            'With anchor="finetuned" and predict_with="linear", predictions need the weights that SGD '
+            "left, which have seen forgotten rows too: they are private. Fit with "
+            'predict_with="network" to publish, or use save().'
+        )
     config = describe(adapter, classifier, public=True)
     return {
         ADAPTER: adapter_file(adapter, config),
@@ -44,7 +50,7 @@ def adapter_file(adapter: Adapter, config: dict[str, Any]) -> bytes:
 def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> None:
     """Write the public adapter; see :meth:`FastNTKClassifier.save_pretrained`."""
     folder = Path(path)
-    if _private_files(folder):
+    if folder.is_dir() and files.matching(folder, _PRIVATE):
         raise PublicationError(
             f"{str(folder)!r} holds files of a private state. Save the public adapter to another "
             "folder, so that they are not published together."
@@ -62,35 +68,9 @@ def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> No
     files.collect(folder, files.PARTIAL)
 
 
-def check_publishable(adapter: Adapter) -> None:
-    """Raise PublicationError where predictions need a fine-tuned anchor, which has seen every row."""
-    if adapter.settings.is_finetuned and adapter.settings.predict_with == "linear":
-        raise PublicationError(
-            'With anchor="finetuned" and predict_with="linear", predictions need the weights that SGD '
-            "left, which have seen forgotten rows too: they are private. Fit with "
-            'predict_with="network" to publish, or use save().'
-        )
-
-
 def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) -> Any:
     """Read a public adapter; see :meth:`FastNTKClassifier.from_pretrained`."""
-    if _private_files(folder):
-        raise StateFormatError(
-            f"{str(folder)!r} holds a whole estimator with its private state. Read it with "
-            "FastNTKClassifier.load."
-        )
     config, tensors = read_adapter(files.read(folder, ADAPTER), ADAPTER)
-    if (folder / CONFIG).exists() or (folder / CONFIG).is_symlink():
-        beside = files.parse_json(files.read(folder, CONFIG), CONFIG)
-        check_intact(beside, CONFIG)
-        if beside.get("tensors_checksum") != config.tensors_checksum:
-            warnings.warn(
-                f"{CONFIG} in {str(folder)!r} describes another model than {ADAPTER}, which is the one "
-                "that is loaded: a save was interrupted, or files were mixed. Save once more before you "
-                "publish.",
-                PrivacyWarning,
-                stacklevel=4,
-            )
     source = config.backbone.source or ""
     if backbone is None and source.startswith("local-dir:"):
         raise StateFormatError(
@@ -115,12 +95,7 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
         config.n_samples_learned,
         config.classes.labels(),
         config.n_samples_forgotten,
-        {"exact": config.exactness.exact, "reasons": config.exactness.reasons},
+        asdict(config.exactness),
         config.receipts,
     )
     return unfitted(cls, config, backbone)._commit(adapter)
-
-
-def _private_files(folder: Path) -> set[str]:
-    """Return what is there of a private state, of an interrupted save too."""
-    return files.matching(folder, _PRIVATE) if folder.is_dir() else set()

@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.loading import outline
-from ..exceptions import (
-    BackboneNotFoundError,
-    FastNTKError,
-    StateFormatError,
-    StateMismatchError,
-    SubsetError,
-    UnknownKeyWarning,
-)
+from ..exceptions import FastNTKError, StateFormatError, StateMismatchError, UnknownKeyWarning
 from ..settings import Settings
 from ..sums.memory import block_sizes, require
 from ..tangents.ladder import TENSORS
@@ -32,27 +25,10 @@ from .config import Config, check
 
 _ADVICE = "Load it on a larger machine."
 _PLANES = 64  # that an early layer of a network of images makes of one
-# what torch, timm and modules raise for a size, an architecture or tensors that they do not take
-_UNFIT = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def read_adapter(data: bytes, name: str) -> tuple[Config, dict[str, Tensor]]:
-    """Return the checked configuration of an adapter file, and the tensors that it describes.
-
-    Raises
-    ------
-    StateFormatError
-        If the file is damaged or forged, or of a newer format.
-    """
+    """Return the checked configuration of an adapter file, and the tensors that it describes."""
     tensors, metadata = files.parse_tensors(data, name)
     if "config" not in metadata:
         raise StateFormatError(f"{name} holds no configuration: it is no adapter of this library.")
@@ -123,34 +99,11 @@ def build_model(
 ) -> LinearizedModel:
     """Build the network of a configuration around its saved parts.
 
-    Parameters
-    ----------
-    config : Config
-
-    settings : Settings
-
-    backbone : str, nn.Module, callable or None
-        None takes what the configuration names.
-
-    tensors : dict of str to Tensor
-        "network.NAME" and "ladder.NAME" are read.
-
-    V : Tensor of shape (C, d)
-
-    moved : Tensor of shape (k,) or None
-
-    learns : bool
-        See `Saved`.
-
-    Raises
-    ------
-    StateFormatError
-        If the configuration names a backbone or a subset that does not exist.
-
-    StateMismatchError
-        If the backbone is not the one that was saved.
+    V has shape (C, d), `moved` (k,), or None at the pretrained anchor; of `tensors`, "network.NAME" and
+    "ladder.NAME" are read. `backbone=None` takes what the configuration names; `learns` is that of
+    `Saved`. Raise StateMismatchError if the backbone is not the one that was saved.
     """
-    source, units, size = config.backbone.source, config.units, config.preprocessing.size
+    source, units = config.backbone.source, config.units
     given = backbone
     backbone = _pinned(source, config.backbone.revision) if given is None else given
     if backbone is None:
@@ -167,22 +120,17 @@ def build_model(
         learns,
         files.under(tensors, "ladder."),
     )
-    if backbone == "mlp":
-        saved.check_mlp(settings.n_features)
-    elif isinstance(backbone, str):
-        _check_outline(backbone, config, V)
-    elif size:
-        n_bytes = 2 * _PLANES * math.prod(size) * dtype.itemsize
-        require(n_bytes, f"A pass over images of {size} pixels takes", _ADVICE)
     try:
+        _check_size(backbone, config, saved)
         asked = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
         model = linearize(backbone, None, asked, saved)
-    except (BackboneNotFoundError, SubsetError) as error:
-        raise StateFormatError(f"What was saved names something that is not here. {error}") from error
     except FastNTKError:
         raise
-    except _UNFIT as error:
-        raise _cannot_be_built(config, error) from error
+    except Exception as error:  # torch, timm and modules raise anything for what they do not take
+        raise StateMismatchError(
+            f"The backbone {config.backbone.name!r:.100} cannot be built or run as it was saved "
+            f"({type(error).__name__}: {error}). Pass the backbone that was saved: backbone=..."
+        ) from error
     _check_same(model, config, learns)
     if given is None:
         model.backbone.name = str(source)
@@ -217,40 +165,30 @@ def _check_same(model: LinearizedModel, config: Config, learns: bool) -> None:
             "saved: its blocks lie in other modules here, or give grids of another form. Load with the "
             "versions of timm and fastntk_sk that it was saved with."
         )
-    spec = model.backbone.spec
-    differing = [key for key in vars(spec) if getattr(spec, key) != getattr(config.preprocessing, key)]
-    if differing:
+    if model.backbone.spec != config.preprocessing:
         raise StateMismatchError(
-            f"The backbone prepares images in another way than when it was learned: {differing}. Load "
-            "with the version of timm that was used, or pass backbone=..."
+            f"The backbone prepares images as {model.backbone.spec}, and did as {config.preprocessing} "
+            "when it was learned. Load with the version of timm that was used, or pass backbone=..."
         )
 
 
-def _check_outline(backbone: str, config: Config, V: Tensor) -> None:
-    """Check that a named network fits V and memory, before it is built."""
-    size = config.preprocessing.size
-    try:
+def _check_size(backbone: Any, config: Config, saved: Saved) -> None:
+    """Check that a backbone fits V and memory, before it is built or run."""
+    size, V = config.preprocessing.size, saved.directions
+    if backbone == "mlp":
+        saved.check_mlp(config.settings.n_features)
+    elif isinstance(backbone, str):
         found = outline(backbone, size)
-    except BackboneNotFoundError as error:
-        raise StateFormatError(f"What was saved names something that is not here. {error}") from error
-    except FastNTKError:
-        raise
-    except _UNFIT as error:
-        raise _cannot_be_built(config, error) from error
-    if found.n_features != V.shape[1]:
-        raise StateMismatchError(
-            f"Expected a backbone with {V.shape[1]} features, got {found.n_features} from "
-            f"{backbone!r:.100}. Pass the backbone that was saved: backbone=..."
-        )
-    n_bytes = found.n_bytes * working_dtype(config.settings.precision).itemsize // torch.float32.itemsize
-    require(n_bytes, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE)
-
-
-def _cannot_be_built(config: Config, error: Exception) -> StateMismatchError:
-    return StateMismatchError(
-        f"The backbone {config.backbone.name!r:.100} cannot be built or run as it was saved "
-        f"({type(error).__name__}: {error}). Pass the backbone that was saved: backbone=..."
-    )
+        if found.n_features != V.shape[1]:
+            raise StateMismatchError(
+                f"Expected a backbone with {V.shape[1]} features, got {found.n_features} from "
+                f"{backbone!r:.100}. Pass the backbone that was saved: backbone=..."
+            )
+        n_bytes = found.n_bytes * V.itemsize // torch.float32.itemsize
+        require(n_bytes, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE)
+    elif size:
+        n_bytes = 2 * _PLANES * math.prod(size) * V.itemsize
+        require(n_bytes, f"A pass over images of {size} pixels takes", _ADVICE)
 
 
 def _pinned(source: str | None, revision: str | None) -> str | None:
@@ -287,8 +225,7 @@ def unfitted(cls: type, config: Config, backbone: Any) -> Any:
         for name, value in config.params.items()
         if name in known and name != "num_workers"  # a file starts no processes
     }
-    if params.get("backbone") is None:
-        params["backbone"] = backbone
+    params["backbone"] = config.backbone.source or backbone
     classifier = cls(**params)
     if config.settings.n_features is not None:
         classifier.n_features_in_ = config.settings.n_features

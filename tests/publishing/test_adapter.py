@@ -1,7 +1,6 @@
 """The public adapter: it predicts bitwise the same, and knows nothing of rows."""
 
 import json
-import re
 import stat
 
 import numpy as np
@@ -10,6 +9,7 @@ import timm
 import torch
 from hostile import Parts
 from sklearn.base import clone
+from timm.models import save_for_hf
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
@@ -107,7 +107,7 @@ def test_it_cannot_learn_or_forget(blobs, tmp_path):
     with pytest.raises(NoPrivateStateError, match="from_pretrained"):
         FastNTKClassifier.load(tmp_path / "adapter")
     clf.save(tmp_path / "state")
-    with pytest.raises(StateFormatError, match=r"FastNTKClassifier\.load"):
+    with pytest.raises(StateFormatError, match="missing"):
         FastNTKClassifier.from_pretrained(tmp_path / "state")
     with pytest.raises(PublicationError, match="another folder"):
         clf.save_pretrained(tmp_path / "state")
@@ -141,7 +141,8 @@ def test_the_configuration(blobs, tmp_path):
     clf = make(alpha=0.5).fit(X, y).unlearn(X[:2]).unlearn(X[2:3])
     clf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["params"] | {"num_workers": 0, "finetune_params": None} == clf.get_params()
+    elsewhere = {"backbone": "mlp", "num_workers": 0, "finetune_params": None}
+    assert config["params"] | elsewhere == clf.get_params()
     assert config["exactness"] == {"exact": True, "reasons": []}
     assert config["receipts"] == [clf.receipts_[-1]["checksum"]]
     assert config["tensors_checksum"] == clf.receipts_[-1]["adapter"]
@@ -176,9 +177,15 @@ def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
     clf = make(backbone="test_resnet", pretrained=False, **params).fit(X, y).unlearn(X[:3])
     clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5}, license="mit")
     card = (tmp_path / "README.md").read_text()
-    for expected in ("library_name: fastntk_sk", "license: mit", "3 rows", "| accuracy | 0.5 |"):
+    for expected in (
+        "library_name: fastntk_sk",
+        "license: mit",
+        "3 rows",
+        "name: Digits | test",
+        "value: 0.5",
+    ):
         assert expected in card
-    assert not re.search(r"\{[a-z_]+\}", card), card
+    assert "{{" not in card
     for text in (card, state_table(clf)):
         assert "50 features" in text
         assert "2,080 parameters" in text
@@ -211,6 +218,9 @@ def test_timm_loads_the_export_by_itself(pictures, tmp_path, name):
     with torch.no_grad():
         scores = net(batch).double().numpy()
     np.testing.assert_allclose(scores, clf.decision_function(X[:5]), rtol=1e-4, atol=1e-5)
+    (tmp_path / "adapter.safetensors").touch()
+    with pytest.raises(ValueError, match="which holds an adapter"):
+        clf.export_timm(tmp_path)
 
 
 def test_what_timm_cannot_build(pictures, blobs, tmp_path):
@@ -219,17 +229,18 @@ def test_what_timm_cannot_build(pictures, blobs, tmp_path):
         clf.fit(*pictures).export_timm(tmp_path)
     with pytest.raises(ValueError, match="got Sequential"):
         make(anchor="finetuned", max_epochs=1).fit(*blobs).export_timm(tmp_path)
-    with pytest.raises(ValueError, match="got tangents of"):
-        make().fit(*blobs).export_timm(tmp_path)
+    tangents = make().fit(*blobs)
+    for export in (tangents.export_timm, tangents.export_onnx):
+        with pytest.raises(ValueError, match="got tangents of"):
+            export(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     X, y = pictures
-    params = {"image_size": 32, "batch_size": 8}
-    base = make(backbone="test_resnet", pretrained=False, anchor="finetuned", max_epochs=1, **params)
-    base.fit(X, y).export_timm(tmp_path / "client-acme")
-    clf = make(backbone=f"local-dir:{tmp_path / 'client-acme'}", **params)
+    base = tmp_path / "client-acme"
+    save_for_hf(timm.create_model("test_resnet"), str(base), safe_serialization=True)
+    clf = make(backbone=f"local-dir:{base}", image_size=32, batch_size=8)
     clf.set_params(finetune_params={"callbacks__ckpt__dirname": "/home/alice/runs"}).fit(X, y)
     clf.save_pretrained(tmp_path / "adapter")
     published = b"".join(file.read_bytes() for file in (tmp_path / "adapter").iterdir())
@@ -245,8 +256,6 @@ def test_nothing_of_this_machine_is_in_it(pictures, tmp_path):
     again = FastNTKClassifier.load(tmp_path / "state")
     assert again.get_params() == clf.get_params()
     np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
-    with pytest.raises(ValueError, match="which holds an adapter"):
-        base.export_timm(tmp_path / "adapter")
 
 
 def test_a_folder_is_a_folder(blobs, tmp_path):

@@ -1,22 +1,23 @@
 """Adapters on a Hub: the real client against a server on loopback."""
 
-import base64
 import copy
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import warnings
 
 import numpy as np
 import pytest
+import timm
+import torch
 from hostile import Parts
 from hub_server import connected_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
+from timm.models import save_for_hf
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
@@ -28,7 +29,6 @@ from fastntk_sk.exceptions import (
 )
 
 TOKEN, REPO = "hf_test", "me/adapter"
-KEY = base64.urlsafe_b64encode(bytes(32))
 UPLOADS = (r"POST .*preupload", r"POST .*lfs/objects/batch", r"PUT /lfs-upload/", r"POST .*/commit/")
 
 
@@ -76,7 +76,6 @@ def test_branches_tags_and_pinned_commits(server, api, clf, blobs, tmp_path):
         pulled = pull(tmp_path, revision)
         np.testing.assert_array_equal(pulled.decision_function(X), expected)
     assert pulled.n_samples_forgotten_ == 5
-    assert not any("statistics" in line for line in server.log)
 
 
 def test_a_push_is_one_commit_that_says_what_changed(server, api, clf, blobs, tmp_path):
@@ -85,12 +84,10 @@ def test_a_push_is_one_commit_that_says_what_changed(server, api, clf, blobs, tm
     clf.unlearn(X[:5]).partial_fit(X[:2], y[:2])
     with pytest.warns(PrivacyWarning, match="purge_history=True"):
         second = clf.push_to_hub(REPO, token=TOKEN, metrics={"accuracy": 0.9})
-    card = server.read(REPO, "README.md").decode()
-    assert first[:12] in card
-    assert "5 rows forgotten, 2 rows learned" in card
-    assert "value: 0.9" in card
-    commits = [commit.commit_id for commit in api.list_repo_commits(REPO)]
-    assert commits[:2] == [second, first]
+    assert "value: 0.9" in server.read(REPO, "README.md").decode()
+    commits = api.list_repo_commits(REPO)
+    assert [commit.commit_id for commit in commits[:2]] == [second, first]
+    assert commits[0].title == "Forget 5 rows and learn 2 rows"
     # the same again is no commit
     assert clf.push_to_hub(REPO, token=TOKEN, metrics={"accuracy": 0.9}) == second
     np.testing.assert_array_equal(pull(tmp_path, second).decision_function(X), clf.decision_function(X))
@@ -143,9 +140,9 @@ def test_a_purge_names_what_it_cannot_reach(server, api, clf, blobs):
         clf.push_to_hub(REPO, token=TOKEN, purge_history=True)
     api.create_branch(REPO, branch="work")
     before = dict(repository.refs)
-    with pytest.raises(PublicationError, match=r"\['work'\].*Nothing was uploaded"):
+    with pytest.raises(PublicationError, match="work.*Nothing was uploaded"):
         clf.push_to_hub(REPO, token=TOKEN, purge_history=True)
-    with pytest.raises(PublicationError, match="Expected the branch 'main'"):
+    with pytest.raises(PublicationError, match="Expected 'main'"):
         clf.push_to_hub(REPO, token=TOKEN, revision="work", purge_history=True)
     assert repository.refs == before
 
@@ -156,7 +153,7 @@ def test_an_interrupted_purge_is_finished_by_another_call(server, clf, blobs, wh
     (old,) = server.objects
     clf.unlearn(blobs[0][:5])
     server.fail(times=100, match=where)
-    with pytest.raises(HubError, match="the purge was not finished"):
+    with pytest.raises(HubError, match="a purge goes on"):
         clf.push_to_hub(REPO, token=TOKEN, purge_history=True)
     assert old in server.objects
     server.faults.clear()
@@ -196,42 +193,11 @@ def test_tokens_are_never_shown(server, clf, token):
     clf.push_to_hub(REPO, token=f"{TOKEN}\n")  # as read from a file
 
 
-def test_a_private_state_goes_to_private_repositories_only(server, api, clf, blobs, tmp_path):
-    backup = "me/backup"
-
-    def states():
-        return [path for path in server.repos[backup].files() if path.startswith("private_state/")]
-
-    for private in (None, False):
-        with pytest.raises(PublicationError, match="would be public"):
-            clf.push_to_hub(REPO, private=private, include_private_state=True, token=TOKEN)
-    assert REPO not in server.repos
-    clf.push_to_hub(REPO, private=False, token=TOKEN)
-    for include in (True, False):
-        with pytest.raises(PublicationError, match="is public"):
-            clf.push_to_hub(REPO, private=True, include_private_state=include, token=TOKEN)
-    assert len(server.repos[REPO].files()) == 3
-    clf.push_to_hub(backup, private=True, include_private_state=True, token=TOKEN)
-    folder = api.snapshot_download(backup, cache_dir=tmp_path / "cache")
-    again = FastNTKClassifier.load(f"{folder}/private_state").unlearn(blobs[0][:5])
-    with pytest.warns(PrivacyWarning):
-        again.push_to_hub(backup, include_private_state=True, key=KEY, token=TOKEN)
-    assert len(states()) == 5
-    assert sum(path.endswith(".fernet") for path in states()) == 4
-    server.repos[backup].private = False
-    with pytest.raises(PublicationError, match="private state is in it"):
-        again.push_to_hub(backup, token=TOKEN)
-    server.repos[backup].private = True
-    # without it, what is there remembers too much to stay
-    with pytest.warns(PrivacyWarning, match="private state"):
-        again.push_to_hub(backup, token=TOKEN)
-    assert not states()
-
-
-def test_a_private_state_is_pushed_without_files_on_this_machine(server, clf, monkeypatch, tmp_path):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    clf.push_to_hub(REPO, private=True, include_private_state=True, token=TOKEN)
-    assert sum(path.startswith("private_state/") for path in server.repos[REPO].files()) == 5
+def test_a_public_repository_is_not_taken_for_a_private_one(server, clf):
+    clf.push_to_hub(REPO, token=TOKEN)
+    with pytest.raises(PublicationError, match="private"):
+        clf.push_to_hub(REPO, private=True, token=TOKEN, metrics={"accuracy": 0.9})
+    assert "0.9" not in server.read(REPO, "README.md").decode()
 
 
 def test_interrupted_transfers_can_be_repeated(server, clf, blobs, tmp_path):
@@ -259,9 +225,9 @@ def test_interrupted_transfers_can_be_repeated(server, clf, blobs, tmp_path):
     np.testing.assert_array_equal(pull(tmp_path).decision_function(X), clf.decision_function(X))
 
 
-@pytest.mark.parametrize(("purge", "state"), [(False, False), (True, True)])
-def test_an_answer_that_is_lost_is_no_second_commit(server, api, clf, blobs, purge, state):
-    clf.push_to_hub(REPO, private=True, include_private_state=state, token=TOKEN)
+@pytest.mark.parametrize("purge", [False, True])
+def test_an_answer_that_is_lost_is_no_second_commit(server, api, clf, blobs, purge):
+    clf.push_to_hub(REPO, private=True, token=TOKEN)
     stored = set(server.objects)
     clf.unlearn(blobs[0][:5])
     n_commits = len(api.list_repo_commits(REPO))
@@ -274,7 +240,6 @@ def test_an_answer_that_is_lost_is_no_second_commit(server, api, clf, blobs, pur
         head = clf.push_to_hub(REPO, token=TOKEN, purge_history=purge)
     assert api.repo_info(REPO).sha == head
     assert len(api.list_repo_commits(REPO)) == (1 if purge else n_commits + 1)
-    assert not any("private_state" in path for path in server.repos[REPO].files())
     assert bool(stored & set(server.objects)) is not purge
 
 
@@ -315,8 +280,8 @@ def test_named_errors(server, api, clf, tmp_path):
         (REPO, {"token": "hf_expired"}, "hf auth login"),
         (REPO, {"token": "hf_stranger"}, "hf auth login"),
         (REPO, {"token": False}, "hf auth login"),
-        (REPO, {"revision": "v9"}, "no revision 'v9'"),
-        ("me/nothing", {}, "no repository 'me/nothing'"),
+        (REPO, {"revision": "v9"}, "no such branch"),
+        ("me/nothing", {}, "no repository"),
         ("no/such/folder", {}, "ORG/NAME"),
         ("me/empty", {}, r"adapter\.safetensors"),
     ):
@@ -353,40 +318,41 @@ def test_without_a_connection(monkeypatch, clf, tmp_path):
         assert pull(tmp_path).n_samples_learned_ == 60
     with (
         pytest.warns(PrivacyWarning, match="cannot be reached"),
-        pytest.raises(HubError, match="not in the cache|connection"),
+        pytest.raises(HubError, match="connection"),
     ):
         pull(tmp_path, name="cold")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
     assert pull(tmp_path).n_samples_learned_ == 60
-    with pytest.raises(HubError, match="offline mode|connection"):
+    with pytest.raises(HubError, match="connection"):
         clf.push_to_hub(REPO, token=TOKEN)
     close_session()
     with pytest.raises(HubError, match="connection"):
         clf.push_to_hub(REPO, token=TOKEN)
 
 
+def upload_base(api, folder, seed):
+    """Upload a timm model to "me/base", and return the commit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        save_for_hf(timm.create_model("test_resnet"), folder, safe_serialization=True)
+    api.create_repo("me/base", exist_ok=True)
+    return api.upload_folder(repo_id="me/base", folder_path=folder).oid
+
+
 def test_a_backbone_on_the_hub_is_pinned(server, api, digits, tmp_path):
-    X, y = digits[0][:20], digits[1][:20] % 2
+    X, y = digits[0][:8], digits[1][:8] % 2
     params = {"image_size": 32, "batch_size": 4, "random_state": 0, "n_components": 16}
-    base = FastNTKClassifier("test_resnet", pretrained=False, anchor="finetuned", max_epochs=1, **params)
-    base.fit(X, y).export_timm(tmp_path / "base")
-    api.create_repo("me/base")
-    commit = api.upload_folder(repo_id="me/base", folder_path=tmp_path / "base").oid
-    clf = FastNTKClassifier("hf-hub:me/base", **params).fit(X, y)
+    commit = upload_base(api, tmp_path / "base", 0)
+    clf = FastNTKClassifier("hf-hub:me/base@main", **params).fit(X, y)
     clf.push_to_hub(REPO, token=TOKEN)
     config = json.loads(server.read(REPO, "config.json"))["backbone"]
     assert (config["base_model"], config["revision"]) == ("me/base", commit)
     assert "base_model: me/base" in server.read(REPO, "README.md").decode()
-    branch = FastNTKClassifier("hf-hub:me/base@main", **params).fit(X, y)
-    branch.save_pretrained(tmp_path / "branch")
-    # a later commit there changes nothing, nor does a copy that this machine loads from a folder
-    base.unlearn(X[:3]).export_timm(tmp_path / "base")
-    api.upload_folder(repo_id="me/base", folder_path=tmp_path / "base")
+    # a later commit on that branch changes nothing
+    upload_base(api, tmp_path / "base", 1)
     pulled = pull(tmp_path)
     np.testing.assert_array_equal(pulled.decision_function(X), clf.decision_function(X))
-    from_branch = FastNTKClassifier.from_pretrained(tmp_path / "branch")
-    np.testing.assert_array_equal(from_branch.decision_function(X), branch.decision_function(X))
     pulled.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["backbone"] == config
     del server.repos["me/base"]

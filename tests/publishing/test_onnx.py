@@ -81,17 +81,3 @@ def test_vectors_and_a_class_without_rows(blobs, tmp_path, capfd):
     found, _ = scores_of(tmp_path / "model.onnx", clf, X)
     assert (found[:, 2] == -np.inf).all()
     np.testing.assert_allclose(found[:, :2], clf.decision_function(X)[:, :2], atol=1e-4)
-
-
-def test_tangents_have_no_plain_weights(blobs, tmp_path):
-    clf = FastNTKClassifier(trainable="norm", random_state=0).fit(*blobs)
-    with pytest.raises(ValueError, match="ladder"):
-        clf.export_onnx(tmp_path / "model.onnx")
-    assert not [*tmp_path.iterdir()]
-
-
-def test_weights_that_one_file_cannot_hold(blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastntk_sk.publishing.exports._TOO_LARGE", 1000)
-    with pytest.raises(ValueError, match="2 GiB"):
-        FastNTKClassifier(random_state=0).fit(*blobs).export_onnx(tmp_path / "model.onnx")
-    assert not [*tmp_path.iterdir()]
