@@ -5,14 +5,7 @@ raises an error without one.
 """
 
 from ._checks import MissingOracleError, NoNoiseFloorWarning
-from .attacks import (
-    GaussianUnlearningScore,
-    ULiRAResult,
-    gaussian_unlearning_score,
-    klom,
-    population_mia_auc,
-    u_lira,
-)
+from .attacks import ULiRAResult, gaussian_unlearning_score, klom, population_mia_auc, u_lira
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay, UnlearningDisplay
 from .metrics import (
     accuracy_gaps,
@@ -27,15 +20,13 @@ from .page import report_page
 from .relearning import relearn_curve, relearn_time
 from .report import unlearning_report
 from .selection import make_forget_scorer
-from .shadows import ShadowMargins, shadow_margins
+from .shadows import shadow_margins
 
 __all__ = [
     "ChangedPredictionsDisplay",
     "ForgettingTimelineDisplay",
-    "GaussianUnlearningScore",
     "MissingOracleError",
     "NoNoiseFloorWarning",
-    "ShadowMargins",
     "ULiRAResult",
     "UnlearningDisplay",
     "accuracy_gaps",

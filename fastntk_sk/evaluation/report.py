@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.utils._optional_dependencies import check_pandas_support
 
-from ._checks import NoNoiseFloorWarning, check_oracle, check_sets, optional
+from ._checks import NoNoiseFloorWarning, check_oracle, check_sets
 from .attacks import population_mia_auc
 from .metrics import accuracies, activation_distance, prediction_agreement, tug_of_war
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _NOISE_FLOOR = "second oracle (noise floor)"
 _OWN_ROWS = ("original", "oracle", _NOISE_FLOOR)
-_COMPARED = ("tow", "activation_distance_forget", "activation_distance_test", "agreement_test")
 
 
 def unlearning_report(
@@ -29,7 +29,6 @@ def unlearning_report(
     retain: Any,
     forget: Any,
     test: Any,
-    relearn_steps: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Compare models with a retrained one, and with the variation between two retrainings.
 
@@ -50,13 +49,11 @@ def unlearning_report(
 
     retain, forget, test : pair (X, y)
 
-    relearn_steps : dict of str to float, default=None
-        Steps to relearn the forget set, by row (see :func:`relearn_time`); adds a column.
-
     Returns
     -------
     report : DataFrame
         One row for each model: "original", the unlearned ones, "oracle", "second oracle (noise floor)".
+        Labels are the most probable classes of `predict_proba`.
 
         ========================== ====================================================
         column                     ideal value
@@ -69,12 +66,9 @@ def unlearning_report(
         activation_distance_test   0
         agreement_test             1; :func:`prediction_agreement`
         mia_auc                    the oracle's; :func:`population_mia_auc`
-        relearn_steps              the oracle's
         ========================== ====================================================
 
-        The oracle has NaN where it would be compared with itself. `report.attrs["noise_floor"]` is
-        a dict of the second oracle's scores in these columns, or None. `report.T.to_string()` is the
-        table as text.
+        The oracle has NaN where it would be compared with itself.
 
     Raises
     ------
@@ -86,8 +80,7 @@ def unlearning_report(
 
     ValueError
         If a model is the oracle itself or has other classes, if an oracle has learned the forget
-        set, if an unlearned model is the original itself, if a set is empty, or if names clash or
-        are unknown.
+        set, if an unlearned model is the original itself, if a set is empty, or if names clash.
 
     ImportError
         If pandas is not installed.
@@ -96,10 +89,6 @@ def unlearning_report(
     -----
     NoNoiseFloorWarning
         If there is no second oracle.
-
-    Notes
-    -----
-    Each model predicts each set once: labels are the most probable classes of `predict_proba`.
 
     Examples
     --------
@@ -120,7 +109,7 @@ def unlearning_report(
     >>> float(report.loc["unlearned", "tow"])
     1.0
     """
-    pandas = optional("pandas")
+    pandas = check_pandas_support("unlearning_report")
     models = named_models(unlearned, original, oracle)
     if second_oracle is None:
         warnings.warn(
@@ -132,9 +121,6 @@ def unlearning_report(
     else:
         check_oracle(second_oracle, oracle)
         models[_NOISE_FLOOR] = second_oracle
-    unknown = sorted(set(relearn_steps or {}) - set(models))
-    if unknown:
-        raise ValueError(f"Expected relearn_steps of rows among {list(models)}, got {unknown}.")
     sets = check_sets(retain, forget, test)
     for model in (oracle, second_oracle):
         if hasattr(model, "can_unlearn"):
@@ -144,12 +130,7 @@ def unlearning_report(
         name: _row(reference if model is oracle else Remembering(model), reference, sets)
         for name, model in models.items()
     }
-    report = pandas.DataFrame.from_dict(rows, orient="index")
-    if relearn_steps is not None:
-        report["relearn_steps"] = pandas.Series(relearn_steps, dtype=float)
-    floor = None if second_oracle is None else report.loc[_NOISE_FLOOR, list(_COMPARED)].to_dict()
-    report.attrs["noise_floor"] = floor
-    return report
+    return pandas.DataFrame.from_dict(rows, orient="index")
 
 
 def _check_never_learned(oracle: Any, sets: dict[str, Any]) -> None:
@@ -206,17 +187,16 @@ class Remembering:
 
 
 def _row(model: Remembering, oracle: Remembering, sets: dict[str, Any]) -> dict[str, float]:
-    """Return the columns of one model; NaN where it would be compared with itself."""
-    row = {f"accuracy_{name}": value for name, value in accuracies(model, sets).items()}
-    if model is oracle:
-        row |= dict.fromkeys(_COMPARED, float("nan"))
-    else:
-        (X_forget, _), (X_test, _) = sets["forget"], sets["test"]
-        values = (
-            tug_of_war(model, oracle, **sets),
-            activation_distance(model, oracle, X_forget),
-            activation_distance(model, oracle, X_test),
-            prediction_agreement(model, oracle, X_test),
-        )
-        row |= dict(zip(_COMPARED, values, strict=True))
-    return row | {"mia_auc": population_mia_auc(model, sets["forget"], sets["test"])}
+    """Return the columns of one model; NaN, for the oracle, where it would be compared with itself."""
+    (X_forget, _), (X_test, _), itself = sets["forget"], sets["test"], model is oracle
+    compared = {
+        "tow": lambda: tug_of_war(model, oracle, **sets),
+        "activation_distance_forget": lambda: activation_distance(model, oracle, X_forget),
+        "activation_distance_test": lambda: activation_distance(model, oracle, X_test),
+        "agreement_test": lambda: prediction_agreement(model, oracle, X_test),
+    }
+    return (
+        {f"accuracy_{name}": value for name, value in accuracies(model, sets).items()}
+        | {name: float("nan") if itself else metric() for name, metric in compared.items()}
+        | {"mia_auc": population_mia_auc(model, sets["forget"], sets["test"])}
+    )

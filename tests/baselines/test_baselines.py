@@ -195,10 +195,10 @@ def test_retraining_is_a_fit_on_the_retain_set(blobs):
 @pytest.mark.parametrize(
     "params",
     [
-        {"trainable": "norm", "anchor": "finetuned", "max_epochs": 3},
+        {"trainable": "norm", "anchor": "finetuned", "max_epochs": 3, "tangent_scale": 0.7},
         {"trainable": "head", "alpha": 0.1},
         {"trainable": "ladder", "alpha": "auto"},
-        {"trainable": ["ladder", "norm"]},
+        {"trainable": ["ladder", "norm"], "target_scale": 3.0},
     ],
     ids=str,
 )

@@ -73,7 +73,6 @@ def test_u_lira_equals_a_slow_loop(holes):
     auc, rate = slow_u_lira(unlearned, oracle)
     assert result.auc == pytest.approx(auc, abs=1e-12)
     assert result.tpr_at_1_percent_fpr == pytest.approx(rate, abs=1e-12)
-    assert (result.n_models, result.n_examples) == ((11, 9), 15)
 
 
 def test_u_lira_tells_what_is_apart_and_only_that():
@@ -137,14 +136,13 @@ def test_klom_by_hand():
     assert klom(low, half) == pytest.approx(np.log(2))
     assert klom(500 * high, 300 * high) == 0  # both clipped to 100
     assert klom(500 * high, 300 * high, clip=1000) > 11
+    with pytest.raises(ValueError, match="clip"):
+        klom(high, low, clip=0)
     assert klom(np.vstack([low, [[np.nan]]]), half) == pytest.approx(np.log(2))
 
 
-@pytest.mark.parametrize(
-    ("attack", "bad_parameters"),
-    [(u_lira, [{"n_bootstrap": 1}]), (klom, [{"bins": 0}, {"clip": 0}])],
-)
-def test_attacks_on_margins_refuse(attack, bad_parameters):
+@pytest.mark.parametrize("attack", [u_lira, klom])
+def test_attacks_on_margins_refuse(attack):
     good = normal(5, 3, seed=0)
     with pytest.raises(MissingOracleError, match="retrain"):
         attack(good, None)
@@ -159,9 +157,6 @@ def test_attacks_on_margins_refuse(attack, bad_parameters):
     for bad in (good[:, :2], good[0], good[None]):
         with pytest.raises(ValueError, match="shapes"):
             attack(good, bad)
-    for parameters in bad_parameters:
-        with pytest.raises(ValueError, match="must be"):
-            attack(good, good, **parameters)
 
 
 def test_gus_by_hand():
@@ -170,10 +165,8 @@ def test_gus_by_hand():
     # the gradient of either label is along (3, 4) / 5, down for label 0 and up for label 1
     noise = [[1.0, 1.0], [5.0, 0.0], [0.0, 2.5]]
     net.train()
-    result = gaussian_unlearning_score(net, np.zeros((3, 2)), [0, 1, 1], noise, sigma=0.5, batch_size=2)
-    np.testing.assert_allclose(result.scores, [-2.8, 6.0, 4.0])
-    assert result.mean == pytest.approx(2.4)
-    assert result.z == pytest.approx(2.4 * np.sqrt(3))
+    scores = gaussian_unlearning_score(net, np.zeros((3, 2)), [0, 1, 1], noise, sigma=0.5, batch_size=2)
+    np.testing.assert_allclose(scores, [-2.8, 6.0, 4.0])
     assert net.training
     assert net.weight.grad is None
 
@@ -195,9 +188,10 @@ def test_gus_is_standard_normal_if_the_noise_was_never_learned_and_negative_if_i
         return gaussian_unlearning_score(net, X, y, noise, sigma=0.5)
 
     forgotten, learned = trained(X), trained(X + noise)
-    assert abs(forgotten.z) < 3
-    assert forgotten.scores.std() == pytest.approx(1, abs=0.2)
-    assert learned.z < -5
+    error = 1 / np.sqrt(200)
+    assert abs(forgotten.mean()) < 3 * error
+    assert forgotten.std() == pytest.approx(1, abs=0.2)
+    assert learned.mean() < -5 * error
 
 
 def test_gus_errors():
