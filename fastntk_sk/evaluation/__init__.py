@@ -13,7 +13,6 @@ from .metrics import (
     algebraic_gap,
     linearisation_gap,
     margins,
-    prediction_agreement,
     tug_of_war,
 )
 from .page import report_page
@@ -38,7 +37,6 @@ __all__ = [
     "make_forget_scorer",
     "margins",
     "population_mia_auc",
-    "prediction_agreement",
     "relearn_curve",
     "relearn_time",
     "report_page",

@@ -33,13 +33,12 @@ class UnlearningDisplay:
     accuracies : dict of str to dict of str to float
         By model, then by set: "retain", "forget", "test".
 
-    forget_margins, test_margins : dict of str to ndarray of shape (n,)
-        By model; see :func:`margins`.
+    margins : dict of str to dict of str to ndarray of shape (n,)
+        By set, "forget" and "test", then by model; see :func:`margins`.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        After :meth:`plot`.
 
     axes_ : ndarray of matplotlib Axes
         Accuracies; margins, one panel for each model.
@@ -65,8 +64,7 @@ class UnlearningDisplay:
     """
 
     accuracies: Mapping[str, Mapping[str, float]]
-    forget_margins: Mapping[str, np.ndarray]
-    test_margins: Mapping[str, np.ndarray]
+    margins: Mapping[str, Mapping[str, np.ndarray]]
 
     @classmethod
     def from_estimators(
@@ -88,7 +86,6 @@ class UnlearningDisplay:
             As in :func:`unlearning_report`, which raises the same errors.
 
         ax : sequence of matplotlib Axes, default=None
-            As in :meth:`plot`.
 
         Returns
         -------
@@ -96,12 +93,12 @@ class UnlearningDisplay:
         """
         models = named_models(unlearned, original, oracle)
         sets = check_sets(retain, forget, test)
-        of_forget, of_test = (
-            {name: margins(model, *sets[of]) for name, model in models.items()}
+        found = {
+            of: {name: margins(model, *sets[of]) for name, model in models.items()}
             for of in ("forget", "test")
-        )
+        }
         of_sets = {name: accuracies(model, sets) for name, model in models.items()}
-        return cls(of_sets, of_forget, of_test).plot(ax)
+        return cls(of_sets, found).plot(ax)
 
     def plot(self, ax: Any = None) -> UnlearningDisplay:
         """Draw all panels on the given axes, one for each panel, or on a new figure.
@@ -110,9 +107,6 @@ class UnlearningDisplay:
         ------
         ValueError
             If there are not as many axes as panels.
-
-        ImportError
-            If matplotlib is not installed.
         """
         n_models = len(self.accuracies)
         self.axes_, self.figure_ = _axes(ax, 1 + n_models, (3.2, 3.2))
@@ -121,13 +115,12 @@ class UnlearningDisplay:
             places = np.arange(len(sets)) + (i - (n_models - 1) / 2) * width
             axes[0].bar(places, [accuracy[of] for of in sets], width, label=name)
         axes[0].set(title="accuracy", ylim=(0, 1), xticks=range(len(sets)), xticklabels=sets)
-        kinds = {"forget": self.forget_margins, "test": self.test_margins}
-        everything = np.concatenate([part for of_kind in kinds.values() for part in of_kind.values()])
+        everything = np.concatenate([part for of in self.margins.values() for part in of.values()])
         edges = np.histogram_bin_edges(everything.clip(-_WIDEST_MARGIN, _WIDEST_MARGIN), _BINS)
         for ax, name in zip(axes[1:], self.accuracies, strict=True):
-            for kind, of_kind in kinds.items():
-                held = of_kind[name].clip(edges[0], edges[-1])
-                ax.hist(held, edges, density=True, alpha=0.5, label=kind)
+            for of, by_model in self.margins.items():
+                shown = by_model[name].clip(edges[0], edges[-1])
+                ax.hist(shown, edges, density=True, alpha=0.5, label=of)
             ax.set(title=name, xlabel="margin", xlim=(edges[0], edges[-1]))
         for ax in axes:
             ax.legend(fontsize="small")
@@ -178,16 +171,7 @@ class ForgettingTimelineDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> ForgettingTimelineDisplay:
-        """Plot the receipts of a fitted estimator that has its private state.
-
-        Raises
-        ------
-        NotFittedError
-            If the estimator is not fitted.
-
-        ValueError
-            If nothing was forgotten.
-        """
+        """Plot the receipts of a fitted estimator that has its private state."""
         check_is_fitted(estimator)
         return cls(estimator.receipts_).plot(ax)
 
@@ -281,7 +265,6 @@ class ChangedPredictionsDisplay:
         n_images : int, default=8
 
         axes : sequence of matplotlib Axes, default=None
-            As in :meth:`plot`.
 
         Returns
         -------

@@ -35,11 +35,8 @@ def accuracy_gaps(
 
     Parameters
     ----------
-    unlearned : estimator
-        Fitted classifier.
-
-    oracle : estimator
-        Retrained without the forget set.
+    unlearned, oracle : estimator
+        Fitted classifiers; the oracle was retrained without the forget set.
 
     retain, forget, test : pair (X, y)
 
@@ -57,8 +54,8 @@ def accuracy_gaps(
         If a model is not fitted.
 
     ValueError
-        If the oracle is the model itself or has other classes, if a set is empty, or if it holds
-        labels that the models do not know.
+        If the oracle is the model itself or has other classes, or if a set is empty or holds labels that
+        the models do not know.
 
     References
     ----------
@@ -66,17 +63,13 @@ def accuracy_gaps(
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.tree import DecisionTreeClassifier
+    >>> from sklearn.dummy import DummyClassifier
     >>> from fastntk_sk.evaluation import accuracy_gaps
-    >>> X, y = load_iris(return_X_y=True)
-    >>> flipped = y.copy()
-    >>> flipped[:10] = 1
-    >>> u = DecisionTreeClassifier(random_state=0).fit(X, flipped)  # has unlearned nothing
-    >>> r = DecisionTreeClassifier(random_state=0).fit(X[10:], y[10:])
-    >>> retain, forget = (X[10:], y[10:]), (X[:10], flipped[:10])
-    >>> accuracy_gaps(u, r, retain=retain, forget=forget, test=retain)
-    {'retain': 0.0, 'forget': 1.0, 'test': 0.0}
+    >>> X, y = [[0], [1], [2], [3]], [0, 0, 1, 0]
+    >>> u, r = (DummyClassifier(strategy="constant", constant=c).fit(X, y) for c in (0, 1))
+    >>> sets = {"retain": (X[:2], y[:2]), "forget": (X[2:], y[2:]), "test": (X, y)}
+    >>> accuracy_gaps(u, r, **sets)
+    {'retain': 1.0, 'forget': 0.0, 'test': 0.5}
     """
     check_oracle(unlearned, oracle)
     sets = check_sets(retain, forget, test)
@@ -111,16 +104,12 @@ def tug_of_war(unlearned: Any, oracle: Any, *, retain: Any, forget: Any, test: A
 
     Examples
     --------
-    >>> from sklearn.datasets import load_iris
     >>> from sklearn.dummy import DummyClassifier
-    >>> from sklearn.tree import DecisionTreeClassifier
     >>> from fastntk_sk.evaluation import tug_of_war
-    >>> X, y = load_iris(return_X_y=True)
-    >>> u = DummyClassifier().fit(X, y)  # always the first class
-    >>> r = DecisionTreeClassifier(random_state=0).fit(X, y)
-    >>> sets = {"retain": (X[:50], y[:50]), "forget": (X[:50], y[:50]), "test": (X, y)}
-    >>> round(tug_of_war(u, r, **sets), 3)  # right on 50 of the 150 test rows
-    0.333
+    >>> X, y = [[0], [1], [2], [3]], [0, 1, 1, 0]
+    >>> u, r = (DummyClassifier(strategy="constant", constant=c).fit(X, y) for c in (0, 1))
+    >>> tug_of_war(u, r, retain=(X, y), forget=(X[:2], y[:2]), test=(X[:3], y[:3]))  # 1 (1) (2/3)
+    0.6666666666666667
     """
     gaps = accuracy_gaps(unlearned, oracle, retain=retain, forget=forget, test=test)
     return float(np.prod([1 - gap for gap in gaps.values()]))
@@ -167,47 +156,6 @@ def activation_distance(unlearned: Any, oracle: Any, X: Any) -> float:
     return float(np.linalg.norm(difference, axis=1).mean())
 
 
-def prediction_agreement(unlearned: Any, oracle: Any, X: Any) -> float:
-    r"""Return the share of rows on which two models predict the same label.
-
-    .. math::
-
-        \frac{1}{n} \, \# \{ i : \hat y_u(x_i) = \hat y_r(x_i) \} .
-
-    Less than 1 is worse, but two retrainings do not reach 1 either: compare with what a second
-    oracle reaches.
-
-    Parameters
-    ----------
-    unlearned, oracle : estimator
-        As in :func:`accuracy_gaps`, which raises the same errors.
-
-    X : array-like of n rows
-
-    Returns
-    -------
-    agreement : float
-        In [0, 1].
-
-    References
-    ----------
-    Chundawat et al., "Can Bad Teaching Induce Forgetting?", arXiv:2205.08096.
-
-    Examples
-    --------
-    >>> from sklearn.dummy import DummyClassifier
-    >>> from sklearn.tree import DecisionTreeClassifier
-    >>> from fastntk_sk.evaluation import prediction_agreement
-    >>> X, y = [[0], [1], [2], [3]], [0, 0, 0, 1]
-    >>> u, r = DummyClassifier().fit(X, y), DecisionTreeClassifier().fit(X, y)
-    >>> prediction_agreement(u, r, X)
-    0.75
-    """
-    check_oracle(unlearned, oracle)
-    check_rows(X)
-    return float(np.mean(unlearned.predict(X) == oracle.predict(X)))
-
-
 def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
     r"""Return by how much a model prefers the given labels.
 
@@ -222,9 +170,7 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
     estimator : estimator
         Fitted classifier.
 
-    X : array-like of n rows
-
-    y : array-like of shape (n,)
+    X, y : array-like
 
     Returns
     -------
@@ -233,11 +179,8 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
 
     Raises
     ------
-    NotFittedError
-        If the model is not fitted.
-
-    ValueError
-        If there is no row, or a label is not among `classes_`.
+    NotFittedError, ValueError
+        If the model is not fitted, if there is no row, or if a label is not among `classes_`.
 
     References
     ----------
@@ -277,10 +220,8 @@ def algebraic_gap(unlearned: Any, refit: Any) -> float:
 
     Parameters
     ----------
-    unlearned : FastNTKClassifier
-
-    refit : FastNTKClassifier
-        Fitted on the retain set at the same anchor, with the same parameters and seed.
+    unlearned, refit : FastNTKClassifier
+        The latter fitted on the retain set at the same anchor, with the same parameters and seed.
 
     Returns
     -------
@@ -288,11 +229,8 @@ def algebraic_gap(unlearned: Any, refit: Any) -> float:
 
     Raises
     ------
-    MissingOracleError
-        If `refit` is None.
-
-    NotFittedError
-        If a model is not fitted.
+    MissingOracleError, NotFittedError
+        As in :func:`accuracy_gaps`.
 
     TypeError
         If a model is not a FastNTKClassifier.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from html import escape
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..publishing.html import state_table
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay
 
 _MOST_CLASSES = 20  # of which a confusion matrix is shown
+_TITLE = "What this model rests on"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}
@@ -39,7 +39,6 @@ def report_page(
     X: Any = None,
     y: Any = None,
     before: Any = None,
-    title: str = "What this model rests on",
 ) -> str:
     """Return a self-contained page: a browser shows it without a connection.
 
@@ -53,8 +52,6 @@ def report_page(
 
     before : FastNTKClassifier, default=None
         The model before its deletions.
-
-    title : str
 
     Returns
     -------
@@ -83,7 +80,7 @@ def report_page(
     check_is_fitted(estimator)
     ladder_alone = estimator._adapter.is_ladder_alone
     exact = f"{_EXACT} {LADDER_IS_EXACT}" if ladder_alone else _EXACT
-    parts = [f"<h1>{escape(title)}</h1>", state_table(estimator), f"<p>{exact}</p>"]
+    parts = [f"<h1>{_TITLE}</h1>", state_table(estimator), f"<p>{exact}</p>"]
     receipts = estimator.receipts_
     if receipts:
         parts += ["<h2>Deletions</h2>", _deletions(receipts, ladder_alone)]
@@ -98,7 +95,7 @@ def report_page(
             )
             parts.append(_image(ChangedPredictionsDisplay.from_estimators(before, estimator, X)))
     parts.append(f"<footer>fastntk_sk {version('fastntk_sk')}, arXiv:2312.14923</footer>")
-    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>"
+    head = f"<meta charset='utf-8'><title>{_TITLE}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 

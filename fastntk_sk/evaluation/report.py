@@ -11,7 +11,7 @@ from sklearn.utils._optional_dependencies import check_pandas_support
 
 from ._checks import NoNoiseFloorWarning, check_oracle, check_sets
 from .attacks import population_mia_auc
-from .metrics import accuracies, activation_distance, prediction_agreement, tug_of_war
+from .metrics import accuracies, activation_distance, tug_of_war
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,8 @@ def unlearning_report(
     -------
     report : DataFrame
         One row for each model: "original", the unlearned ones, "oracle", "second oracle (noise floor)".
-        Labels are the most probable classes of `predict_proba`.
+        Labels are the most probable classes of `predict_proba`. The oracle has NaN where it would be
+        compared with itself.
 
         ========================== ====================================================
         column                     ideal value
@@ -64,23 +65,14 @@ def unlearning_report(
         tow                        1; :func:`tug_of_war`
         activation_distance_forget 0; :func:`activation_distance`
         activation_distance_test   0
-        agreement_test             1; :func:`prediction_agreement`
         mia_auc                    the oracle's; :func:`population_mia_auc`
         ========================== ====================================================
 
-        The oracle has NaN where it would be compared with itself.
-
     Raises
     ------
-    MissingOracleError
-        If `oracle` is None.
-
-    NotFittedError
-        If a model is not fitted.
-
-    ValueError
-        If a model is the oracle itself or has other classes, if an oracle has learned the forget
-        set, if an unlearned model is the original itself, if a set is empty, or if names clash.
+    MissingOracleError, NotFittedError, ValueError
+        As in :func:`accuracy_gaps`; also if an oracle has learned the forget set, if an unlearned model
+        is the original itself, or if names clash.
 
     ImportError
         If pandas is not installed.
@@ -193,7 +185,6 @@ def _row(model: Remembering, oracle: Remembering, sets: dict[str, Any]) -> dict[
         "tow": lambda: tug_of_war(model, oracle, **sets),
         "activation_distance_forget": lambda: activation_distance(model, oracle, X_forget),
         "activation_distance_test": lambda: activation_distance(model, oracle, X_test),
-        "agreement_test": lambda: prediction_agreement(model, oracle, X_test),
     }
     return (
         {f"accuracy_{name}": value for name, value in accuracies(model, sets).items()}
