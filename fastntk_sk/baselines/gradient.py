@@ -75,8 +75,8 @@ def finetune(
         Fitted; not changed. Its network and readout are trained.
 
     X_retain, y_retain, X_forget, y_forget : array-like
-        The rows that stay, and those to forget, which are not used here. The result of every baseline
-        never predicts a class that the retain set lacks.
+        The rows that stay, and those to forget, which are not used here. A class that the retain set
+        lacks is never predicted.
 
     random_state : int or None, default=None
         Order of the rows.

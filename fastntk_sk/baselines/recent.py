@@ -44,19 +44,15 @@ def scrub(
 
     by alternating an epoch that maximises the last term with one that minimises the others; after
     `max_epochs` only the latter continue. p is a softmax at `temperature`, and d is multiplied by its
-    square. One AdamW optimises both. d has no gradient where the two models are the same, so the first
-    step on the forget set follows rounding errors, which are small relative to `learning_rate`.
+    square. One AdamW optimises both.
 
     Parameters
     ----------
     estimator, X_retain, y_retain, X_forget, y_forget, random_state, learning_rate, batch_size
         As in :func:`finetune`.
 
-    epochs : int
-        Epochs on the retain set.
-
-    max_epochs : int
-        Epochs on the forget set.
+    epochs, max_epochs : int
+        Epochs on the retain set, and on the forget set.
 
     alpha, gamma, temperature : float
 
@@ -149,8 +145,8 @@ def salun(
 
     References
     ----------
-    Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
-    Classification and Generation", arXiv:2310.12508.
+    Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency",
+    arXiv:2310.12508.
 
     Examples
     --------
@@ -217,12 +213,9 @@ def ssd(
     estimator, X_retain, y_retain, X_forget, y_forget, random_state
         As in :func:`finetune`; nothing is drawn.
 
-    alpha : float
-        Selection threshold. The ratio is at most N / N_f, for a weight that no other row uses: when a
+    alpha, dampening : float
+        Threshold and lambda. The ratio is at most N / N_f, for a weight that no other row uses: when a
         tenth of the rows is forgotten, alpha = 10 or more selects nothing.
-
-    dampening : float
-        lambda.
 
     squares : tuple, default=None
         `squared_gradients` of the retain and of the forget set, for trying several settings on the

@@ -248,7 +248,7 @@ class ChangedPredictionsDisplay:
 
     @classmethod
     def from_estimators(
-        cls, before: Any, after: Any, X: Any, *, n_images: int = 8, axes: Any = None
+        cls, before: Any, after: Any, X: Any, *, n_images: int = 8, ax: Any = None
     ) -> ChangedPredictionsDisplay:
         r"""Find and plot the images whose class probabilities changed most.
 
@@ -264,7 +264,7 @@ class ChangedPredictionsDisplay:
 
         n_images : int, default=8
 
-        axes : sequence of matplotlib Axes, default=None
+        ax : sequence of matplotlib Axes, default=None
 
         Returns
         -------
@@ -287,9 +287,9 @@ class ChangedPredictionsDisplay:
             changes[chosen],
             names[p[chosen].argmax(1)],
             names[q[chosen].argmax(1)],
-        ).plot(axes)
+        ).plot(ax)
 
-    def plot(self, axes: Any = None) -> ChangedPredictionsDisplay:
+    def plot(self, ax: Any = None) -> ChangedPredictionsDisplay:
         """Draw the images on the given axes, one for each image, or on a new figure.
 
         Raises
@@ -297,7 +297,7 @@ class ChangedPredictionsDisplay:
         ValueError
             If there are not as many axes as images.
         """
-        self.axes_, self.figure_ = _axes(axes, len(self.images), (1.6, 2.1))
+        self.axes_, self.figure_ = _axes(ax, len(self.images), (1.6, 2.1))
         shown = zip(self.axes_, self.images, self.changes, self.before, self.after, strict=True)
         for ax, image, change, old, new in shown:
             ax.imshow(image, cmap="gray")

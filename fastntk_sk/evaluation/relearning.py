@@ -56,7 +56,7 @@ def relearn_curve(
     Returns
     -------
     losses : ndarray of shape (n_steps // every + 1,), or shorter where `until` was reached
-        Mean cross entropy of the forget set before the first step and after each `every`.
+        Mean cross entropy of the forget set, from before the first step on.
 
     Raises
     ------
@@ -104,8 +104,8 @@ def relearn_curve(
 def relearn_time(losses: Any, original_loss: float, every: int = 1) -> float:
     """Return the first step at which the forget loss is back at the original's.
 
-    The ideal value is the oracle's. Far fewer steps mean that the rows were hidden rather than
-    forgotten; far more mean that the model was damaged on them.
+    The ideal value is the oracle's. Far fewer steps mean that the rows were hidden, far more that the
+    model was damaged on them.
 
     Parameters
     ----------

@@ -40,12 +40,10 @@ def make_forget_scorer(
         validation fold were never learned, and are skipped there.
 
     target : "validation" or float in [0, 1], default="validation"
-        The right accuracy on forgotten rows. "validation", that on the validation fold, is for rows
-        chosen at random. For others pass a number: for labels flipped at random about
-        (1 - accuracy) / (n_classes - 1), for a whole class 0.
+        The right accuracy on forgotten rows: that on the validation fold for rows chosen at random, for
+        labels flipped at random about (1 - accuracy) / (n_classes - 1), for a whole class 0.
 
     weight : float, default=1.0
-        Cost in accuracy of one unit of the difference; 0 is plain accuracy after the deletion.
 
     Returns
     -------
@@ -56,8 +54,7 @@ def make_forget_scorer(
     Raises
     ------
     ValueError
-        If there is no row, or `target` or `weight` is not valid. The scorer raises it if a model has
-        learned none of the rows.
+        If a parameter is not valid. The scorer raises it if a model has learned none of the rows.
 
     Notes
     -----

@@ -31,20 +31,16 @@ def shadow_margins(
     Every model learns a random `retain + forget` share of the rows and then unlearns the `forget` share
     as the estimator does: it adds negative weights to its statistics and solves once. What is
     subtracted comes from a second pass, in another order and other batches, so that a Jacobian that
-    depends on them is noticed. If deletion is perfect, the :func:`margins` of rows that a model
-    unlearned and of rows that it never saw have one distribution: both lie outside retained sets of the
-    same size, drawn in the same way. Parameters are not rounded as published ones are.
-
-    The Jacobians of all rows are computed twice and kept: 2 n C k numbers of 4 (or 8) bytes.
+    depends on them is noticed; all Jacobians are kept, 2 n C k numbers of 4 (or 8) bytes. If deletion is
+    perfect, the :func:`margins` of rows that a model unlearned and of rows that it never saw have one
+    distribution. Parameters are not rounded as published ones are.
 
     Parameters
     ----------
     estimator : FastNTKClassifier
         Fitted with anchor="pretrained", so that its linearised model has seen no row. Not changed.
 
-    X : array-like of n rows
-
-    y : array-like of shape (n,)
+    X, y : array-like
 
     n_models : int, default=100
 
@@ -52,7 +48,6 @@ def shadow_margins(
         Shares of the rows; the remaining rows are never seen.
 
     random_state : int or RandomState, default=0
-        Draws the parts.
 
     verbose : int, default=0
         1 shows a progress bar.
