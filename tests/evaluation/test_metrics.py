@@ -163,7 +163,6 @@ def test_bad_sets_and_unknown_labels():
         ((X[:0], Y[:0]), "row in forget"),
         ((X, Y[:2]), "inconsistent numbers"),
         (X, "pair"),
-        ((X,), "pair"),
         ((X, ["0", "1", "0", "1"]), r"\['0', '1'\]"),  # equal to no prediction of either: no gap
     ]:
         with pytest.raises(ValueError, match=match):
