@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..progress import progress
 from ..sums.memory import require
@@ -95,7 +95,7 @@ def fast_ntk_dual(
         wanted = targets(labels[~forget], n_classes, settings.target_scale).mean(0)
         W[:, -1] = (wanted - W @ kept.mean(0)) / rest.constant
     parameters = model.publish(W, solution.z)
-    return original.at(parameters, y_retain, settings.predict_with == "network")
+    return original.at(parameters, y_retain, settings.predict_with)
 
 
 def full_ntk(
@@ -160,7 +160,7 @@ def full_ntk(
     original.check_finetuned()
     model, settings, alpha = original.model, original.model.settings, estimator._state.alpha
     net = model.displaced_copy(original.parameters.delta)
-    V = original.parameters.W[:, :-1].to(model.directions)
+    readout = original.parameters.W[:, :-1].to(model.directions)
     batches, labels = original.all_batches((X_retain, y_retain), (X_forget, y_forget))
     sizes, n_classes = [len(batch) for batch in batches], len(original.classes)
     require(
@@ -173,7 +173,7 @@ def full_ntk(
     kernel = torch.zeros(m, m, dtype=torch.float64)
     blocks = range(0, everything.size, size)
     for first in progress(blocks, "full NTK", unit="block", show=estimator.verbose):
-        J = _jacobian_block(net, everything, batches, V, first, first + size)
+        J = _jacobian_block(net, everything, batches, readout, first, first + size)
         kernel += (J @ J.T).double()
     energy = kernel.diagonal().mean().clamp_min(torch.finfo(kernel.dtype).tiny)
     weight = settings.tangent_scale / energy
@@ -184,16 +184,16 @@ def full_ntk(
     blocks_of_classes = kernel.view(len(labels), n_classes, len(labels), n_classes)
     blocks_of_classes.diagonal(dim1=1, dim2=3).add_((h @ h.T)[:, :, None])
     # at the centre of the ridge, the pretrained values, W is zero: f_0 = J (theta_0 - theta)
-    start = -model.displacement(original.parameters).to(V)
+    start = -model.displacement(original.parameters).to(readout)
     tangent = TangentNetwork(net, model.tangent.subset, batches[0][:2])
     change = torch.cat([tangent.directional(batch, start)[1].cpu() for batch in batches])
-    error = (change @ V.cpu().T).double() - targets(labels, n_classes, settings.target_scale)
+    error = (change @ readout.cpu().T).double() - targets(labels, n_classes, settings.target_scale)
     forget = (torch.arange(len(labels)) >= len(y_retain)).repeat_interleave(n_classes)
     dual = published_dual(kernel, error.flatten(), forget, alpha=alpha).view(-1, n_classes)
     with torch.enable_grad():
         net.requires_grad_()
-        for batch, part in zip(batches, dual.to(V).split(sizes), strict=True):
-            ((net(batch) @ V.T) * part).sum().backward()
+        for batch, part in zip(batches, dual.to(readout).split(sizes), strict=True):
+            ((net(batch) @ readout.T) * part).sum().backward()
     net.requires_grad_(False)
     centre = model.tangent.subset.split(start)
     for name, parameter in net.named_parameters():
@@ -213,7 +213,7 @@ def dual_bytes(n_rows: int, n_classes: int, width: int = 0) -> int:
 
 
 def _jacobian_block(
-    net: torch.nn.Module, everything: Subset, batches: list[Tensor], V: Tensor, first: int, last: int
+    net: nn.Module, everything: Subset, batches: list[Tensor], readout: Tensor, first: int, last: int
 ) -> Tensor:
     """Return columns `first` to `last` of the Jacobian of all parameters, of shape (n C, columns)."""
     ends = np.cumsum([0, *(shape.numel() for shape in everything.shapes)])
@@ -223,16 +223,16 @@ def _jacobian_block(
     )
     low, width = first - int(ends[inside.start]), min(last, everything.size) - first
     # made before it is filled: a list of parts would need the memory twice
-    block = torch.empty(sum(map(len, batches)), len(V), width, dtype=V.dtype)
+    block = torch.empty(sum(map(len, batches)), len(readout), width, dtype=readout.dtype)
     for part, batch in zip(block.split([len(batch) for batch in batches]), batches, strict=True):
-        _, J = tangent.jacobian(batch, V, lambda rows: rows[:, low : low + width].contiguous())
+        _, J = tangent.jacobian(batch, readout, lambda rows: rows[:, low : low + width].contiguous())
         part.copy_(J)
     return block.flatten(0, 1)
 
 
 def targets(labels: Tensor, n_classes: int, target_scale: float) -> Tensor:
     """Return scale * (onehot - 1/C), float64 of shape (n, C)."""
-    onehot = torch.nn.functional.one_hot(labels, n_classes).double()
+    onehot = nn.functional.one_hot(labels, n_classes).double()
     return target_scale * (onehot - 1 / n_classes)
 
 
@@ -273,12 +273,12 @@ def published_dual(kernel: Tensor, error: Tensor, forget: Tensor, *, alpha: floa
 
     .. math::
 
-        w_R = w_D + P J_f^T M V, \quad
+        w_R = w_D + P J_f^T M u, \quad
         P = I - J_r^T \Theta_{rr}^{-1} J_r, \quad
         M = (\Theta_{ff} - \Theta_{fr} \Theta_{rr}^{-1} \Theta_{rf})^{-1}, \quad
-        V = e_f - \Theta_{fr} \Theta_{rr}^{-1} e_r ,
+        u = e_f - \Theta_{fr} \Theta_{rr}^{-1} e_r ,
 
-    is :math:`J^T v` with :math:`v_f = M V` and :math:`v_r = -\Theta_{rr}^{-1} J_r J_f^T v_f`.
+    is :math:`J^T v` with :math:`v_f = M u` and :math:`v_r = -\Theta_{rr}^{-1} J_r J_f^T v_f`.
 
     `kernel` is J J^T of shape (m, m), to which the ridge is added in place; `error` is e of shape (m,),
     with f_0 where the ridge is centred. Li et al., arXiv:2312.14923, equations 4 to 7.
@@ -289,8 +289,7 @@ def published_dual(kernel: Tensor, error: Tensor, forget: Tensor, *, alpha: floa
     theta_fr = kernel[forget][:, retain]
     gain = torch.cholesky_solve(theta_fr.T, torch.linalg.cholesky(kernel[retain][:, retain]))
     M_inverse = kernel[forget][:, forget] - theta_fr @ gain
-    V = error[forget] - gain.T @ error[retain]
-    step = torch.linalg.solve(M_inverse, V)
+    step = torch.linalg.solve(M_inverse, error[forget] - gain.T @ error[retain])
     v[forget] += step
     v[retain] -= gain @ step
     return v

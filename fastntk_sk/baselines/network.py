@@ -32,7 +32,7 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
     parameters : Parameters
         Readout and displacement of the subset from the model's anchor.
 
-    network : bool
+    predict_with : "network" or "linear"
         Whether the displaced network predicts, or the linearised model.
 
     classes : ndarray of shape (n_classes,)
@@ -50,7 +50,7 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
 
     model: LinearizedModel
     parameters: Parameters
-    network: bool
+    predict_with: str
     classes: np.ndarray
     sharpness: float
     empty: np.ndarray | None = None
@@ -77,10 +77,8 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         return softmax(self.sharpness * self._scores(X), axis=1)
 
     def _scores(self, X: Any) -> np.ndarray:
-        displaced = self.network and self.model.ladder is None  # a ladder reads the undisplaced network
-        scores = self.model.scores(
-            self.parameters, rows_of(self.model, X), predict_with="network" if displaced else "linear"
-        )
+        rows = rows_of(self.model, X)
+        scores = self.model.scores(self.parameters, rows, predict_with=self.predict_with)
         if self.empty is not None:
             scores[:, self.empty] = -np.inf
         return scores
@@ -114,7 +112,7 @@ class Original:
                 "with the other anchor, for which a ladder makes way for a subset of the network."
             )
 
-    def network(self) -> SubspaceNetwork:
+    def trainable(self) -> SubspaceNetwork:
         """Return a trainable copy whose plain softmax is the `predict_proba` of the network.
 
         That is the estimator's own where it predicts with the network, as the fine-tuned anchor does,
@@ -157,7 +155,9 @@ class Original:
         parts = [part for X, y in sets for part in self.batches(X, y, self.model.settings.batch_size)]
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
 
-    def at(self, parameters: Parameters, y_retain: Any, network: bool = True) -> BaselineClassifier:
+    def at(
+        self, parameters: Parameters, y_retain: Any, predict_with: str = "network"
+    ) -> BaselineClassifier:
         """Return the classifier at given parameters.
 
         Like a retrained model, it never predicts a class that the retain set lacks. A baseline that
@@ -167,7 +167,11 @@ class Original:
         if y_retain is not None and len(y_retain):
             kept = class_indices(y_retain, self.classes)
             empty = np.bincount(kept, minlength=len(self.classes)) == 0
-        return BaselineClassifier(self.model, parameters, network, self.classes, self.sharpness, empty)
+        if self.model.ladder is not None:  # it reads the undisplaced network
+            predict_with = "linear"
+        return BaselineClassifier(
+            self.model, parameters, predict_with, self.classes, self.sharpness, empty
+        )
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, class indices, rows
@@ -178,7 +182,7 @@ class Training:
 
     def __init__(self, estimator: Any, learning_rate: float, random_state: Any) -> None:
         self.original = Original(estimator)
-        self.network = self.original.network()
+        self.network = self.original.trainable()
         self.draws = torch.Generator().manual_seed(draw_seed(random_state))
         self.trained = [self.network.z, self.network.W]
         self.optimiser = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
@@ -242,7 +246,7 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     W = estimator._state.tuning.W
     sgd = Parameters(W, W.new_zeros(original.model.projection.p))
     empty = estimator._state.class_rows == 0
-    return BaselineClassifier(original.model, sgd, True, original.classes, 1.0, empty)
+    return BaselineClassifier(original.model, sgd, "network", original.classes, 1.0, empty)
 
 
 def untrained(estimator: Any) -> BaselineClassifier:

@@ -78,7 +78,7 @@ def scrub(
     [0, 1, 2]
     """
     training = Training(estimator, learning_rate, random_state)
-    teacher = training.original.network()
+    teacher = training.original.trainable()
 
     def depart(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         return -departure(teacher, x, scores, temperature)
@@ -241,7 +241,7 @@ def ssd(
     [0, 1, 2]
     """
     original = Original(estimator)
-    model, network = original.model, original.network()
+    model, network = original.model, original.trainable()
     retain, forget = squares or (
         squared_gradients(estimator, X_retain, y_retain),
         squared_gradients(estimator, X_forget, y_forget),
@@ -265,7 +265,7 @@ def squared_gradients(estimator: Any, X: Any, y: Any) -> Squares:
     A row's gradient in the readout is an outer product, whose square needs no pass of its own.
     """
     original = Original(estimator)
-    model, network = original.model, original.network()
+    model, network = original.model, original.trainable()
     readout = network.W.detach()
     cotangent = readout[:, :-1] if network.V is None else readout[:, :-1] + network.V
     net = model.displaced_copy(original.parameters.delta) if model.ladder is None else model.ladder

@@ -45,19 +45,14 @@ class UnlearningDisplay:
 
     Examples
     --------
-    >>> from copy import deepcopy
     >>> import matplotlib.pyplot as plt
     >>> from sklearn.datasets import load_iris
-    >>> from fastntk_sk import FastNTKClassifier
+    >>> from sklearn.naive_bayes import GaussianNB
     >>> from fastntk_sk.evaluation import UnlearningDisplay
     >>> X, y = load_iris(return_X_y=True)
-    >>> forget, retain, test = (X[::5], y[::5]), (X[1::5], y[1::5]), (X[2::5], y[2::5])
-    >>> original = FastNTKClassifier(random_state=0).fit(*retain).partial_fit(*forget)
-    >>> display = UnlearningDisplay.from_estimators(
-    ...     deepcopy(original).unlearn(*forget), original=original,
-    ...     oracle=FastNTKClassifier(random_state=0).fit(*retain),
-    ...     retain=retain, forget=forget, test=test,
-    ... )
+    >>> o, u, r = (GaussianNB().fit(X[k:], y[k:]) for k in (0, 15, 15))
+    >>> sets = {"retain": (X[15:], y[15:]), "forget": (X[:15], y[:15]), "test": (X, y)}
+    >>> display = UnlearningDisplay.from_estimators(u, original=o, oracle=r, **sets)
     >>> len(display.axes_)
     4
     >>> plt.close(display.figure_)
@@ -228,16 +223,13 @@ class ChangedPredictionsDisplay:
     --------
     >>> import matplotlib.pyplot as plt
     >>> import numpy as np
-    >>> from copy import deepcopy
-    >>> from fastntk_sk import FastNTKClassifier
+    >>> from sklearn.dummy import DummyClassifier
     >>> from fastntk_sk.evaluation import ChangedPredictionsDisplay
-    >>> X = np.random.default_rng(0).integers(0, 256, size=(12, 32, 32), dtype=np.uint8)
-    >>> before = FastNTKClassifier("resnet18", pretrained=False, image_size=32, n_components=8)
-    >>> before = before.fit(X, np.arange(12) % 2)
-    >>> after = deepcopy(before).unlearn(X[:2])
-    >>> display = ChangedPredictionsDisplay.from_estimators(before, after, X, n_images=4)
-    >>> len(display.axes_)
-    4
+    >>> X = np.zeros((4, 32, 32), dtype=np.uint8)
+    >>> before, after = (DummyClassifier().fit(X, y) for y in ([0, 0, 0, 1], [0, 0, 1, 1]))
+    >>> display = ChangedPredictionsDisplay.from_estimators(before, after, X)
+    >>> display.changes.tolist()
+    [0.25, 0.25, 0.25, 0.25]
     >>> plt.close(display.figure_)
     """
 

@@ -110,7 +110,7 @@ def test_the_pretrained_anchor_keeps_its_two_terms(blobs):
     clf = FastNTKClassifier(trainable="norm", predict_with="network", random_state=0).fit(X, y)
     same = finetune(clf, X[5:], y[5:], X[:5], y[:5], epochs=0)
     np.testing.assert_allclose(same.decision_function(X), clf.decision_function(X), rtol=1e-9)
-    network = Original(clf).network()
+    network = Original(clf).trainable()
     with torch.no_grad():
         scores = network(batch_of(X)).numpy()
     np.testing.assert_allclose(softmax(scores, axis=1), clf.predict_proba(X), rtol=1e-6)
@@ -126,7 +126,7 @@ def test_scrub_departs_and_stays_by_its_formula(flipped):
     # start away from the teacher: there the divergence has no gradient
     student = finetune(clf, *rows, random_state=1, epochs=1, learning_rate=1e-2)
     found = scrub(student, *rows, epochs=1, max_epochs=0, batch_size=1000, **settings)
-    network = Original(student).network()
+    network = Original(student).trainable()
     x = batch_of(rows[0])
     loss = gamma * nn.functional.cross_entropy(network(x), torch.from_numpy(rows[1]))
     slope = torch.autograd.grad(loss, network.W)[0]
@@ -134,7 +134,7 @@ def test_scrub_departs_and_stays_by_its_formula(flipped):
     clear = slope.abs() > 1e-6
     np.testing.assert_allclose(step[clear], -rate * slope[clear].sign(), rtol=1e-2)
     # the second step on the retain set feels the divergence too: its value, by hand
-    teacher, moved = Original(student).network(), Original(found).network()
+    teacher, moved = Original(student).trainable(), Original(found).trainable()
     with torch.no_grad():
         p, q = (torch.softmax(net(x) / T, 1) for net in (teacher, moved))
     by_hand = T**2 * float((p * (p / q).log()).sum(1).mean())
@@ -145,7 +145,7 @@ def test_scrub_departs_and_stays_by_its_formula(flipped):
     alone = settings | {"alpha": 0.0, "gamma": 0.0, "learning_rate": 1e-2}
     left = scrub(student, *rows, epochs=4, max_epochs=4, **alone)
     with torch.no_grad():
-        assert departure(teacher, x_forget, Original(left).network()(x_forget), T).item() > 1e-3
+        assert departure(teacher, x_forget, Original(left).trainable()(x_forget), T).item() > 1e-3
 
 
 def test_what_sgd_left_and_a_fresh_model(flipped):
@@ -280,7 +280,7 @@ def test_ssd_dampens_by_the_ratio_of_informations(blobs, trainable, anchor):
     clf = FastNTKClassifier(anchor=anchor, trainable=trainable, max_epochs=3, random_state=0).fit(X, y)
     found = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7)
     original = Original(clf)
-    network, model = original.network(), original.model
+    network, model = original.trainable(), original.model
     squares = []
     for row, label in zip(batch_of(X), y, strict=True):
         loss = nn.functional.cross_entropy(network(row[None]), torch.tensor([label]))
@@ -311,7 +311,7 @@ def test_salun_moves_the_salient_weights_only(flipped, sparsity):
     change = [getattr(found.parameters, n) - getattr(original.parameters, n) for n in ("W", "delta")]
     moved = torch.cat([part.flatten() for part in change])
     assert (moved.abs() > 1e-12).double().mean() == pytest.approx(1 - sparsity, abs=0.02)
-    network = original.network()
+    network = original.trainable()
     x = batch_of(rows[2])
     loss = nn.functional.cross_entropy(network(x), torch.from_numpy(rows[3]))
     slopes = torch.autograd.grad(loss, [network.W, network.z])
