@@ -179,15 +179,10 @@ class Remembering:
 
 
 def _row(model: Remembering, oracle: Remembering, sets: dict[str, Any]) -> dict[str, float]:
-    """Return the columns of one model; NaN, for the oracle, where it would be compared with itself."""
-    (X_forget, _), (X_test, _), itself = sets["forget"], sets["test"], model is oracle
-    compared = {
-        "tow": lambda: tug_of_war(model, oracle, **sets),
-        "activation_distance_forget": lambda: activation_distance(model, oracle, X_forget),
-        "activation_distance_test": lambda: activation_distance(model, oracle, X_test),
-    }
-    return (
-        {f"accuracy_{name}": value for name, value in accuracies(model, sets).items()}
-        | {name: float("nan") if itself else metric() for name, metric in compared.items()}
-        | {"mia_auc": population_mia_auc(model, sets["forget"], sets["test"])}
-    )
+    """Return the columns of one model, without those in which it would be compared with itself."""
+    row = {f"accuracy_{name}": value for name, value in accuracies(model, sets).items()}
+    if model is not oracle:
+        row["tow"] = tug_of_war(model, oracle, **sets)
+        for name in ("forget", "test"):
+            row[f"activation_distance_{name}"] = activation_distance(model, oracle, sets[name][0])
+    return row | {"mia_auc": population_mia_auc(model, sets["forget"], sets["test"])}
