@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils._optional_dependencies import check_matplotlib_support, check_pandas_support
 from sklearn.utils.validation import check_is_fitted
 
 from ..backbones.inputs import drawable
@@ -103,13 +103,10 @@ class UnlearningDisplay:
         ValueError
             If there are not as many axes as panels.
         """
-        n_models = len(self.accuracies)
-        self.axes_, self.figure_ = _axes(ax, 1 + n_models, (3.2, 3.2))
-        axes, width, sets = self.axes_, 0.8 / n_models, ("retain", "forget", "test")
-        for i, (name, accuracy) in enumerate(self.accuracies.items()):
-            places = np.arange(len(sets)) + (i - (n_models - 1) / 2) * width
-            axes[0].bar(places, [accuracy[of] for of in sets], width, label=name)
-        axes[0].set(title="accuracy", ylim=(0, 1), xticks=range(len(sets)), xticklabels=sets)
+        axes, self.figure_ = _axes(ax, 1 + len(self.accuracies), (3.2, 3.2))
+        self.axes_ = axes
+        bars = check_pandas_support("UnlearningDisplay").DataFrame(self.accuracies).plot.bar
+        bars(ax=axes[0], title="accuracy", ylim=(0, 1), rot=0, width=0.8)
         everything = np.concatenate([part for of in self.margins.values() for part in of.values()])
         edges = np.histogram_bin_edges(everything.clip(-_WIDEST_MARGIN, _WIDEST_MARGIN), _BINS)
         for ax, name in zip(axes[1:], self.accuracies, strict=True):

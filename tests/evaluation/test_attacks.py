@@ -64,12 +64,10 @@ def slow_u_lira(unlearned, oracle):
     return roc_auc_score(members, scores), max(allowed)
 
 
-@pytest.mark.parametrize("holes", [False, True])
-def test_u_lira_equals_a_slow_loop(holes):
+def test_u_lira_equals_a_slow_loop():
     unlearned, oracle = normal(11, 15, seed=0, loc=0.7), 1.5 * normal(9, 15, seed=1)
-    if holes:
-        unlearned[normal(11, 15, seed=2) > 1] = np.nan
-        oracle[:3, 4] = oracle[1, 0] = np.nan
+    unlearned[normal(11, 15, seed=2) > 1] = np.nan
+    oracle[:3, 4] = oracle[1, 0] = np.nan
     result = u_lira(unlearned, oracle, n_bootstrap=10)
     auc, rate = slow_u_lira(unlearned, oracle)
     assert result.auc == pytest.approx(auc, abs=1e-12)

@@ -76,7 +76,6 @@ def test_accuracies_margins_and_relearning_are_drawn(blobs):
             edges = np.append([bar.get_x() for bar in container], ax.get_xlim()[1])
             density, _ = np.histogram(margins(models[name], *sets[of]), edges, density=True)
             np.testing.assert_allclose([bar.get_height() for bar in container], density, atol=1e-6)
-    shown.figure_.canvas.draw()
     figure, axes = plt.subplots(4)
     assert shown.plot(axes) is shown
     assert shown.figure_ is figure
