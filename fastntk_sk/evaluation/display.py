@@ -189,6 +189,7 @@ class ForgettingTimelineDisplay:
                 label = labels.pop(kind, None) if len(places) else None
                 self.ax_.plot(places, rows[places], "o", color=colour, label=label)
         self.ax_.set(xlabel="deletion", ylabel="rows that the model rests on")
+        self.ax_.xaxis.get_major_locator().set_params(integer=True)
         self.ax_.legend(fontsize="small")
         return self
 

@@ -124,7 +124,7 @@ def _accuracies(models: dict[str, Any], X: Any, y: np.ndarray) -> str:
         name: [accuracy_score(y, found), *recall_score(y, found, labels=present, average=None)]
         for name, found in predicted.items()
     }
-    html = _table(accuracies, ["accuracy", *present], float_format="{:.1%}".format)
+    html = _table(accuracies, ["all classes", *present], float_format="{:.1%}".format)
     if len(classes) > _MOST_CLASSES:
         return html
     confused = confusion_matrix(y, predicted["now"], labels=classes)
@@ -135,7 +135,7 @@ def _table(cells: Any, rows: Any = None, columns: Any = None, **shown: Any) -> s
     """Return a table as HTML; pandas escapes its cells."""
     pandas = check_pandas_support("report_page")
     with pandas.option_context("display.max_colwidth", None):
-        return pandas.DataFrame(cells, rows, columns).to_html(border=0, **shown)
+        return pandas.DataFrame(cells, rows, columns).to_html(border=0, justify="left", **shown)
 
 
 def _image(display: Any) -> str:
