@@ -198,3 +198,15 @@ def encode_labels(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return class indices, and -1 for a label that is not among the classes."""
     index = {label: i for i, label in enumerate(classes.tolist())}
     return np.array([index.get(label, -1) for label in y.tolist()], dtype=np.int64)
+
+
+def class_indices(y: Any, classes: np.ndarray) -> np.ndarray:
+    """Return the index of each label among the classes; raise ValueError for other labels."""
+    y = column_or_1d(y)
+    labels = encode_labels(y, classes)
+    if (labels < 0).any():
+        raise ValueError(
+            f"Expected labels among the model's classes {classes.tolist()}, got "
+            f"{np.unique(y[labels < 0]).tolist()}."
+        )
+    return labels

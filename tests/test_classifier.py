@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import reference
 import timm
 import torch
 from sklearn import config_context
@@ -16,7 +17,6 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastntk_sk import FastNTKClassifier, unlearn
-from fastntk_sk.baselines.dual_form import solve_dual
 from fastntk_sk.exceptions import (
     EmptyClassWarning,
     HeavyRowError,
@@ -81,7 +81,7 @@ def test_unlearn_equals_a_refit_on_images(digits, precision):
 
 
 def test_the_estimator_solves_the_problem_that_the_rows_define(blobs):
-    """End to end against the dual solve on rows collected by hand."""
+    """End to end against the dense solve on rows collected by hand."""
     X, y = blobs
     w = np.linspace(0.5, 2, len(y))
     clf = small(trainable="norm", alpha=0.3, tangent_scale=2.0).fit(X, y, sample_weight=w)
@@ -92,14 +92,12 @@ def test_the_estimator_solves_the_problem_that_the_rows_define(blobs):
         batch = model.backbone.spec.normalise(list(X[start : start + 16]), torch.float64)
         parts.append(model.tangents(batch))
     h, J = (torch.cat(p) for p in zip(*parts, strict=True))
-    solution = solve_dual(
-        h, J, torch.from_numpy(y), torch.from_numpy(w),
-        alpha=0.3, tangent_scale=2.0, target_scale=1.0,
-    )  # fmt: skip
-    expected = model.publish(solution.W, solution.z)
+    rows = h.numpy(), J.numpy(), y, w
+    W, z = map(torch.from_numpy, reference.ridge(*rows, alpha=0.3, tangent_scale=2.0, target_scale=1.0))
+    expected = model.publish(W, z)
     torch.testing.assert_close(clf._state.parameters.W, expected.W, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(clf._state.parameters.delta, expected.delta, rtol=1e-8, atol=1e-10)
-    scores = h @ solution.W.T + 2**0.5 * J @ solution.z
+    scores = h @ W.T + 2**0.5 * J @ z
     np.testing.assert_allclose(clf.decision_function(X), scores, rtol=1e-8, atol=1e-10)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import clone
+from torch import Tensor
 
+from ..validation import class_indices
 from .network import BaselineClassifier, Original, Training, cross_entropy
 
 
@@ -27,11 +29,8 @@ def retrain(
     estimator : FastNTKClassifier
         Fitted; only its parameters and class names are used.
 
-    X_retain, y_retain : array-like
-        The rows that stay.
-
-    X_forget, y_forget : array-like
-        Not used; every baseline has this signature.
+    X_retain, y_retain, X_forget, y_forget : array-like
+        The rows that stay, and those to forget, which are not used.
 
     random_state : int, default=None
         Replaces the estimator's own; None keeps it.
@@ -76,8 +75,8 @@ def finetune(
         Fitted; not changed. Its network and readout are trained.
 
     X_retain, y_retain, X_forget, y_forget : array-like
-        The rows that stay, and those to forget, which are not used here. The result of every baseline
-        never predicts a class that the retain set lacks.
+        The rows that stay, and those to forget, which are not used here. A class that the retain set
+        lacks is never predicted.
 
     random_state : int or None, default=None
         Order of the rows.
@@ -93,7 +92,7 @@ def finetune(
 
     References
     ----------
-    Li et al., "Fast-NTK: Parameter-Efficient Unlearning for Large-Scale Models", arXiv:2312.14923.
+    Li et al., arXiv:2312.14923.
 
     Examples
     --------
@@ -146,13 +145,11 @@ def max_loss(
     True
     """
     training = Training(estimator, learning_rate, random_state)
-    training.run(
-        X_forget,
-        y_forget,
-        lambda *batch: -cross_entropy(*batch),
-        epochs=epochs,
-        batch_size=batch_size,
-    )
+
+    def ascent(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        return -cross_entropy(x, scores, labels, rows)
+
+    training.run(X_forget, y_forget, ascent, epochs=epochs, batch_size=batch_size)
     return training.result(y_retain)
 
 
@@ -199,6 +196,6 @@ def random_label(
 
 def wrong_labels(original: Original, y: Any, draws: torch.Generator) -> np.ndarray:
     """Draw for each row another of the classes than its own."""
-    index, n_classes = original.encode(y), len(original.classes)
+    index, n_classes = class_indices(y, original.classes), len(original.classes)
     shift = torch.randint(1, n_classes, (len(index),), generator=draws).numpy()
     return original.classes[(index + shift) % n_classes]

@@ -17,7 +17,7 @@ from ..backbones.inputs import Rows
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
 from ..training.finetuning import SubspaceNetwork
-from ..validation import draw_seed, encode_labels
+from ..validation import class_indices, draw_seed
 
 
 @dataclass(eq=False, repr=False)
@@ -32,7 +32,7 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
     parameters : Parameters
         Readout and displacement of the subset from the model's anchor.
 
-    network : bool
+    predict_with : "network" or "linear"
         Whether the displaced network predicts, or the linearised model.
 
     classes : ndarray of shape (n_classes,)
@@ -50,7 +50,7 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
 
     model: LinearizedModel
     parameters: Parameters
-    network: bool
+    predict_with: str
     classes: np.ndarray
     sharpness: float
     empty: np.ndarray | None = None
@@ -77,16 +77,11 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         return softmax(self.sharpness * self._scores(X), axis=1)
 
     def _scores(self, X: Any) -> np.ndarray:
-        displaced = self.network and self.model.ladder is None  # a ladder reads the undisplaced network
-        scores = self.model.scores(
-            self.parameters, rows_of(self.model, X), predict_with="network" if displaced else "linear"
-        )
+        rows = rows_of(self.model, X)
+        scores = self.model.scores(self.parameters, rows, predict_with=self.predict_with)
         if self.empty is not None:
             scores[:, self.empty] = -np.inf
         return scores
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
 
     def __repr__(self, N_CHAR_MAX: int = 700) -> str:
         return f"{type(self).__name__}({self.model.backbone.name}, {len(self.classes)} classes)"
@@ -108,7 +103,16 @@ class Original:
                 "no network to start from. Fit with the other kernel."
             )
 
-    def network(self) -> SubspaceNetwork:
+    def check_finetuned(self) -> None:
+        """Raise ValueError for the pretrained anchor."""
+        if self.model.moved is None:
+            raise ValueError(
+                'Expected an estimator with anchor="finetuned", got the pretrained anchor, which has no '
+                "SGD, and whose predictions are not those of a network with one set of weights. Fit "
+                "with the other anchor, for which a ladder makes way for a subset of the network."
+            )
+
+    def trainable(self) -> SubspaceNetwork:
         """Return a trainable copy whose plain softmax is the `predict_proba` of the network.
 
         That is the estimator's own where it predicts with the network, as the fine-tuned anchor does,
@@ -131,16 +135,6 @@ class Original:
             model.directions * self.sharpness if model.moved is None and subset.names else None,
         ).to(model.directions.device)
 
-    def encode(self, y: Any) -> np.ndarray:
-        """Return class indices of shape (n,)."""
-        labels = encode_labels(np.asarray(y), self.classes)
-        if (labels < 0).any():
-            raise ValueError(
-                f"Expected labels among classes_ = {self.classes.tolist()}, got others. Pass the rows "
-                "with the labels that the estimator knows."
-            )
-        return labels
-
     def batches(
         self, X: Any, y: Any, size: int, draws: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -149,7 +143,7 @@ class Original:
         check_consistent_length(rows, y)
         if not len(rows):
             raise ValueError("Expected at least one row in a set that a baseline learns from, got none.")
-        labels = torch.from_numpy(self.encode(y))
+        labels = torch.from_numpy(class_indices(y, self.classes))
         spec, readout = self.model.backbone.spec, self.model.directions
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
         for chosen in order.split(size):
@@ -161,7 +155,9 @@ class Original:
         parts = [part for X, y in sets for part in self.batches(X, y, self.model.settings.batch_size)]
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
 
-    def at(self, parameters: Parameters, y_retain: Any, network: bool = True) -> BaselineClassifier:
+    def at(
+        self, parameters: Parameters, y_retain: Any, predict_with: str = "network"
+    ) -> BaselineClassifier:
         """Return the classifier at given parameters.
 
         Like a retrained model, it never predicts a class that the retain set lacks. A baseline that
@@ -169,8 +165,13 @@ class Original:
         """
         empty = None
         if y_retain is not None and len(y_retain):
-            empty = np.bincount(self.encode(y_retain), minlength=len(self.classes)) == 0
-        return BaselineClassifier(self.model, parameters, network, self.classes, self.sharpness, empty)
+            kept = class_indices(y_retain, self.classes)
+            empty = np.bincount(kept, minlength=len(self.classes)) == 0
+        if self.model.ladder is not None:  # it reads the undisplaced network
+            predict_with = "linear"
+        return BaselineClassifier(
+            self.model, parameters, predict_with, self.classes, self.sharpness, empty
+        )
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, class indices, rows
@@ -181,26 +182,24 @@ class Training:
 
     def __init__(self, estimator: Any, learning_rate: float, random_state: Any) -> None:
         self.original = Original(estimator)
-        self.network = self.original.network()
+        self.network = self.original.trainable()
         self.draws = torch.Generator().manual_seed(draw_seed(random_state))
         self.trained = [self.network.z, self.network.W]
         self.optimiser = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
 
-    def batches(self, X: Any, y: Any, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield the batches of one epoch in random order; see `Original.batches`."""
-        return self.original.batches(X, y, size, self.draws)
-
-    def step(self, loss: Loss, batch: Tensor, labels: Tensor, rows: Tensor) -> None:
-        """Take one step on the loss of a batch."""
-        self.optimiser.zero_grad()
-        loss(batch, self.network(batch), labels, rows).backward()
-        self.optimiser.step()
+    def steps(self, X: Any, y: Any, loss: Loss, *, epochs: int, batch_size: int) -> Iterator[None]:
+        """Train for some epochs, in a random order of the rows; yield after each step."""
+        for _ in range(epochs):
+            for batch, labels, rows in self.original.batches(X, y, batch_size, self.draws):
+                self.optimiser.zero_grad()
+                loss(batch, self.network(batch), labels, rows).backward()
+                self.optimiser.step()
+                yield
 
     def run(self, X: Any, y: Any, loss: Loss, *, epochs: int, batch_size: int) -> None:
         """Train for some epochs."""
-        for _ in range(epochs):
-            for batch in self.batches(X, y, batch_size):
-                self.step(loss, *batch)
+        for _ in self.steps(X, y, loss, epochs=epochs, batch_size=batch_size):
+            pass
 
     def result(self, y_retain: Any) -> BaselineClassifier:
         """Return the trained classifier; see `Original.at`."""
@@ -243,15 +242,11 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     (2, 3)
     """
     original = Original(estimator)
-    if estimator._state.tuning is None:
-        raise ValueError(
-            'Expected an estimator with anchor="finetuned", got the pretrained anchor, which has no '
-            "SGD. Fit with the other anchor, for which a ladder makes way for a subset of the network."
-        )
-    empty = estimator._state.class_rows == 0
+    original.check_finetuned()
     W = estimator._state.tuning.W
     sgd = Parameters(W, W.new_zeros(original.model.projection.p))
-    return BaselineClassifier(original.model, sgd, True, original.classes, 1.0, empty)
+    empty = estimator._state.class_rows == 0
+    return BaselineClassifier(original.model, sgd, "network", original.classes, 1.0, empty)
 
 
 def untrained(estimator: Any) -> BaselineClassifier:
@@ -276,9 +271,9 @@ def untrained(estimator: Any) -> BaselineClassifier:
     [[0.0, 0.0, 0.0]]
     """
     original = Original(estimator)
-    start = Parameters(original.parameters.W, torch.zeros_like(original.parameters.delta))
-    parameters = Parameters(torch.zeros_like(start.W), -original.model.displacement(start))
-    return BaselineClassifier(original.model, parameters, True, original.classes, original.sharpness)
+    W, delta = original.parameters.W, original.parameters.delta
+    start = -original.model.displacement(Parameters(W, torch.zeros_like(delta)))
+    return original.at(Parameters(torch.zeros_like(W), start), None)
 
 
 def rows_of(model: LinearizedModel, X: Any) -> Rows:

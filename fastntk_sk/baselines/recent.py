@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..tangents.model import Parameters
 from .gradient import wrong_labels
 from .network import BaselineClassifier, Original, Training, cross_entropy, rows_of
 
-_BATCH_NUMBERS = 2**28  # of the rows' gradients that are held at once
+Squares = tuple[Tensor, Tensor]  # of gradients in the subset and in the readout
 
 
 def scrub(
@@ -45,19 +44,15 @@ def scrub(
 
     by alternating an epoch that maximises the last term with one that minimises the others; after
     `max_epochs` only the latter continue. p is a softmax at `temperature`, and d is multiplied by its
-    square. One AdamW optimises both. d has no gradient where the two models are the same, so the first
-    step on the forget set follows rounding errors, which are small relative to `learning_rate`.
+    square. One AdamW optimises both.
 
     Parameters
     ----------
     estimator, X_retain, y_retain, X_forget, y_forget, random_state, learning_rate, batch_size
         As in :func:`finetune`.
 
-    epochs : int
-        Epochs on the retain set.
-
-    max_epochs : int
-        Epochs on the forget set.
+    epochs, max_epochs : int
+        Epochs on the retain set, and on the forget set.
 
     alpha, gamma, temperature : float
 
@@ -83,7 +78,7 @@ def scrub(
     [0, 1, 2]
     """
     training = Training(estimator, learning_rate, random_state)
-    teacher = training.original.network()
+    teacher = training.original.trainable()
 
     def depart(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         return -departure(teacher, x, scores, temperature)
@@ -150,8 +145,8 @@ def salun(
 
     References
     ----------
-    Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
-    Classification and Generation", arXiv:2310.12508.
+    Fan et al., "SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency",
+    arXiv:2310.12508.
 
     Examples
     --------
@@ -164,17 +159,18 @@ def salun(
     [0, 1, 2]
     """
     training = Training(estimator, learning_rate, random_state)
-    original, network, trained = training.original, training.network, training.trained
+    original, trained = training.original, training.trained
     slopes = [torch.zeros_like(tensor) for tensor in trained]
     for batch, labels, _ in original.batches(X_forget, y_forget, batch_size):
-        loss = nn.functional.cross_entropy(network(batch), labels)
+        loss = nn.functional.cross_entropy(training.network(batch), labels, reduction="sum")
         parts = torch.autograd.grad(loss, trained, materialize_grads=True)
-        for total, slope in zip(slopes, parts, strict=True):
-            total += slope * len(labels)
+        for total, part in zip(slopes, parts, strict=True):
+            total += part
     sizes = torch.cat([slope.abs().flatten() for slope in slopes])
     threshold = sizes.kthvalue(1 + int(sparsity * (len(sizes) - 1))).values
-    masks = [(slope.abs() >= threshold).to(slope) for slope in slopes]
-    before = [tensor.detach().clone() for tensor in trained]
+    for tensor, slope in zip(trained, slopes, strict=True):
+        # a weight whose gradient is always zero is left where it is by AdamW without weight decay
+        tensor.register_hook((slope.abs() >= threshold).to(tensor).mul)
     wrong = wrong_labels(original, y_forget, training.draws)
     n_f, n_r = len(wrong), len(y_retain)
     weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
@@ -187,12 +183,7 @@ def salun(
         losses = nn.functional.cross_entropy(scores, labels, reduction="none")
         return (losses * weights[rows].to(losses)).mean()
 
-    for _ in range(epochs):
-        for batch_of_both in training.batches(X, y, batch_size):
-            training.step(weighted, *batch_of_both)
-            with torch.no_grad():
-                for tensor, start, mask in zip(trained, before, masks, strict=True):
-                    tensor.copy_(start + mask * (tensor - start))
+    training.run(X, y, weighted, epochs=epochs, batch_size=batch_size)
     return training.result(y_retain)
 
 
@@ -219,20 +210,14 @@ def ssd(
 
     Parameters
     ----------
-    estimator, X_retain, y_retain, X_forget, y_forget
-        As in :func:`finetune`.
+    estimator, X_retain, y_retain, X_forget, y_forget, random_state
+        As in :func:`finetune`; nothing is drawn.
 
-    random_state : object, default=None
-        Not used: nothing is drawn.
-
-    alpha : float
-        Selection threshold. The ratio is at most N / N_f, for a weight that no other row uses: when a
+    alpha, dampening : float
+        Threshold and lambda. The ratio is at most N / N_f, for a weight that no other row uses: when a
         tenth of the rows is forgotten, alpha = 10 or more selects nothing.
 
-    dampening : float
-        lambda.
-
-    squares : tuple of Squares, default=None
+    squares : tuple, default=None
         `squared_gradients` of the retain and of the forget set, for trying several settings on the
         same rows; None computes them.
 
@@ -256,52 +241,41 @@ def ssd(
     [0, 1, 2]
     """
     original = Original(estimator)
-    network = original.network()
+    model, network = original.model, original.trainable()
     retain, forget = squares or (
         squared_gradients(estimator, X_retain, y_retain),
         squared_gradients(estimator, X_forget, y_forget),
     )
-    model = original.model
-    anchor = [
-        model.backbone.net.get_parameter(name).detach().flatten() for name in model.tangent.subset.names
-    ]
-    values = [torch.cat([*anchor, network.z.new_zeros(0)]) + network.z.detach(), network.W.detach()]
-    dampened = []
-    for value, kept, gone in zip(values, retain.sums, forget.sums, strict=True):
-        whole, own = (kept + gone) / (retain.n + forget.n), gone / forget.n
+    n_r, n_f = len(y_retain), len(y_forget)
+    z, W = network.z.detach(), network.W.detach()
+    anchor = [model.backbone.net.get_parameter(name).flatten() for name in model.tangent.subset.names]
+    theta = torch.cat([*anchor, z.new_zeros(0)]) + z
+    change = []
+    for value, kept, own in zip((theta, W), retain, forget, strict=True):
+        whole = (n_r * kept + n_f * own) / (n_r + n_f)
         beta = (dampening * whole / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1)
-        dampened.append(torch.where(own > alpha * whole, beta * value, value))
-    delta = network.z.detach() + (dampened[0] - values[0])
-    return original.at(Parameters((dampened[1] / original.sharpness).cpu(), delta.cpu()), y_retain)
-
-
-@dataclass(frozen=True)
-class Squares:
-    """Sums of squared gradients of the losses of n rows, of shapes (p,) and (C, d + 1)."""
-
-    sums: tuple[Tensor, Tensor]
-    n: int
+        change.append(torch.where(own > alpha * whole, beta - 1, 0.0) * value)
+    delta, W = z + change[0], (W + change[1]) / original.sharpness
+    return original.at(Parameters(W.cpu(), delta.detach().cpu()), y_retain)
 
 
 def squared_gradients(estimator: Any, X: Any, y: Any) -> Squares:
-    """Return what the diagonal Fisher information of SSD is made of.
+    """Return the mean squared gradients of the rows' losses, of shapes (p,) and (C, d + 1).
 
     A row's gradient in the readout is an outer product, whose square needs no pass of its own.
     """
     original = Original(estimator)
-    model, network = original.model, original.network()
-    subset, readout = model.tangent.subset, network.W.detach()
+    model, network = original.model, original.trainable()
+    readout = network.W.detach()
     cotangent = readout[:, :-1] if network.V is None else readout[:, :-1] + network.V
-    probe = model.backbone.synthetic(2, 0, model.settings.n_features, readout.dtype).to(readout.device)
     net = model.displaced_copy(original.parameters.delta) if model.ladder is None else model.ladder
-    tangent = TangentNetwork(net, subset, probe)
-    by_subset, by_readout = (torch.zeros_like(tensor) for tensor in (network.z, network.W))
-    size = max(1, min(model.settings.batch_size, _BATCH_NUMBERS // max(1, subset.size)))
-    for batch, labels, _ in original.batches(X, y, size):
+    tangent = TangentNetwork(net, model.tangent.subset, model.synthetic(2))
+    by_subset, by_readout = (torch.zeros_like(tensor) for tensor in (network.z, readout))
+    for batch, labels, _ in original.batches(X, y, model.settings.batch_size):
         with torch.no_grad():
             slopes = network(batch).softmax(1)
             slopes[torch.arange(len(labels)), labels] -= 1
             features = nn.functional.pad(tangent.features(batch), (0, 1), value=1.0)
         by_subset += tangent.gradients(batch, slopes @ cotangent).square().sum(0)
         by_readout += slopes.square().T @ features.square()
-    return Squares((by_subset, by_readout), len(y))
+    return by_subset / len(y), by_readout / len(y)

@@ -44,27 +44,20 @@ class Session:
         self.forgotten |= set(rows)
         self.before, self.now = self.now, self.classifier.predict_proba(self.pictures)
 
-    def captions(self, chosen: set[int]) -> list[str]:
-        """Return the text under each picture: its given label and its predicted class."""
+    def gallery(self, chosen: set[int]) -> list[tuple[Image.Image, str]]:
+        """Return pictures, enlarged, each with its given label and its predicted class."""
         names = self.classifier.classes_.astype(str)
-        captions = []
-        for i in range(min(SHOWN, len(self.pictures))):
+        shown = []
+        for i, picture in enumerate(self.pictures[:SHOWN]):
             mark = "✓ " if i in chosen else "✗ " if i in self.forgotten else ""
             given = self.labels[i] + (f" (truly {self.notes[i]})" if i in self.notes else "")
             guess, earlier = self.now[i].argmax(), self.before[i].argmax()
             seen = f"{names[guess]} {self.now[i, guess]:.0%}"
             if earlier != guess or abs(self.before[i, guess] - self.now[i, guess]) >= 0.01:
                 seen += f", was {names[earlier]} {self.before[i, earlier]:.0%}"
-            captions.append(f"{mark}{given}: {seen}")
-        return captions
-
-    def gallery(self, chosen: set[int]) -> list[tuple[np.ndarray, str]]:
-        """Return pictures, enlarged, with their captions."""
-        large = [
-            np.asarray(Image.fromarray(picture).resize((96, 96), Image.Resampling.NEAREST))
-            for picture in self.pictures[:SHOWN]
-        ]
-        return list(zip(large, self.captions(chosen), strict=True))
+            large = Image.fromarray(picture).resize((96, 96), Image.Resampling.NEAREST)
+            shown.append((large, f"{mark}{given}: {seen}"))
+        return shown
 
     def receipts(self) -> str:
         """Return the receipts as JSON."""

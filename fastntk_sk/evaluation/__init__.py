@@ -5,14 +5,7 @@ raises an error without one.
 """
 
 from ._checks import MissingOracleError, NoNoiseFloorWarning
-from .attacks import (
-    GaussianUnlearningScore,
-    ULiRAResult,
-    gaussian_unlearning_score,
-    klom,
-    population_mia_auc,
-    u_lira,
-)
+from .attacks import ULiRAResult, gaussian_unlearning_score, klom, population_mia_auc, u_lira
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay, UnlearningDisplay
 from .metrics import (
     accuracy_gaps,
@@ -20,22 +13,19 @@ from .metrics import (
     algebraic_gap,
     linearisation_gap,
     margins,
-    prediction_agreement,
     tug_of_war,
 )
 from .page import report_page
 from .relearning import relearn_curve, relearn_time
 from .report import unlearning_report
 from .selection import make_forget_scorer
-from .shadows import ShadowMargins, shadow_margins
+from .shadows import shadow_margins
 
 __all__ = [
     "ChangedPredictionsDisplay",
     "ForgettingTimelineDisplay",
-    "GaussianUnlearningScore",
     "MissingOracleError",
     "NoNoiseFloorWarning",
-    "ShadowMargins",
     "ULiRAResult",
     "UnlearningDisplay",
     "accuracy_gaps",
@@ -47,7 +37,6 @@ __all__ = [
     "make_forget_scorer",
     "margins",
     "population_mia_auc",
-    "prediction_agreement",
     "relearn_curve",
     "relearn_time",
     "report_page",

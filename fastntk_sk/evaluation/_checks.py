@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.validation import _num_samples
-
-from ..validation import encode_labels
 
 
 class MissingOracleError(ValueError):
@@ -22,11 +19,10 @@ class NoNoiseFloorWarning(UserWarning):
 
 
 def check_fitted(estimator: Any) -> None:
-    """Raise NotFittedError for an estimator, from this library or not, without `classes_`."""
+    """Raise NotFittedError without `classes_`; unlike scikit-learn's check, for baselines too."""
     if not hasattr(estimator, "classes_"):
         raise NotFittedError(
-            f"Expected a fitted classifier, got this {type(estimator).__name__} without classes_. "
-            "Call fit first."
+            f"Expected a fitted classifier, got an unfitted {type(estimator).__name__}."
         )
 
 
@@ -36,7 +32,7 @@ def require_oracle(oracle: Any) -> None:
         raise MissingOracleError(
             "Expected a retrained oracle, got None. What unlearning should have given is only known "
             "from a model that never saw the forgotten rows: retrain one, for example with "
-            "fastntk_sk.baselines.retrain, or clone(estimator).fit(X_retain, y_retain)."
+            "fastntk_sk.baselines.retrain."
         )
 
 
@@ -47,14 +43,17 @@ def check_oracle(unlearned: Any, oracle: Any) -> None:
         check_fitted(estimator)
     if unlearned is oracle:
         raise ValueError(
-            "Expected an oracle that was retrained separately, got the very same object as the model. "
-            "Every gap to itself is zero."
+            "Expected an oracle that was retrained separately, got the very same object as the model."
         )
-    if not np.array_equal(unlearned.classes_, oracle.classes_):
+    check_same_classes(unlearned, oracle)
+
+
+def check_same_classes(one: Any, other: Any) -> None:
+    """Raise ValueError unless two models have the same classes."""
+    if not np.array_equal(one.classes_, other.classes_):
         raise ValueError(
-            f"Expected an oracle with the classes {unlearned.classes_.tolist()}, got "
-            f"{oracle.classes_.tolist()}. Name all classes when it is retrained, for example "
-            "partial_fit(X, y, classes=...)."
+            f"Expected two models of the same classes, got {one.classes_.tolist()} and "
+            f"{other.classes_.tolist()}. Name all classes when one is retrained: fit(X, y, classes=...)."
         )
 
 
@@ -78,25 +77,3 @@ def check_sets(retain: Any, forget: Any, test: Any) -> dict[str, tuple[Any, np.n
     """Return the three checked datasets of a deletion by name."""
     sets = {"retain": retain, "forget": forget, "test": test}
     return {name: check_dataset(dataset, name) for name, dataset in sets.items()}
-
-
-def class_indices(y: Any, classes: np.ndarray) -> np.ndarray:
-    """Return the index of each label among the classes; raise ValueError for other labels."""
-    y = column_or_1d(y)
-    labels = encode_labels(y, classes)
-    if (labels < 0).any():
-        raise ValueError(
-            f"Expected labels among the model's classes {classes.tolist()}, got "
-            f"{np.unique(y[labels < 0]).tolist()}."
-        )
-    return labels
-
-
-def optional(module: str) -> Any:
-    """Import an optional dependency, or say how to install it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"This needs {module.split('.')[0]}. Install it with: pip install fastntk_sk[evaluation]"
-        ) from error

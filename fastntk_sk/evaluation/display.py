@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
+from sklearn.utils._optional_dependencies import check_matplotlib_support, check_pandas_support
 from sklearn.utils.validation import check_is_fitted
 
 from ..backbones.inputs import drawable
-from ._checks import check_sets, optional
+from ._checks import check_same_classes, check_sets
 from .metrics import accuracies, margins
 from .report import named_models
 
 _WIDEST_MARGIN = 30.0
 _BINS = 30
-_MOST_LABELLED = 12
+_MOST_COLUMNS = 8
 
 
 @dataclass(eq=False, repr=False)
 class UnlearningDisplay:
-    """Accuracies, margins and relearning of a model before and after a deletion, and of an oracle.
+    """Accuracies and margins of a model before and after a deletion, and of an oracle.
 
     Create it with :meth:`from_estimators`. After a good deletion the panels of the unlearned model and
     of the oracle cannot be told apart.
@@ -32,44 +33,33 @@ class UnlearningDisplay:
     accuracies : dict of str to dict of str to float
         By model, then by set: "retain", "forget", "test".
 
-    forget_margins, test_margins : dict of str to ndarray of shape (n,)
-        By model; see :func:`margins`.
-
-    relearn_losses : dict of str to array-like of shape (n_steps,), default=None
-        Loss on the forget set after each step of relearning, by model.
+    margins : dict of str to dict of str to ndarray of shape (n,)
+        By set, "forget" and "test", then by model; see :func:`margins`.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        After :meth:`plot`.
 
     axes_ : ndarray of matplotlib Axes
-        Accuracies; margins, one panel for each model; relearning curves, if given.
+        Accuracies; margins, one panel for each model.
 
     Examples
     --------
-    >>> from copy import deepcopy
     >>> import matplotlib.pyplot as plt
     >>> from sklearn.datasets import load_iris
-    >>> from fastntk_sk import FastNTKClassifier
+    >>> from sklearn.naive_bayes import GaussianNB
     >>> from fastntk_sk.evaluation import UnlearningDisplay
     >>> X, y = load_iris(return_X_y=True)
-    >>> forget, retain, test = (X[::5], y[::5]), (X[1::5], y[1::5]), (X[2::5], y[2::5])
-    >>> original = FastNTKClassifier(random_state=0).fit(*retain).partial_fit(*forget)
-    >>> display = UnlearningDisplay.from_estimators(
-    ...     deepcopy(original).unlearn(*forget), original=original,
-    ...     oracle=FastNTKClassifier(random_state=0).fit(*retain),
-    ...     retain=retain, forget=forget, test=test,
-    ... )
+    >>> o, u, r = (GaussianNB().fit(X[k:], y[k:]) for k in (0, 15, 15))
+    >>> sets = {"retain": (X[15:], y[15:]), "forget": (X[:15], y[:15]), "test": (X, y)}
+    >>> display = UnlearningDisplay.from_estimators(u, original=o, oracle=r, **sets)
     >>> len(display.axes_)
     4
     >>> plt.close(display.figure_)
     """
 
     accuracies: Mapping[str, Mapping[str, float]]
-    forget_margins: Mapping[str, np.ndarray]
-    test_margins: Mapping[str, np.ndarray]
-    relearn_losses: Mapping[str, Sequence[float]] | None = None
+    margins: Mapping[str, Mapping[str, np.ndarray]]
 
     @classmethod
     def from_estimators(
@@ -81,7 +71,6 @@ class UnlearningDisplay:
         retain: Any,
         forget: Any,
         test: Any,
-        relearn_losses: Mapping[str, Sequence[float]] | None = None,
         ax: Any = None,
     ) -> UnlearningDisplay:
         """Evaluate models and plot them.
@@ -91,11 +80,7 @@ class UnlearningDisplay:
         unlearned, original, oracle, retain, forget, test
             As in :func:`unlearning_report`, which raises the same errors.
 
-        relearn_losses : dict of str to array-like of shape (n_steps,), default=None
-            As in the class.
-
         ax : sequence of matplotlib Axes, default=None
-            As in :meth:`plot`.
 
         Returns
         -------
@@ -103,12 +88,12 @@ class UnlearningDisplay:
         """
         models = named_models(unlearned, original, oracle)
         sets = check_sets(retain, forget, test)
-        of_forget, of_test = (
-            {name: margins(model, *sets[of]) for name, model in models.items()}
+        found = {
+            of: {name: margins(model, *sets[of]) for name, model in models.items()}
             for of in ("forget", "test")
-        )
+        }
         of_sets = {name: accuracies(model, sets) for name, model in models.items()}
-        return cls(of_sets, of_forget, of_test, relearn_losses).plot(ax)
+        return cls(of_sets, found).plot(ax)
 
     def plot(self, ax: Any = None) -> UnlearningDisplay:
         """Draw all panels on the given axes, one for each panel, or on a new figure.
@@ -117,32 +102,18 @@ class UnlearningDisplay:
         ------
         ValueError
             If there are not as many axes as panels.
-
-        ImportError
-            If matplotlib is not installed.
         """
-        n_models = len(self.accuracies)
-        n_panels = 1 + n_models + (self.relearn_losses is not None)
-        self.axes_, self.figure_ = _axes(ax, n_panels, (3.2, 3.2))
-        axes, width, sets = self.axes_, 0.8 / n_models, ("retain", "forget", "test")
-        for i, (name, accuracy) in enumerate(self.accuracies.items()):
-            places = np.arange(len(sets)) + (i - (n_models - 1) / 2) * width
-            axes[0].bar(places, [accuracy[of] for of in sets], width, label=name)
-        axes[0].set(title="accuracy", ylim=(0, 1), xticks=range(len(sets)), xticklabels=sets)
-        clipped = {
-            (kind, name): np.clip(of_model, -_WIDEST_MARGIN, _WIDEST_MARGIN)
-            for kind, of_kind in {"forget": self.forget_margins, "test": self.test_margins}.items()
-            for name, of_model in of_kind.items()
-        }
-        edges = np.histogram_bin_edges(np.concatenate(list(clipped.values())), _BINS)
-        for ax, name in zip(axes[1:], self.accuracies, strict=False):
-            for kind in ("forget", "test"):
-                ax.hist(clipped[kind, name], edges, density=True, alpha=0.5, label=kind)
+        axes, self.figure_ = _axes(ax, 1 + len(self.accuracies), (3.2, 3.2))
+        self.axes_ = axes
+        bars = check_pandas_support("UnlearningDisplay").DataFrame(self.accuracies).plot.bar
+        bars(ax=axes[0], title="accuracy", ylim=(0, 1), rot=0, width=0.8)
+        everything = np.concatenate([part for of in self.margins.values() for part in of.values()])
+        edges = np.histogram_bin_edges(everything.clip(-_WIDEST_MARGIN, _WIDEST_MARGIN), _BINS)
+        for ax, name in zip(axes[1:], self.accuracies, strict=True):
+            for of, by_model in self.margins.items():
+                shown = by_model[name].clip(edges[0], edges[-1])
+                ax.hist(shown, edges, density=True, alpha=0.5, label=of)
             ax.set(title=name, xlabel="margin", xlim=(edges[0], edges[-1]))
-        if self.relearn_losses is not None:
-            for name, curve in self.relearn_losses.items():
-                axes[-1].plot(np.arange(len(curve)), curve, label=name)
-            axes[-1].set(title="relearning", xlabel="step", ylabel="loss on the forget set")
         for ax in axes:
             ax.legend(fontsize="small")
         return self
@@ -192,16 +163,7 @@ class ForgettingTimelineDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> ForgettingTimelineDisplay:
-        """Plot the receipts of a fitted estimator that has its private state.
-
-        Raises
-        ------
-        NotFittedError
-            If the estimator is not fitted.
-
-        ValueError
-            If nothing was forgotten.
-        """
+        """Plot the receipts of a fitted estimator that has its private state."""
         check_is_fitted(estimator)
         return cls(estimator.receipts_).plot(ax)
 
@@ -215,30 +177,20 @@ class ForgettingTimelineDisplay:
         """
         if not self.receipts:
             raise ValueError("Expected at least one receipt, got none. Forget something first.")
-        (ax,), self.figure_ = _axes(ax, 1, (7, 3))
-        self.ax_, few = ax, len(self.receipts) <= _MOST_LABELLED
+        (self.ax_,), self.figure_ = _axes(ax, 1, (7, 3))
         labels = {True: "exact for the linearised model", False: "approximate: see the receipt"}
         for chain, rows in self.rows.items():
-            ax.step(np.arange(len(rows)), rows, where="post", color="tab:blue")
+            self.ax_.step(np.arange(len(rows)), rows, where="post", color="tab:blue")
             receipts = [receipt for receipt in self.receipts if receipt["chain"] == chain]
-            for place, receipt in enumerate(receipts, start=1):
-                exact, left = receipt["exactness"]["exact"], receipt["n_samples_learned"]
-                colour = "tab:green" if exact else "tab:orange"
+            exact = np.array([receipt["exactness"]["exact"] for receipt in receipts])
+            for kind, colour in ((True, "tab:green"), (False, "tab:orange")):
+                places = 1 + np.flatnonzero(exact == kind)
                 # each label once: matplotlib leaves None out of the legend
-                label = labels.pop(exact, None)
-                ax.plot(place, left, "o" if few else ".", color=colour, label=label)
-                if few:
-                    text = f"-{receipt['n_rows']:,}"
-                    ax.annotate(
-                        text, (place, left), (6, 6), textcoords="offset points", fontsize="small"
-                    )
-        if few and len(self.rows) == 1:
-            times = [datetime.fromisoformat(receipt["time"]) for receipt in self.receipts]
-            days = [time.strftime("%d %b\n%H:%M:%S") for time in times]
-            ax.set_xticks(range(len(days) + 1), ["learned", *days], fontsize="small")
-        ax.set(xlabel="deletion", ylabel="rows that the model rests on")
-        ax.margins(y=0.2)
-        ax.legend(fontsize="small")
+                label = labels.pop(kind, None) if len(places) else None
+                self.ax_.plot(places, rows[places], "o", color=colour, label=label)
+        self.ax_.set(xlabel="deletion", ylabel="rows that the model rests on")
+        self.ax_.xaxis.get_major_locator().set_params(integer=True)
+        self.ax_.legend(fontsize="small")
         return self
 
 
@@ -256,7 +208,7 @@ class ChangedPredictionsDisplay:
     changes : ndarray of shape (n,)
         Total variation between the class probabilities before and after, in [0, 1].
 
-    before, after : list of str
+    before, after : sequence of str
         Predicted class of each image.
 
     Attributes
@@ -269,16 +221,13 @@ class ChangedPredictionsDisplay:
     --------
     >>> import matplotlib.pyplot as plt
     >>> import numpy as np
-    >>> from copy import deepcopy
-    >>> from fastntk_sk import FastNTKClassifier
+    >>> from sklearn.dummy import DummyClassifier
     >>> from fastntk_sk.evaluation import ChangedPredictionsDisplay
-    >>> X = np.random.default_rng(0).integers(0, 256, size=(12, 32, 32), dtype=np.uint8)
-    >>> before = FastNTKClassifier("resnet18", pretrained=False, image_size=32, n_components=8)
-    >>> before = before.fit(X, np.arange(12) % 2)
-    >>> after = deepcopy(before).unlearn(X[:2])
-    >>> display = ChangedPredictionsDisplay.from_estimators(before, after, X, n_images=4)
-    >>> len(display.axes_)
-    4
+    >>> X = np.zeros((4, 32, 32), dtype=np.uint8)
+    >>> before, after = (DummyClassifier().fit(X, y) for y in ([0, 0, 0, 1], [0, 0, 1, 1]))
+    >>> display = ChangedPredictionsDisplay.from_estimators(before, after, X)
+    >>> display.changes.tolist()
+    [0.25, 0.25, 0.25, 0.25]
     >>> plt.close(display.figure_)
     """
 
@@ -289,7 +238,7 @@ class ChangedPredictionsDisplay:
 
     @classmethod
     def from_estimators(
-        cls, before: Any, after: Any, X: Any, *, n_images: int = 8, axes: Any = None
+        cls, before: Any, after: Any, X: Any, *, n_images: int = 8, ax: Any = None
     ) -> ChangedPredictionsDisplay:
         r"""Find and plot the images whose class probabilities changed most.
 
@@ -305,8 +254,7 @@ class ChangedPredictionsDisplay:
 
         n_images : int, default=8
 
-        axes : sequence of matplotlib Axes, default=None
-            As in :meth:`plot`.
+        ax : sequence of matplotlib Axes, default=None
 
         Returns
         -------
@@ -317,11 +265,7 @@ class ChangedPredictionsDisplay:
         ValueError
             If the classes differ, or X holds vectors.
         """
-        if not np.array_equal(before.classes_, after.classes_):
-            raise ValueError(
-                f"Expected both models to have the same classes, got {before.classes_.tolist()} and "
-                f"{after.classes_.tolist()}."
-            )
+        check_same_classes(before, after)
         if getattr(X, "ndim", 3) == 2 or not len(X):
             raise ValueError(f"Expected images, got {len(X)} vectors, which cannot be drawn.")
         p, q = before.predict_proba(X), after.predict_proba(X)
@@ -331,11 +275,11 @@ class ChangedPredictionsDisplay:
         return cls(
             [drawable(X[i]) for i in chosen],
             changes[chosen],
-            names[p[chosen].argmax(1)].tolist(),
-            names[q[chosen].argmax(1)].tolist(),
-        ).plot(axes)
+            names[p[chosen].argmax(1)],
+            names[q[chosen].argmax(1)],
+        ).plot(ax)
 
-    def plot(self, axes: Any = None) -> ChangedPredictionsDisplay:
+    def plot(self, ax: Any = None) -> ChangedPredictionsDisplay:
         """Draw the images on the given axes, one for each image, or on a new figure.
 
         Raises
@@ -343,7 +287,7 @@ class ChangedPredictionsDisplay:
         ValueError
             If there are not as many axes as images.
         """
-        self.axes_, self.figure_ = _axes(axes, len(self.images), (1.6, 2.1))
+        self.axes_, self.figure_ = _axes(ax, len(self.images), (1.6, 2.1))
         shown = zip(self.axes_, self.images, self.changes, self.before, self.after, strict=True)
         for ax, image, change, old, new in shown:
             ax.imshow(image, cmap="gray")
@@ -353,16 +297,16 @@ class ChangedPredictionsDisplay:
         return self
 
 
-def _axes(axes: Any, n: int, size: tuple[float, float], columns: int = 8) -> tuple[np.ndarray, Any]:
+def _axes(axes: Any, n: int, size: tuple[float, float]) -> tuple[np.ndarray, Any]:
     """Return n given axes, or those of a new figure with panels of a size in inches, and the figure."""
     if axes is None:
-        columns = min(n, columns)
-        lines = -(-n // columns)
-        plt, inches = optional("matplotlib.pyplot"), (size[0] * columns, size[1] * lines)
-        _, axes = plt.subplots(lines, columns, figsize=inches, squeeze=False, layout="constrained")
-        for ax in axes.ravel()[n:]:
-            ax.remove()
-        axes = axes.ravel()[:n]
+        check_matplotlib_support("A display")
+        import matplotlib.pyplot as plt
+
+        columns = min(n, _MOST_COLUMNS)
+        lines = math.ceil(n / columns)
+        figure = plt.figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+        axes = [figure.add_subplot(lines, columns, i + 1) for i in range(n)]
     axes = np.asarray(axes, dtype=object).ravel()
     if len(axes) != n:
         raise ValueError(f"Expected {n} axes, got {len(axes)}.")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
-from html import escape
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from sklearn.utils._optional_dependencies import check_pandas_support
 from sklearn.utils.validation import check_is_fitted
 
 from ..publishing.adapter import LADDER_IS_EXACT
 from ..publishing.exactness import exactness_text
 from ..publishing.html import state_table
-from ._checks import optional
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay
 
 _MOST_CLASSES = 20  # of which a confusion matrix is shown
+_TITLE = "What this model rests on"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}
@@ -32,7 +31,6 @@ _EXACT = (
     "about a fine-tuned anchor, hyper-parameters that were chosen with the rows, or versions that were "
     "published before."
 )
-_RECEIPTS = ("time", "rows forgotten", "rows left", "exactness", "relative residual", "seconds")
 
 
 def report_page(
@@ -41,7 +39,6 @@ def report_page(
     X: Any = None,
     y: Any = None,
     before: Any = None,
-    title: str = "What this model rests on",
 ) -> str:
     """Return a self-contained page: a browser shows it without a connection.
 
@@ -56,8 +53,6 @@ def report_page(
     before : FastNTKClassifier, default=None
         The model before its deletions.
 
-    title : str
-
     Returns
     -------
     page : str
@@ -69,7 +64,7 @@ def report_page(
         If an estimator is not fitted.
 
     ImportError
-        If matplotlib is not installed.
+        If matplotlib or pandas is not installed.
 
     Examples
     --------
@@ -83,12 +78,12 @@ def report_page(
     (True, False)
     """
     check_is_fitted(estimator)
-    receipts = estimator.receipts_
     ladder_alone = estimator._adapter.is_ladder_alone
     exact = f"{_EXACT} {LADDER_IS_EXACT}" if ladder_alone else _EXACT
-    parts = [f"<h1>{escape(title)}</h1>", state_table(estimator), f"<p>{exact}</p>"]
+    parts = [f"<h1>{_TITLE}</h1>", state_table(estimator), f"<p>{exact}</p>"]
+    receipts = estimator.receipts_
     if receipts:
-        parts += ["<h2>Deletions</h2>", _table(_RECEIPTS, (_receipt(r, ladder_alone) for r in receipts))]
+        parts += ["<h2>Deletions</h2>", _deletions(receipts, ladder_alone)]
         parts.append(_image(ForgettingTimelineDisplay(receipts).plot()))
     if X is not None:
         models = {"now": estimator} | ({} if before is None else {"before": before})
@@ -100,48 +95,55 @@ def report_page(
             )
             parts.append(_image(ChangedPredictionsDisplay.from_estimators(before, estimator, X)))
     parts.append(f"<footer>fastntk_sk {version('fastntk_sk')}, arXiv:2312.14923</footer>")
-    head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{_STYLE}</style>"
+    head = f"<meta charset='utf-8'><title>{_TITLE}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
-def _receipt(receipt: dict[str, Any], ladder_alone: bool) -> list[str]:
-    """Return the cells of one deletion, in the order of `_RECEIPTS`."""
-    sense = exactness_text(receipt["exactness"], ladder_alone=ladder_alone)
-    numbers = (f"{receipt[name]:.3g}" for name in ("residual", "seconds"))
-    counts = (str(receipt[name]) for name in ("n_rows", "n_samples_learned"))
-    return [receipt["time"], *counts, sense, *numbers]
+def _deletions(receipts: list[dict[str, Any]], ladder_alone: bool) -> str:
+    """Return the table of the receipts."""
+    rows = [
+        {
+            "time": receipt["time"],
+            "rows forgotten": receipt["n_rows"],
+            "rows left": receipt["n_samples_learned"],
+            "exactness": exactness_text(receipt["exactness"], ladder_alone=ladder_alone),
+            "relative residual": f"{receipt['residual']:.3g}",
+            "seconds": f"{receipt['seconds']:.3g}",
+        }
+        for receipt in receipts
+    ]
+    return _table(rows, index=False)
 
 
 def _accuracies(models: dict[str, Any], X: Any, y: np.ndarray) -> str:
     """Return tables of the accuracy by class, and of what each class is taken for now."""
-    classes = next(iter(models.values())).classes_
-    counts = [confusion_matrix(y, model.predict(X), labels=classes) for model in models.values()]
-    rows = [["all", *(f"{of_model.trace() / len(y):.1%}" for of_model in counts)]]
-    rows += [
-        [str(label), *(f"{of_model[i, i] / of_model[i].sum():.1%}" for of_model in counts)]
-        for i, label in enumerate(classes)
-        if counts[0][i].any()
-    ]
-    accuracies = _table(["accuracy", *models], rows)
+    classes = models["now"].classes_
+    present = classes[np.isin(classes, y)]
+    predicted = {name: model.predict(X) for name, model in models.items()}
+    accuracies = {
+        name: [accuracy_score(y, found), *recall_score(y, found, labels=present, average=None)]
+        for name, found in predicted.items()
+    }
+    html = _table(accuracies, ["all classes", *present], float_format="{:.1%}".format)
     if len(classes) > _MOST_CLASSES:
-        return accuracies
-    header = ["true class", *(f"predicted {label}" for label in classes)]
-    confused = [[str(label), *map(str, row)] for label, row in zip(classes, counts[0], strict=True)]
-    return accuracies + _table(header, confused)
+        return html
+    confused = confusion_matrix(y, predicted["now"], labels=classes)
+    return html + _table(confused, [f"true {c}" for c in classes], [f"predicted {c}" for c in classes])
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _table(cells: Any, rows: Any = None, columns: Any = None, **shown: Any) -> str:
+    """Return a table as HTML; pandas escapes its cells."""
+    pandas = check_pandas_support("report_page")
+    with pandas.option_context("display.max_colwidth", None):
+        return pandas.DataFrame(cells, rows, columns).to_html(border=0, justify="left", **shown)
 
 
 def _image(display: Any) -> str:
     """Return the figure of a display as an HTML image that holds its own data."""
+    import matplotlib.pyplot as plt
+
     written = io.BytesIO()
     display.figure_.savefig(written, format="png", dpi=110)
-    optional("matplotlib.pyplot").close(display.figure_)
+    plt.close(display.figure_)
     data = base64.b64encode(written.getvalue()).decode()
     return f"<img alt='{type(display).__name__}' src='data:image/png;base64,{data}'>"

@@ -27,9 +27,8 @@ def relearn_curve(
 ) -> np.ndarray:
     """Train on all rows again, and follow the loss on the forgotten ones.
 
-    AdamW trains the trainable subset and the readout, starting from the estimator's weights. An
-    estimator that predicts with the linearised model is taken in its network form. The batches are the
-    same for every model with the same `random_state`. Compare with the oracle and with a fresh model
+    AdamW trains the subset and the readout of the estimator's network; the batches are the same for
+    every model with the same `random_state`. Compare with the oracle and with a fresh model
     (`baselines.untrained`).
 
     Parameters
@@ -42,11 +41,8 @@ def relearn_curve(
 
     forget : pair (X, y)
 
-    n_steps : int, default=100
-
-    learning_rate : float, default=5e-4
-
-    batch_size : int, default=50
+    n_steps, learning_rate, batch_size
+        Of AdamW.
 
     random_state : int, default=0
         Order of the rows.
@@ -55,12 +51,12 @@ def relearn_curve(
         Loss at which to stop early, for example the original's where only `relearn_time` is needed.
 
     every : int, default=1
-        Number of steps between two evaluations of the loss; a larger number is faster.
+        Number of steps between two evaluations of the loss.
 
     Returns
     -------
     losses : ndarray of shape (n_steps // every + 1,), or shorter where `until` was reached
-        Mean cross entropy of the forget set before the first step and after each `every`.
+        Mean cross entropy of the forget set, from before the first step on.
 
     Raises
     ------
@@ -86,47 +82,43 @@ def relearn_curve(
     X_forget, y_forget = forget
     held = list(training.original.batches(X_forget, y_forget, batch_size))
 
+    @torch.no_grad()
     def forget_loss() -> float:
-        with torch.no_grad():
-            losses = [
-                nn.functional.cross_entropy(training.network(batch), labels, reduction="sum")
-                for batch, labels, _ in held
-            ]
+        losses = [
+            nn.functional.cross_entropy(training.network(batch), labels, reduction="sum")
+            for batch, labels, _ in held
+        ]
         return float(sum(losses)) / len(y_forget)
 
-    curve, step = [forget_loss()], 0
-    while step < n_steps and curve[-1] > until:
-        for batch in training.batches(X, y, batch_size):
-            training.step(cross_entropy, *batch)
-            step += 1
-            if step % every == 0:
-                curve.append(forget_loss())
-            if step == n_steps or curve[-1] <= until:
-                break
+    curve = [forget_loss()]
+    steps = training.steps(X, y, cross_entropy, epochs=n_steps, batch_size=batch_size)
+    for step in range(1, n_steps + 1):
+        if curve[-1] <= until:
+            break
+        next(steps)
+        if step % every == 0:
+            curve.append(forget_loss())
     return np.array(curve)
 
 
 def relearn_time(losses: Any, original_loss: float, every: int = 1) -> float:
     """Return the first step at which the forget loss is back at the original's.
 
-    The ideal value is the oracle's. Far fewer steps mean that the rows were hidden rather than
-    forgotten; far more mean that the model was damaged on them.
+    The ideal value is the oracle's. Far fewer steps mean that the rows were hidden, far more that the
+    model was damaged on them.
 
     Parameters
     ----------
-    losses : array-like
-        As `relearn_curve` returns them.
+    losses, every
+        What `relearn_curve` returned and was passed.
 
     original_loss : float
         Loss on the forget set under the model before the deletion.
 
-    every : int, default=1
-        Number of steps between two losses, as in `relearn_curve`.
-
     Returns
     -------
     steps : float
-        At the first loss that is not above `original_loss`; infinite if there is none.
+        Infinite if no loss is that low.
 
     Examples
     --------

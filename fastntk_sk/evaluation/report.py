@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.utils._optional_dependencies import check_pandas_support
 
-from ._checks import NoNoiseFloorWarning, check_oracle, check_sets, optional
+from ._checks import NoNoiseFloorWarning, check_oracle, check_sets
 from .attacks import population_mia_auc
-from .metrics import accuracies, activation_distance, prediction_agreement, tug_of_war
+from .metrics import accuracies, activation_distance, tug_of_war
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _NOISE_FLOOR = "second oracle (noise floor)"
 _OWN_ROWS = ("original", "oracle", _NOISE_FLOOR)
-_COMPARED = ("tow", "activation_distance_forget", "activation_distance_test", "agreement_test")
 
 
 def unlearning_report(
@@ -29,7 +29,6 @@ def unlearning_report(
     retain: Any,
     forget: Any,
     test: Any,
-    relearn_steps: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Compare models with a retrained one, and with the variation between two retrainings.
 
@@ -50,13 +49,12 @@ def unlearning_report(
 
     retain, forget, test : pair (X, y)
 
-    relearn_steps : dict of str to float, default=None
-        Steps to relearn the forget set, by row (see :func:`relearn_time`); adds a column.
-
     Returns
     -------
     report : DataFrame
         One row for each model: "original", the unlearned ones, "oracle", "second oracle (noise floor)".
+        Labels are the most probable classes of `predict_proba`. The oracle has NaN where it would be
+        compared with itself.
 
         ========================== ====================================================
         column                     ideal value
@@ -67,27 +65,14 @@ def unlearning_report(
         tow                        1; :func:`tug_of_war`
         activation_distance_forget 0; :func:`activation_distance`
         activation_distance_test   0
-        agreement_test             1; :func:`prediction_agreement`
         mia_auc                    the oracle's; :func:`population_mia_auc`
-        relearn_steps              the oracle's
         ========================== ====================================================
-
-        The oracle has NaN where it would be compared with itself. `report.attrs["noise_floor"]` is
-        a dict of the second oracle's scores in these columns, or None. `report.T.to_string()` is the
-        table as text.
 
     Raises
     ------
-    MissingOracleError
-        If `oracle` is None.
-
-    NotFittedError
-        If a model is not fitted.
-
-    ValueError
-        If a model is the oracle itself or has other classes, if an oracle has learned the forget
-        set, if an unlearned model is the original itself, if a set is empty, or if names clash or
-        are unknown.
+    MissingOracleError, NotFittedError, ValueError
+        As in :func:`accuracy_gaps`; also if an oracle has learned the forget set, if an unlearned model
+        is the original itself, or if names clash.
 
     ImportError
         If pandas is not installed.
@@ -96,10 +81,6 @@ def unlearning_report(
     -----
     NoNoiseFloorWarning
         If there is no second oracle.
-
-    Notes
-    -----
-    Each model predicts each set once: labels are the most probable classes of `predict_proba`.
 
     Examples
     --------
@@ -120,7 +101,7 @@ def unlearning_report(
     >>> float(report.loc["unlearned", "tow"])
     1.0
     """
-    pandas = optional("pandas")
+    pandas = check_pandas_support("unlearning_report")
     models = named_models(unlearned, original, oracle)
     if second_oracle is None:
         warnings.warn(
@@ -132,9 +113,6 @@ def unlearning_report(
     else:
         check_oracle(second_oracle, oracle)
         models[_NOISE_FLOOR] = second_oracle
-    unknown = sorted(set(relearn_steps or {}) - set(models))
-    if unknown:
-        raise ValueError(f"Expected relearn_steps of rows among {list(models)}, got {unknown}.")
     sets = check_sets(retain, forget, test)
     for model in (oracle, second_oracle):
         if hasattr(model, "can_unlearn"):
@@ -144,12 +122,7 @@ def unlearning_report(
         name: _row(reference if model is oracle else Remembering(model), reference, sets)
         for name, model in models.items()
     }
-    report = pandas.DataFrame.from_dict(rows, orient="index")
-    if relearn_steps is not None:
-        report["relearn_steps"] = pandas.Series(relearn_steps, dtype=float)
-    floor = None if second_oracle is None else report.loc[_NOISE_FLOOR, list(_COMPARED)].to_dict()
-    report.attrs["noise_floor"] = floor
-    return report
+    return pandas.DataFrame.from_dict(rows, orient="index")
 
 
 def _check_never_learned(oracle: Any, sets: dict[str, Any]) -> None:
@@ -206,17 +179,10 @@ class Remembering:
 
 
 def _row(model: Remembering, oracle: Remembering, sets: dict[str, Any]) -> dict[str, float]:
-    """Return the columns of one model; NaN where it would be compared with itself."""
+    """Return the columns of one model, without those in which it would be compared with itself."""
     row = {f"accuracy_{name}": value for name, value in accuracies(model, sets).items()}
-    if model is oracle:
-        row |= dict.fromkeys(_COMPARED, float("nan"))
-    else:
-        (X_forget, _), (X_test, _) = sets["forget"], sets["test"]
-        values = (
-            tug_of_war(model, oracle, **sets),
-            activation_distance(model, oracle, X_forget),
-            activation_distance(model, oracle, X_test),
-            prediction_agreement(model, oracle, X_test),
-        )
-        row |= dict(zip(_COMPARED, values, strict=True))
+    if model is not oracle:
+        row["tow"] = tug_of_war(model, oracle, **sets)
+        for name in ("forget", "test"):
+            row[f"activation_distance_{name}"] = activation_distance(model, oracle, sets[name][0])
     return row | {"mia_auc": population_mia_auc(model, sets["forget"], sets["test"])}

@@ -32,24 +32,18 @@ def make_forget_scorer(
 
     where larger is better and 1 is the maximum. It needs no oracle: rows that were chosen at random and
     are forgotten are predicted like rows that were never seen, and the validation fold measures those.
-    All rows of the fold count with the labels they have, rows to forget included.
 
     Parameters
     ----------
-    X_forget : array-like of n rows
-        Rows of the training data, exactly as they are passed to the search. Those in a validation fold
-        were never learned, and are skipped there.
-
-    y_forget : array-like of shape (n,)
-        Their labels in the training data.
+    X_forget, y_forget : array-like
+        Rows and labels of the training data, exactly as they are passed to the search. Those in a
+        validation fold were never learned, and are skipped there.
 
     target : "validation" or float in [0, 1], default="validation"
-        The right accuracy on forgotten rows. "validation", that on the validation fold, is for rows
-        chosen at random. For others pass a number: for labels flipped at random about
-        (1 - accuracy) / (n_classes - 1), for a whole class 0.
+        The right accuracy on forgotten rows: that on the validation fold for rows chosen at random, for
+        labels flipped at random about (1 - accuracy) / (n_classes - 1), for a whole class 0.
 
     weight : float, default=1.0
-        Cost in accuracy of one unit of the difference; 0 is plain accuracy after the deletion.
 
     Returns
     -------
@@ -60,8 +54,7 @@ def make_forget_scorer(
     Raises
     ------
     ValueError
-        If there is no row, or `target` or `weight` is not valid. The scorer raises it if a model has
-        learned none of the rows.
+        If a parameter is not valid. The scorer raises it if a model has learned none of the rows.
 
     Notes
     -----
@@ -87,30 +80,22 @@ def make_forget_scorer(
         raise ValueError(f"Expected target to be 'validation' or a number in [0, 1], got {target!r}.")
     if not 0 <= weight < math.inf:
         raise ValueError(f"Expected weight to be a finite number of at least 0, got {weight}.")
-    return partial(_score, X_forget=X_forget, y_forget=y_forget, target=target, weight=weight)
+    return partial(_score, (X_forget, y_forget), target, weight)
 
 
 def _score(
-    estimator: Any,
-    X: Any,
-    y: Any,
-    *,
-    X_forget: Any,
-    y_forget: np.ndarray,
-    target: float | str,
-    weight: float,
+    forget: tuple[Any, np.ndarray], target: float | str, weight: float, estimator: Any, X: Any, y: Any
 ) -> float:
     """Return the score of a fitted estimator on a validation fold."""
-    model = copy.deepcopy(estimator)
+    model, (X_forget, y_forget) = copy.deepcopy(estimator), forget
     try:
         unlearn(model, X_forget, y_forget)
     except UnknownSampleError as error:
         learned = np.setdiff1d(np.arange(len(y_forget)), error.indices)
         if not len(learned):
             raise ValueError(
-                "Expected rows to forget that the model has learned, got none. Pass rows of the "
-                "training data to make_forget_scorer, exactly as they are passed to the search, "
-                "and enough of them that each training fold has some."
+                "Expected rows to forget that the model has learned, got none. Pass rows exactly as "
+                "they are passed to the search, and enough of them that each fold learns some."
             ) from error
         X_forget, y_forget = _safe_indexing(X_forget, learned), y_forget[learned]
         unlearn(model, X_forget, y_forget)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..progress import progress
 from ..sums.ridge import solve
-from ._checks import class_indices
+from ..validation import class_indices
 from .metrics import margins_of
-
-
-@dataclass(frozen=True)
-class ShadowMargins:
-    """Margins of every row under every shadow model; NaN where a model does not count for a row.
-
-    Parameters
-    ----------
-    unlearned : ndarray of shape (n_models, n)
-        Margins of rows that a model learned and then unlearned.
-
-    oracle : ndarray of shape (n_models, n)
-        Margins of rows that a model never saw.
-    """
-
-    unlearned: np.ndarray
-    oracle: np.ndarray
 
 
 def shadow_margins(
@@ -43,28 +25,22 @@ def shadow_margins(
     forget: float = 0.25,
     random_state: Any = 0,
     verbose: int = 0,
-) -> ShadowMargins:
-    r"""Learn random parts of the rows many times, unlearn a part of each, and score all rows.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Learn random parts of the rows many times, unlearn a part of each, and score all rows.
 
     Every model learns a random `retain + forget` share of the rows and then unlearns the `forget` share
     as the estimator does: it adds negative weights to its statistics and solves once. What is
     subtracted comes from a second pass, in another order and other batches, so that a Jacobian that
-    depends on them is noticed. If deletion is perfect, the margins of rows that a model unlearned and of
-    rows that it never saw have one distribution: both lie outside retained sets of the same size, drawn
-    in the same way. Parameters are not rounded as published ones are.
-
-    .. math:: m(x, y) = z_y - \log \sum_{c \ne y} e^{z_c}, \quad z = \log p(x)
-
-    The Jacobians of all rows are computed twice and kept: 2 n C k numbers of 4 (or 8) bytes.
+    depends on them is noticed; all Jacobians are kept, 2 n C k numbers of 4 (or 8) bytes. If deletion is
+    perfect, the :func:`margins` of rows that a model unlearned and of rows that it never saw have one
+    distribution. Parameters are not rounded as published ones are.
 
     Parameters
     ----------
     estimator : FastNTKClassifier
         Fitted with anchor="pretrained", so that its linearised model has seen no row. Not changed.
 
-    X : array-like of n rows
-
-    y : array-like of shape (n,)
+    X, y : array-like
 
     n_models : int, default=100
 
@@ -72,16 +48,15 @@ def shadow_margins(
         Shares of the rows; the remaining rows are never seen.
 
     random_state : int or RandomState, default=0
-        Draws the parts.
 
     verbose : int, default=0
         1 shows a progress bar.
 
     Returns
     -------
-    margins : ShadowMargins
-        For :func:`u_lira` and :func:`klom`. A model that retains no row of an example's class does
-        not count for it.
+    unlearned, oracle : ndarray of shape (n_models, n)
+        For :func:`u_lira` and :func:`klom`: the margins of rows that a model learned and then unlearned,
+        and of rows that it never saw. All else is NaN, also where a model retains no row of the class.
 
     Raises
     ------
@@ -90,8 +65,7 @@ def shadow_margins(
 
     References
     ----------
-    Hayes et al., "Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of
-    Privacy", arXiv:2403.01218; Georgiev et al., "Attribute-to-Delete", arXiv:2410.23232.
+    Hayes et al., arXiv:2403.01218; Georgiev et al., arXiv:2410.23232.
 
     Examples
     --------
@@ -100,20 +74,15 @@ def shadow_margins(
     >>> from fastntk_sk.evaluation import shadow_margins, u_lira
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = FastNTKClassifier(n_components=16, random_state=0).fit(X, y)
-    >>> shadows = shadow_margins(clf, X, y, n_models=60)
-    >>> result = u_lira(shadows.unlearned, shadows.oracle)
+    >>> result = u_lira(*shadow_margins(clf, X, y, n_models=60))
     >>> bool(abs(result.auc - 0.5) < 0.05)
     True
     """
     check_is_fitted(estimator)
     check_consistent_length(X, y)
-    if not (retain > 0 and forget > 0 and retain + forget < 1):
-        raise ValueError(
-            f"Expected retain > 0, forget > 0 and retain + forget < 1, got {retain} and {forget}. The "
-            "remaining rows are those that a model never saw."
-        )
     state = estimator._state
     model, settings = state.model, state.settings
+    scales = {"tangent_scale": settings.tangent_scale, "target_scale": settings.target_scale}
     if settings.anchor != "pretrained":
         raise ValueError(
             'Expected anchor="pretrained", got anchor="finetuned", which has seen its rows: a shadow '
@@ -128,10 +97,10 @@ def shadow_margins(
     rows, n = estimator._rows(X), len(labels)
     n_retain, n_forget = round(retain * n), round(forget * n)
     n_learned = n_retain + n_forget
-    if not (n_retain and n_forget and n_learned < n):
+    if n_retain < 1 or n_forget < 1 or n_learned >= n:
         raise ValueError(
             f"Expected shares that leave at least one of the {n} rows to each part, got {n_retain} "
-            f"retained and {n_forget} forgotten rows. Choose other shares, or pass more rows."
+            f"retained, {n_forget} forgotten and {n - n_learned} rows that a model never saw."
         )
     truth, draws = torch.from_numpy(labels), check_random_state(random_state)
 
@@ -152,12 +121,7 @@ def shadow_margins(
             for chosen in torch.from_numpy(part).split(256):
                 of_rows = (features[chosen] for features in passes[sign])
                 statistics.add(*of_rows, truth[chosen], torch.full((len(chosen),), sign))
-        solution = solve(
-            statistics,
-            alpha=settings.alpha,
-            tangent_scale=settings.tangent_scale,
-            target_scale=settings.target_scale,
-        )
+        solution = solve(statistics, alpha=settings.alpha, **scales)
         W, z = solution.W.to(h.dtype), (solution.z * settings.tangent_scale**0.5).to(J.dtype)
         scores = estimator._adapter.sharpness * (h @ W.T + J @ z).double().numpy()
         # an estimator never predicts a class without rows
@@ -165,4 +129,4 @@ def shadow_margins(
         margin = margins_of(scores, labels)
         margin[np.isinf(margin)] = np.nan
         found[0, i, forgotten], found[1, i, unseen] = margin[forgotten], margin[unseen]
-    return ShadowMargins(*found)
+    return found[0], found[1]

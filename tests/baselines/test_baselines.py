@@ -13,7 +13,6 @@ from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import (
     BaselineClassifier,
     before_solve,
-    dual,
     fast_ntk_dual,
     finetune,
     full_ntk,
@@ -29,7 +28,6 @@ from fastntk_sk.baselines.gradient import wrong_labels
 from fastntk_sk.baselines.network import Original
 from fastntk_sk.baselines.recent import departure, squared_gradients
 from fastntk_sk.exceptions import EmptyClassWarning, InsufficientMemoryError
-from fastntk_sk.sums import memory
 
 STEPPING = [finetune, max_loss, random_label, scrub, salun]
 ALL = [*STEPPING, ssd, fast_ntk_dual, full_ntk]
@@ -66,8 +64,8 @@ def test_a_baseline_leaves_its_estimator_and_the_global_seeds_alone(flipped, bas
     if baseline in STEPPING:
         same = baseline(clf, *rows, random_state=0, epochs=0)
         np.testing.assert_allclose(same.predict_proba(rows[0]), clf.predict_proba(rows[0]), rtol=1e-6)
-        with pytest.raises(ValueError, match="labels"):
-            baseline(clf, rows[0], rows[1] + 5, rows[2], rows[3] + 5)
+    with pytest.raises(ValueError, match="labels"):
+        baseline(clf, rows[0], rows[1] + 5, rows[2], rows[3] + 5)
 
 
 def test_a_baseline_predicts_like_the_estimator(flipped):
@@ -112,7 +110,7 @@ def test_the_pretrained_anchor_keeps_its_two_terms(blobs):
     clf = FastNTKClassifier(trainable="norm", predict_with="network", random_state=0).fit(X, y)
     same = finetune(clf, X[5:], y[5:], X[:5], y[:5], epochs=0)
     np.testing.assert_allclose(same.decision_function(X), clf.decision_function(X), rtol=1e-9)
-    network = Original(clf).network()
+    network = Original(clf).trainable()
     with torch.no_grad():
         scores = network(batch_of(X)).numpy()
     np.testing.assert_allclose(softmax(scores, axis=1), clf.predict_proba(X), rtol=1e-6)
@@ -128,7 +126,7 @@ def test_scrub_departs_and_stays_by_its_formula(flipped):
     # start away from the teacher: there the divergence has no gradient
     student = finetune(clf, *rows, random_state=1, epochs=1, learning_rate=1e-2)
     found = scrub(student, *rows, epochs=1, max_epochs=0, batch_size=1000, **settings)
-    network = Original(student).network()
+    network = Original(student).trainable()
     x = batch_of(rows[0])
     loss = gamma * nn.functional.cross_entropy(network(x), torch.from_numpy(rows[1]))
     slope = torch.autograd.grad(loss, network.W)[0]
@@ -136,7 +134,7 @@ def test_scrub_departs_and_stays_by_its_formula(flipped):
     clear = slope.abs() > 1e-6
     np.testing.assert_allclose(step[clear], -rate * slope[clear].sign(), rtol=1e-2)
     # the second step on the retain set feels the divergence too: its value, by hand
-    teacher, moved = Original(student).network(), Original(found).network()
+    teacher, moved = Original(student).trainable(), Original(found).trainable()
     with torch.no_grad():
         p, q = (torch.softmax(net(x) / T, 1) for net in (teacher, moved))
     by_hand = T**2 * float((p * (p / q).log()).sum(1).mean())
@@ -147,7 +145,7 @@ def test_scrub_departs_and_stays_by_its_formula(flipped):
     alone = settings | {"alpha": 0.0, "gamma": 0.0, "learning_rate": 1e-2}
     left = scrub(student, *rows, epochs=4, max_epochs=4, **alone)
     with torch.no_grad():
-        assert departure(teacher, x_forget, Original(left).network()(x_forget), T).item() > 1e-3
+        assert departure(teacher, x_forget, Original(left).trainable()(x_forget), T).item() > 1e-3
 
 
 def test_what_sgd_left_and_a_fresh_model(flipped):
@@ -195,10 +193,10 @@ def test_retraining_is_a_fit_on_the_retain_set(blobs):
 @pytest.mark.parametrize(
     "params",
     [
-        {"trainable": "norm", "anchor": "finetuned", "max_epochs": 3},
+        {"trainable": "norm", "anchor": "finetuned", "max_epochs": 3, "tangent_scale": 0.7},
         {"trainable": "head", "alpha": 0.1},
         {"trainable": "ladder", "alpha": "auto"},
-        {"trainable": ["ladder", "norm"]},
+        {"trainable": ["ladder", "norm"], "target_scale": 3.0},
     ],
     ids=str,
 )
@@ -211,26 +209,22 @@ def test_the_published_form_is_our_deletion(blobs, params):
     np.testing.assert_allclose(published.decision_function(X), clf.decision_function(X), atol=1e-7)
 
 
-@pytest.mark.parametrize("baseline", ALL, ids=lambda b: b.__name__)
-def test_what_baselines_make_of_a_ladder(blobs, baseline):
+def test_what_baselines_make_of_a_ladder(blobs):
     """They train its readout; what needs one set of weights of the network says what to do instead."""
     X, y = blobs
     rows = X[9:], y[9:], X[:9], y[:9]
     clf = FastNTKClassifier(trainable="ladder", n_components=30, random_state=0).fit(X, y)
     beside = FastNTKClassifier(trainable=["ladder", "norm"], n_components=30, random_state=0).fit(X, y)
-    if baseline is full_ntk:
-        with pytest.raises(ValueError, match="subset"):
-            baseline(clf, *rows)
-        return
-    found = baseline(clf, *rows, random_state=0)
-    assert found.score(X, y) > 0.8
-    assert found.parameters.W.shape == clf.readout_.shape
-    if baseline in STEPPING:
-        same = baseline(clf, *rows, random_state=0, epochs=0)
-        np.testing.assert_allclose(same.predict_proba(X), clf.predict_proba(X), rtol=1e-6)
-    if baseline is not fast_ntk_dual:
+    with pytest.raises(ValueError, match="subset"):
+        full_ntk(clf, *rows)
+    for baseline in (*STEPPING, ssd):
+        found = baseline(clf, *rows, random_state=0)
+        assert found.score(X, y) > 0.8
+        assert found.parameters.W.shape == clf.readout_.shape
         with pytest.raises(ValueError, match="one of them"):
             baseline(beside, *rows)
+    same = finetune(clf, *rows, epochs=0)
+    np.testing.assert_allclose(same.predict_proba(X), clf.predict_proba(X), rtol=1e-6)
 
 
 @pytest.mark.parametrize("block_bytes", [4 * 2**30, 4 * 100 * 30_001])
@@ -272,15 +266,10 @@ def test_full_ntk_is_the_dense_solve_over_all_weights(blobs, block_bytes):
 
 def test_dual_forms_say_their_bytes_first(flipped, monkeypatch):
     clf, rows = flipped
-    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    monkeypatch.setenv("FASTNTK_SK_MEMORY_LIMIT", str(8 * 4 * 180**2))  # kernel, blocks and factor alone
     for baseline in (fast_ntk_dual, full_ntk):
         with pytest.raises(InsufficientMemoryError, match=r"needs [\d,]+ bytes"):
             baseline(clf, *rows)
-    assert dual.dual_bytes(5000, 10) == 8 * 4 * 50_000**2
-    needed = dual.dual_bytes(60, 3)
-    monkeypatch.setattr(memory, "available_memory", lambda: needed)
-    with pytest.raises(InsufficientMemoryError, match="Lower block_bytes"):
-        full_ntk(clf, *rows)
 
 
 @pytest.mark.parametrize("anchor", ["pretrained", "finetuned"])
@@ -291,7 +280,7 @@ def test_ssd_dampens_by_the_ratio_of_informations(blobs, trainable, anchor):
     clf = FastNTKClassifier(anchor=anchor, trainable=trainable, max_epochs=3, random_state=0).fit(X, y)
     found = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7)
     original = Original(clf)
-    network, model = original.network(), original.model
+    network, model = original.trainable(), original.model
     squares = []
     for row, label in zip(batch_of(X), y, strict=True):
         loss = nn.functional.cross_entropy(network(row[None]), torch.tensor([label]))
@@ -310,8 +299,6 @@ def test_ssd_dampens_by_the_ratio_of_informations(blobs, trainable, anchor):
     squares = tuple(squared_gradients(clf, X[rows], y[rows]) for rows in (slice(6, None), slice(6)))
     again = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7, squares=squares)
     torch.testing.assert_close(again.parameters, found.parameters, rtol=0, atol=0)
-    other = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1.5, dampening=0.7, squares=squares[::-1])
-    assert not torch.equal(other.parameters.W, found.parameters.W)
     untouched = ssd(clf, X[6:], y[6:], X[:6], y[:6], alpha=1e12)
     np.testing.assert_allclose(untouched.parameters.W, original.parameters.W)
 
@@ -321,14 +308,10 @@ def test_salun_moves_the_salient_weights_only(flipped, sparsity):
     clf, rows = flipped
     found = salun(clf, *rows, random_state=0, sparsity=sparsity)
     original = Original(clf)
-    moved = torch.cat(
-        [
-            (found.parameters.W - original.parameters.W).flatten(),
-            found.parameters.delta - original.parameters.delta,
-        ]
-    )
+    change = [getattr(found.parameters, n) - getattr(original.parameters, n) for n in ("W", "delta")]
+    moved = torch.cat([part.flatten() for part in change])
     assert (moved.abs() > 1e-12).double().mean() == pytest.approx(1 - sparsity, abs=0.02)
-    network = original.network()
+    network = original.trainable()
     x = batch_of(rows[2])
     loss = nn.functional.cross_entropy(network(x), torch.from_numpy(rows[3]))
     slopes = torch.autograd.grad(loss, [network.W, network.z])

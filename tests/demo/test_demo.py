@@ -23,11 +23,12 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 def test_a_session(monkeypatch):
     monkeypatch.setattr("fastntk_sk.demo.session.N_DIGITS", 40)
     session = learn(**SMALL)
-    assert len(session.gallery(set())) == SHOWN
-    assert "(truly " in session.captions(set())[0]
-    assert session.captions({2})[2].startswith("✓ ")
+    captions = [caption for _, caption in session.gallery({2})]
+    assert len(captions) == SHOWN
+    assert "(truly " in captions[0]
+    assert captions[2].startswith("✓ ")
     session.forget({0, 1, 30})
-    assert session.captions(set())[1].startswith("✗ ")
+    assert session.gallery(set())[1][1].startswith("✗ ")
     assert session.summary() == "37 pictures learned, 3 forgotten."
     assert json.loads(session.receipts())[0]["n_rows"] == 3
     with pytest.raises(ValueError, match="not forgotten yet"):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -63,17 +64,14 @@ def slow_u_lira(unlearned, oracle):
     return roc_auc_score(members, scores), max(allowed)
 
 
-@pytest.mark.parametrize("holes", [False, True])
-def test_u_lira_equals_a_slow_loop(holes):
+def test_u_lira_equals_a_slow_loop():
     unlearned, oracle = normal(11, 15, seed=0, loc=0.7), 1.5 * normal(9, 15, seed=1)
-    if holes:
-        unlearned[normal(11, 15, seed=2) > 1] = np.nan
-        oracle[:3, 4] = oracle[1, 0] = np.nan
+    unlearned[normal(11, 15, seed=2) > 1] = np.nan
+    oracle[:3, 4] = oracle[1, 0] = np.nan
     result = u_lira(unlearned, oracle, n_bootstrap=10)
     auc, rate = slow_u_lira(unlearned, oracle)
     assert result.auc == pytest.approx(auc, abs=1e-12)
     assert result.tpr_at_1_percent_fpr == pytest.approx(rate, abs=1e-12)
-    assert (result.n_models, result.n_examples) == ((11, 9), 15)
 
 
 def test_u_lira_tells_what_is_apart_and_only_that():
@@ -89,7 +87,7 @@ def test_u_lira_tells_what_is_apart_and_only_that():
 
 def test_u_lira_standard_error_is_that_of_repetitions():
     found = [
-        u_lira(normal(20, 20, seed=s), normal(20, 20, seed=s + 999), n_bootstrap=50) for s in range(40)
+        u_lira(normal(20, 20, seed=s), normal(20, 20, seed=s + 999), n_bootstrap=50) for s in range(30)
     ]
     spread = np.std([result.auc for result in found])
     claimed = np.mean([result.auc_standard_error for result in found])
@@ -137,14 +135,13 @@ def test_klom_by_hand():
     assert klom(low, half) == pytest.approx(np.log(2))
     assert klom(500 * high, 300 * high) == 0  # both clipped to 100
     assert klom(500 * high, 300 * high, clip=1000) > 11
+    with pytest.raises(ValueError, match="clip"):
+        klom(high, low, clip=0)
     assert klom(np.vstack([low, [[np.nan]]]), half) == pytest.approx(np.log(2))
 
 
-@pytest.mark.parametrize(
-    ("attack", "bad_parameters"),
-    [(u_lira, [{"n_bootstrap": 1}]), (klom, [{"bins": 0}, {"clip": 0}])],
-)
-def test_attacks_on_margins_refuse(attack, bad_parameters):
+@pytest.mark.parametrize("attack", [u_lira, klom])
+def test_attacks_on_margins_refuse(attack):
     good = normal(5, 3, seed=0)
     with pytest.raises(MissingOracleError, match="retrain"):
         attack(good, None)
@@ -159,9 +156,6 @@ def test_attacks_on_margins_refuse(attack, bad_parameters):
     for bad in (good[:, :2], good[0], good[None]):
         with pytest.raises(ValueError, match="shapes"):
             attack(good, bad)
-    for parameters in bad_parameters:
-        with pytest.raises(ValueError, match="must be"):
-            attack(good, good, **parameters)
 
 
 def test_gus_by_hand():
@@ -170,34 +164,26 @@ def test_gus_by_hand():
     # the gradient of either label is along (3, 4) / 5, down for label 0 and up for label 1
     noise = [[1.0, 1.0], [5.0, 0.0], [0.0, 2.5]]
     net.train()
-    result = gaussian_unlearning_score(net, np.zeros((3, 2)), [0, 1, 1], noise, sigma=0.5, batch_size=2)
-    np.testing.assert_allclose(result.scores, [-2.8, 6.0, 4.0])
-    assert result.mean == pytest.approx(2.4)
-    assert result.z == pytest.approx(2.4 * np.sqrt(3))
+    scores = gaussian_unlearning_score(net, np.zeros((3, 2)), [0, 1, 1], noise, sigma=0.5, batch_size=2)
+    np.testing.assert_allclose(scores, [-2.8, 6.0, 4.0])
     assert net.training
     assert net.weight.grad is None
 
 
 def test_gus_is_standard_normal_if_the_noise_was_never_learned_and_negative_if_it_was():
-    draws = torch.Generator().manual_seed(0)
-    X = torch.randn(200, 30, generator=draws)
-    y = torch.randint(3, (200,), generator=draws)
-    noise = 0.5 * torch.randn(200, 30, generator=draws)
+    X, noise = normal(2, 200, 100, seed=0)
+    y = np.random.default_rng(1).integers(3, size=200)
 
     def trained(inputs):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(30, 64), nn.Tanh(), nn.Linear(64, 3))
-        optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-        for _ in range(60):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(inputs), y).backward()
-            optimizer.step()
-        return gaussian_unlearning_score(net, X, y, noise, sigma=0.5)
+        net = nn.Linear(100, 3).double()
+        net.weight.data = torch.from_numpy(LogisticRegression(C=10).fit(inputs, y).coef_)
+        return gaussian_unlearning_score(net, X, y, noise, sigma=1.0)
 
     forgotten, learned = trained(X), trained(X + noise)
-    assert abs(forgotten.z) < 3
-    assert forgotten.scores.std() == pytest.approx(1, abs=0.2)
-    assert learned.z < -5
+    error = 1 / np.sqrt(200)
+    assert abs(forgotten.mean()) < 3 * error
+    assert forgotten.std() == pytest.approx(1, abs=0.2)
+    assert learned.mean() < -5 * error
 
 
 def test_gus_errors():
