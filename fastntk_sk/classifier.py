@@ -8,7 +8,6 @@ import os
 import secrets
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from .exceptions import (
     PrivacyWarning,
     SampleError,
     StateMismatchError,
+    warn,
 )
 from .progress import progress
 from .publishing import exports, files, folder
@@ -58,7 +58,6 @@ from .validation import (
     CONSTRAINTS,
     CheckedRows,
     check_classes,
-    check_copies,
     check_ids,
     check_more_classes,
     check_together,
@@ -71,11 +70,11 @@ if TYPE_CHECKING:
     from .publishing.card import Earlier
 
 _COLUMNS = ("n_features_in_", "feature_names_in_")
-_OPTIONAL = ("alpha_", "alpha_path_", "history_", "linearity_")
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
 _AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
 _AS_GIVEN = (
     "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
+    "precision", "predict_with", "backbone_has_seen",
 )  # fmt: skip
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
 _ANY = object()
@@ -91,13 +90,21 @@ def _can_add(classifier: Any) -> bool:
 
 
 class Training(NamedTuple):
-    """Checked rows of a fit, and the model that is to learn them."""
+    """Checked rows of a fit, the model that is to learn them, and what X says of its columns."""
 
     rows: Rows
     checked: CheckedRows
     classes: np.ndarray
     model: LinearizedModel
     columns: dict[str, Any]
+
+
+class Scored(NamedTuple):
+    """Scores of rows, and what turns them into labels and probabilities."""
+
+    scores: np.ndarray
+    classes: np.ndarray
+    sharpness: float
 
 
 class FastNTKClassifier(ClassifierMixin, BaseEstimator):
@@ -443,7 +450,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         FineTuningError
             If SGD diverged.
         """
-        params = self.get_params(deep=False)
         training = self._prepare(X, y, sample_weight, sample_ids, classes)
         state = self._first_state(training)
         key = ranks().first(secrets.token_bytes(KEY_BYTES))
@@ -452,9 +458,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         private = self._learn(private, training.rows, training.checked)
         if state.settings.is_finetuned:
             private = self._with_linearity(private, training.rows)
-        return self._commit(
-            private.adapter(training.classes), private, fitted=(params, training.columns)
-        )
+        return self._commit(private.adapter(training.classes), private, found=training.columns)
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
@@ -627,21 +631,26 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             is known before the rows are read: {"exact": bool, "reasons": list of str}.
         """
         check_is_fitted(self)
-        report: dict[str, Any] = {"possible": True, "reason": "", "indices": []}
-        nothing = {"n_rows": 0, "n_bytes": 0, "seconds": 0.0}
         try:
             held = self._held
             _, removals = self._match(held, X_forget, y_forget, sample_ids, copies)
             held.ledger.removed(removals)
         except FastNTKError as error:
-            indices = error.indices if isinstance(error, SampleError) else []
-            verdict = {"exact": False, "reasons": [str(error)]}
-            report = {"possible": False, "reason": str(error), "indices": indices}
-            return report | nothing | {"exactness": verdict}
-        state = held.state
-        batch_size = state.settings.batch_size
+            return {
+                "possible": False,
+                "reason": str(error),
+                "indices": error.indices if isinstance(error, SampleError) else [],
+                "n_rows": 0,
+                "n_bytes": 0,
+                "seconds": 0.0,
+                "exactness": {"exact": False, "reasons": [str(error)]},
+            }
+        state, batch_size = held.state, held.state.settings.batch_size
         padded = math.ceil(len(removals) / batch_size) * batch_size
-        return report | {
+        return {
+            "possible": True,
+            "reason": "",
+            "indices": [],
             "n_rows": len(removals),
             "n_bytes": state.model.memory_needed(),
             "seconds": padded * state.seconds_per_row + state.seconds_per_solve,
@@ -721,11 +730,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         width, _ = state.model.sizes
         for other in theirs:
             if other.state.n_rows <= width:
-                warnings.warn(
+                warn(
                     f"Statistics of {other.state.n_rows} rows in {width} features can be inverted into "
                     "the rows themselves. Do not let them travel.",
                     PrivacyWarning,
-                    stacklevel=2,
                 )
         receipts = [receipt for part in (before, *theirs) for receipt in part.receipts]
         after = Private(state, ledger, receipts, before.chain)
@@ -744,7 +752,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         scores : ndarray of shape (n,) for two classes, else (n, n_classes)
             For two classes, the second score less the first. A class without rows has -inf.
         """
-        scores, _ = self._scores(X)
+        scores = self._scores(X).scores
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict(self, X: Any) -> np.ndarray:
@@ -759,8 +767,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         labels : ndarray of shape (n,)
         """
-        scores, adapter = self._scores(X)
-        return adapter.classes[scores.argmax(axis=1)]
+        found = self._scores(X)
+        return found.classes[found.scores.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         r"""Return scores as numbers that sum to one: not calibrated probabilities.
@@ -779,8 +787,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         probabilities : ndarray of shape (n, n_classes)
         """
-        scores, adapter = self._scores(X)
-        return softmax(adapter.sharpness * scores, axis=1)
+        found = self._scores(X)
+        return softmax(found.sharpness * found.scores, axis=1)
 
     @property
     def receipts_(self) -> list[dict[str, Any]]:
@@ -1224,36 +1232,33 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     def _settings(self, n_features: int | None, n_classes: int) -> Settings:
         """Resolve what the parameters leave open; `trainable` and `n_components` need the network."""
-        named = isinstance(self.backbone, str)
-        finetuned = self.anchor == "finetuned"
-        precision, predict_with, device = self.precision, self.predict_with, str(self.device)
-        if precision == "auto":
-            precision = "float64" if named and n_features is not None else "float32"
-        if predict_with == "auto":
-            predict_with = "network" if finetuned else "linear"
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN}
+        name = self.backbone if isinstance(self.backbone, str) else None
+        if self.precision == "auto":
+            chosen["precision"] = "float64" if name and n_features is not None else "float32"
+        if self.predict_with == "auto":
+            chosen["predict_with"] = "network" if self.anchor == "finetuned" else "linear"
+        if self.backbone_has_seen == "auto":
+            not_seen = has_not_seen(self.backbone, self.pretrained)
+            chosen["backbone_has_seen"] = False if not_seen else "unknown"
+        elif self.backbone_has_seen != "unknown":
+            chosen["backbone_has_seen"] = bool(self.backbone_has_seen)
+        device = str(self.device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        seen = self.backbone_has_seen
-        if seen == "auto":
-            seen = False if has_not_seen(self.backbone, self.pretrained) else "unknown"
-        choices: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN} | {
-            "precision": precision,
-            "predict_with": predict_with,
-            "backbone_has_seen": seen if isinstance(seen, str) else bool(seen),
-        }
         return Settings(
-            **choices,
-            searched_by=(),
+            **chosen,
             seed=ranks().agree(draw_seed(self.random_state)),
             n_classes=n_classes,
             n_features=n_features,
-            backbone=self.backbone if isinstance(self.backbone, str) else None,
+            backbone=name,
             trainable=as_entries(self.trainable),
             image_size=pair(self.image_size),
             device=device,
             alpha=number(self.alpha),
             tangent_scale=float(self.tangent_scale),
             target_scale=1.0 if self.target_scale == "auto" else float(self.target_scale),
+            searched_by=(),
         )
 
     def _first_state(self, training: Training) -> State:
@@ -1301,7 +1306,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
         """Find the learned copies that a request names."""
-        check_copies(copies)
+        if copies not in ("one", "all"):
+            raise ValueError(f"Expected copies to be 'one' or 'all', got {copies!r}.")
         ledger, rows = held.ledger, self._rows(X, held.state.model)
         labels = None
         if y is not None:
@@ -1339,12 +1345,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """Measure how far what the backbone gives here is from what was learned, and warn."""
         drift = ranks().largest(state.drift(probe))
         if drift:
-            warnings.warn(
+            warn(
                 f"What the backbone gives differs by {drift:.1e} (relative) from what was learned: sums "
                 "learned there and rows subtracted here do not cancel exactly. rebuild(X, y) restores "
                 "exactness.",
                 NumericalDriftWarning,
-                stacklevel=4,
             )
         return drift
 
@@ -1377,12 +1382,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         assert state.tuning is not None
         gap = linearity(state.model, state.parameters, rows)
         if state.settings.predict_with == "network" and gap > _NOT_FOLLOWED:
-            warnings.warn(
+            warn(
                 f"The displaced network's scores are {gap:.0%} away from those of the linearised model "
                 "(linearity_), for which alone deletion is exact. Predict with the latter "
                 "(predict_with='linear'), or train for fewer epochs.",
                 LinearityWarning,
-                stacklevel=4,
             )
         return replace(private, state=replace(state, tuning=replace(state.tuning, linearity=gap)))
 
@@ -1393,12 +1397,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             X = validate_data(self, X, dtype=np.float32, reset=False)
         return Rows(X, model.backbone.spec, self.num_workers)
 
-    def _scores(self, X: Any) -> tuple[np.ndarray, Adapter]:
-        """Return scores, and the adapter that gave them: another thread may commit one meanwhile."""
+    def _scores(self, X: Any) -> Scored:
+        """Return scores, all of one adapter: another thread may commit the next meanwhile."""
         check_is_fitted(self)
         adapter = self._adapter
         rows = self._rows(X, adapter.model)
-        return adapter.scores(self._progress(rows, "predicting", len(rows))), adapter
+        scores = adapter.scores(self._progress(rows, "predicting", len(rows)))
+        return Scored(scores, adapter.classes, adapter.settings.sharpness)
 
     def _commit(
         self,
@@ -1406,35 +1411,31 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         private: Private | None = None,
         *,
         before: Any = _ANY,
-        fitted: tuple[dict[str, Any], dict[str, Any]] | None = None,
+        found: dict[str, Any] | None = None,
     ) -> Self:
         """Take a public half, and the private one where there is one, at one moment.
 
         `before` is the private half that was changed: where another thread has committed meanwhile,
-        nothing is taken. `fitted` holds the parameters of a fit and what it found of the columns.
+        nothing is taken. `found` holds further attributes of a fit; those of the fit before go.
         """
         if private is not None:
             adapter = private.described(adapter)
+        attributes = _attributes(adapter, private) | (found or {})
         with _COMMITTING:
             if before is not _ANY and self._private is not before:
                 raise StateMismatchError(
                     "Another thread changed this estimator during the call, which has changed nothing. "
                     "Call again, and hold a lock around calls that change an estimator."
                 )
-            attributes = _attributes(adapter, private)
-            if fitted is not None:
-                held = (dict, list)  # which may be changed in place
+            if found is not None or not hasattr(self, "_adapter"):
                 self._params_at_fit = {
-                    name: copy.copy(value) if isinstance(value, held) else value
-                    for name, value in fitted[0].items()
+                    name: copy.copy(value) if isinstance(value, (dict, list)) else value
+                    for name, value in self.get_params(deep=False).items()
                 }
-                attributes |= fitted[1]
-            elif not hasattr(self, "_params_at_fit"):
-                self._params_at_fit = self.get_params(deep=False)
+                for name in [name for name in vars(self) if name.endswith("_")]:
+                    if name not in attributes:
+                        delattr(self, name)
             self.__dict__.update(attributes)
-            for name in (*_OPTIONAL, *(_COLUMNS if fitted is not None else ())):
-                if name not in attributes:
-                    self.__dict__.pop(name, None)
             self._adapter = adapter
             self._private = private  # the last one: who reads it first finds the rest as new, or newer
         return self
@@ -1448,21 +1449,18 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             if name not in _AT_ONCE and value is not known[name] and repr(value) != repr(known[name])
         ]
         if changed:
-            warnings.warn(
+            warn(
                 f"The parameters {changed} were set after fit, and take effect at the next fit only. "
-                "Call fit again to apply them.",
-                UserWarning,
-                stacklevel=4,
+                "Call fit again to apply them."
             )
 
     def _warn_of_empty_classes(self, before: State, after: State) -> None:
         emptied = self.classes_[(after.class_rows == 0) & (before.class_rows > 0)]
         if len(emptied):
-            warnings.warn(
+            warn(
                 f"No rows are left of the classes {emptied.tolist()}. They are never predicted any "
                 "more; their names are still in classes_ and are published with it.",
                 EmptyClassWarning,
-                stacklevel=4,
             )
 
     def _progress(self, rows: Iterable, what: str, total: int, unit: str = "row") -> Iterable:
@@ -1504,12 +1502,11 @@ def _attributes(adapter: Adapter, private: Private | None) -> dict[str, Any]:
 
 def _warn_of_steps(seen_by: Sequence[str]) -> None:
     if seen_by:
-        warnings.warn(
+        warn(
             f"The fitted steps {', '.join(seen_by)} have seen the forgotten rows and still remember "
             "them: the deletion is approximate. Fit them on other data, or use steps that learn "
             "nothing.",
             InexactDeletionWarning,
-            stacklevel=4,
         )
 
 

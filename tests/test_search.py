@@ -144,9 +144,9 @@ def test_bad_input(blobs, monkeypatch):
     X, y = blobs
     with pytest.raises(ValueError, match="one value at least"):
         search(alphas=()).fit(X, y)
-    with pytest.raises(ValueError, match="every one of alphas"):
+    with pytest.raises(ValueError, match="'alpha' parameter"):
         search(alphas=(1.0, -1.0)).fit(X, y)
-    with pytest.raises(ValueError, match="every one of tangent_scales"):
+    with pytest.raises(ValueError, match="'tangent_scale' parameter"):
         search(tangent_scales=(1.0, "auto")).fit(X, y)
     with pytest.raises(ValueError, match="Expected cv to learn all 60 rows"):
         search(cv=ShuffleSplit(2, test_size=0.3, train_size=0.3)).fit(X, y)
