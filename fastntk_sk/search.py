@@ -243,7 +243,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         chosen = compared["best_params_"]
         _warn_of_edges(chosen, alphas, scales)
         state = State.empty(model).with_ridge(number(chosen["alpha"]), chosen["tangent_scale"])
-        state = self._solved(state.learn, rows.sums(whole), ranks().add_up)
+        state = state.learn(rows.sums(whole), ranks().add_up)
         ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids)
         private = Private(state, ledger, [], secrets.token_hex(8))
         found = training.columns | compared | {"scorer_": scorer}
