@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from cases import gap
 from sklearn.model_selection import GridSearchCV, KFold, ShuffleSplit, StratifiedKFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from test_classifier import gap
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
 from fastntk_sk.exceptions import (
@@ -152,7 +152,7 @@ def test_bad_input(blobs, monkeypatch):
         search(cv=ShuffleSplit(2, test_size=0.3, train_size=0.3)).fit(X, y)
     with pytest.raises(ValueError, match="'scoring' parameter"):
         search(scoring=["accuracy"]).fit(X, y)
-    needed = search().fit(X, y)._adapter.model.memory_needed()
+    needed = search().fit(X, y).can_unlearn(X[:1])["n_bytes"]
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     FastNTKClassifier(random_state=0).fit(X, y)
     with pytest.raises(InsufficientMemoryError, match="60 rows"):
