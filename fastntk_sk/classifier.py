@@ -59,7 +59,6 @@ from .validation import (
     CheckedRows,
     check_classes,
     check_ids,
-    check_more_classes,
     check_together,
     check_training_rows,
     draw_seed,
@@ -311,6 +310,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     Parameters that are set after fit take effect at the next fit; :meth:`unlearn` and
     :meth:`partial_fit` warn of them. `verbose` and `num_workers` take effect at once.
 
+    After :meth:`from_pretrained`, methods that need more than what predicts raise a
+    `NoPrivateStateError`.
+
     A pickle, and what :meth:`save` writes, hold the statistics and the ledger, which describe the
     remaining training data, and a fine-tuned anchor, which has seen forgotten rows too: they are
     private. What is public is the adapter of :meth:`save_pretrained` and :meth:`push_to_hub`.
@@ -392,12 +394,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        sample_ids: Any = None,
-        classes: Any = None,
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
         """Learn from scratch: fine-tuning if the anchor asks for it, one pass and one solve.
 
@@ -452,12 +449,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        sample_ids: Any = None,
-        classes: Any = None,
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
         """Learn more rows; the result is that of one fit on all of them.
 
@@ -499,7 +491,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
         rows = Rows(checked.X, before.state.model.backbone.spec, self.num_workers)
-        names = check_more_classes(known, checked.y, classes)
+        names = check_classes(checked.y, classes, known)
         after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
         return self._commit(after.adapter(names), after, before=before)
 
@@ -531,9 +523,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
-        NoPrivateStateError
-            If this is a published adapter.
-
         UnknownSampleError
             If rows were never learned, are already forgotten, or were learned with another label or id;
             `indices` names them.
@@ -872,9 +861,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         DecryptionError
             If the key is malformed.
-
-        NoPrivateStateError
-            If this is a published adapter.
         """
         check_is_fitted(self)
         persistence.save(self, path, key)
@@ -956,9 +942,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         StateFormatError
             If class labels or a parameter are no plain values.
-
-        NotFittedError
-            If there is nothing to publish.
         """
         from .publishing.card import model_card
 
@@ -1104,9 +1087,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             For a private state in a public repository, for a repository that holds another model, and
             for a history that other branches share.
 
-        NoPrivateStateError
-            If `include_private_state` is set and this is a published adapter.
-
         Warns
         -----
         PrivacyWarning
@@ -1159,11 +1139,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         path : str or path-like
-
-        Raises
-        ------
-        NoPrivateStateError
-            If this is a published adapter: receipts are private.
         """
         export_receipts(self._held.receipts, path)
 

@@ -173,12 +173,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        sample_ids: Any = None,
-        classes: Any = None,
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
         """Take one pass, score the candidates on held-out rows, and fit the best one on all rows.
 

@@ -157,30 +157,24 @@ def check_ids(sample_ids: Any, n: int) -> list[object] | None:
     return [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
 
 
-def check_classes(y: np.ndarray, classes: Any) -> np.ndarray:
-    """Return the class labels of a first fit; raise ValueError unless they are two or more, and all."""
-    names = np.unique(y) if classes is None else unique_labels(classes)
+def check_classes(y: np.ndarray, classes: Any, known: np.ndarray | None = None) -> np.ndarray:
+    """Return all class labels in order: those known before, of new rows, and named by the caller.
+
+    Raise ValueError unless they are two or more, and `classes` names all of them if it is given.
+    """
+    names = np.unique(y) if known is None else unique_labels(known, y)
+    if classes is not None:
+        names = unique_labels(names, classes)
+        missing = np.setdiff1d(names, unique_labels(classes)).tolist()
+        if missing:
+            raise ValueError(
+                "Expected classes to name every class of the rows learned and passed, got a list "
+                f"without {missing}. Add them to classes, or leave it out."
+            )
     if len(names) < 2:
         raise ValueError(
             f"Expected at least 2 classes, got one class: {names.tolist()}. Pass rows of another "
             "class too, or name all classes: classes=..."
-        )
-    unknown = np.setdiff1d(y, names).tolist()
-    if unknown:
-        raise ValueError(
-            f"Expected labels among classes={names.tolist()}, got {unknown}. Add them to classes."
-        )
-    return names
-
-
-def check_more_classes(known: np.ndarray, y: np.ndarray, classes: Any) -> np.ndarray:
-    """Return all class labels in order, those of new rows included."""
-    names = unique_labels(known, y, *([] if classes is None else [classes]))
-    missing = [] if classes is None else np.setdiff1d(names, unique_labels(classes)).tolist()
-    if missing:
-        raise ValueError(
-            "Expected classes to name every class of the rows learned and passed, got a list without "
-            f"{missing}. Leave classes out, or call fit to start with other classes."
         )
     return names
 
