@@ -237,7 +237,8 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         compared = _compared(candidates, scores)
         chosen = compared["best_params_"]
         _warn_of_edges(chosen, alphas, scales)
-        state = State.empty(model).with_ridge(number(chosen["alpha"]), chosen["tangent_scale"])
+        settings = {"alpha": number(chosen["alpha"]), "tangent_scale": chosen["tangent_scale"]}
+        state = State.empty(model).with_settings(**settings)
         state = state.learn(rows.sums(whole), ranks().add_up)
         ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids)
         private = Private(state, ledger, [], secrets.token_hex(8))

@@ -228,19 +228,16 @@ class State:
         """Return a state of more classes, not solved yet; class c becomes class places[c]."""
         class_rows = np.zeros(n_classes, dtype=self.class_rows.dtype)
         class_rows[places] = self.class_rows
-        settings = replace(self.settings, n_classes=n_classes)
         return replace(
-            self,
-            model=replace(self.model, settings=settings),
+            self.with_settings(n_classes=n_classes),
             statistics=self.statistics.with_classes(places, n_classes),
             class_rows=class_rows,
         )
 
-    def with_ridge(self, alpha: float | None, tangent_scale: float | None = None) -> State:
-        """Return the state with another ridge or weight of tangents; not solved yet."""
-        s = self.settings.tangent_scale if tangent_scale is None else tangent_scale
-        changed = replace(self.settings, alpha=alpha, tangent_scale=s)
-        return replace(self, model=replace(self.model, settings=changed))
+    def with_settings(self, **changes: Any) -> State:
+        """Return the state with other settings, such as alpha; not solved yet."""
+        settings = replace(self.settings, **changes)
+        return replace(self, model=replace(self.model, settings=settings))
 
     def solve(self) -> State:
         """Return the state with the solution of its sums."""
