@@ -149,6 +149,21 @@ def test_partial_fit_adds_exactly_and_merge_sums(blobs):
     assert gap(first, small().fit(*(np.delete(a, [0, 40], axis=0) for a in (X, y)))) < 1e-10
 
 
+def test_merge_refuses_other_set_ups(blobs):
+    X, y = blobs
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    clf = small().fit(frame, y)
+    assert clf.feature_names_in_.tolist() == list("abcd")
+    with pytest.raises(StateMismatchError, match="random_state"):
+        clf.merge(small(random_state=1).fit(X, y))
+    with pytest.raises(StateMismatchError, match="classes"):
+        clf.merge(small().fit(X[y < 2], y[y < 2]))
+    with pytest.raises(StateMismatchError, match="columns"):
+        clf.merge(small().fit(frame[list("dcba")], y))
+    assert clf.n_samples_learned_ == 60
+    assert clf.unlearn(frame.iloc[:5]).n_samples_learned_ == 55
+
+
 def test_merge_refuses_copies_of_one_fit(blobs, tmp_path):
     """Their common rows would count twice, and their receipts would fork."""
     X, y = blobs
@@ -161,16 +176,6 @@ def test_merge_refuses_copies_of_one_fit(blobs, tmp_path):
     for first, second in ((one, two), (clf, copy.deepcopy(clf))):
         with pytest.raises(StateMismatchError, match="learned apart, got copies of one fit"):
             first.merge(second)
-
-
-def test_merge_refuses_other_set_ups(blobs):
-    X, y = blobs
-    clf = small().fit(X, y)
-    with pytest.raises(StateMismatchError, match="random_state"):
-        clf.merge(small(random_state=1).fit(X, y))
-    with pytest.raises(StateMismatchError, match="Expected classes"):
-        clf.merge(small().fit(X[y < 2], y[y < 2]))
-    assert clf.n_samples_learned_ == 60
 
 
 def test_weights_and_duplicates(blobs):
@@ -448,14 +453,6 @@ def test_metadata_routing(blobs):
     assert pipeline[-1].receipts_[-1]["n_rows_left_under_sample_ids"] == 0
 
 
-def test_pandas_names(blobs):
-    X, y = blobs
-    frame = pd.DataFrame(X, columns=list("abcd"))
-    clf = small().fit(frame, y)
-    assert clf.feature_names_in_.tolist() == list("abcd")
-    assert clf.unlearn(frame.iloc[:5]).n_samples_learned_ == 55
-
-
 def test_html_shows_the_state(blobs):
     X, y = blobs
     clf = small()
@@ -491,18 +488,6 @@ def test_the_number_of_threads_is_that_of_the_fit(blobs):
         torch.set_num_threads(before)
     assert clf.receipts_[-1]["threads"] == 2
     assert clf.receipts_[-1]["exactness"]["exact"]
-
-
-def test_parts_of_other_columns_do_not_merge(blobs):
-    X, y = blobs
-    frame = pd.DataFrame(X, columns=["a", "b", "c", "d"])
-    here, there = (
-        FastNTKClassifier(random_state=0).fit(frame[names], y)
-        for names in (["a", "b", "c", "d"], ["d", "c", "b", "a"])
-    )
-    with pytest.raises(StateMismatchError, match=r"Expected columns \['a', 'b', 'c', 'd'\]"):
-        here.merge(there)
-    assert here.n_samples_learned_ == len(X)
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])

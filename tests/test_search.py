@@ -19,7 +19,7 @@ from fastntk_sk.exceptions import (
 from fastntk_sk.sums import memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:The best:UserWarning")
-GRID = {"alpha": [0.01, 0.3, 5.0], "tangent_scale": [0.0, 1.0, 3.0]}
+GRID = {"alpha": [0.01, 5.0], "tangent_scale": [0.0, 1.0, 3.0]}
 
 
 @parametrize_with_checks([FastNTKClassifierCV(alphas=(0.1, 1.0), tangent_scales=(1.0,), random_state=0)])
@@ -40,15 +40,14 @@ def search(**changes):
     return FastNTKClassifierCV(**(settings | changes))
 
 
-@pytest.mark.parametrize("kernel", ["full", "pseudo"])
 @pytest.mark.parametrize(
-    ("cv", "scoring", "n_classes"),
+    ("kernel", "cv", "scoring", "n_classes"),
     [
-        (None, None, 3),
-        (4, "neg_log_loss", 3),
-        (StratifiedKFold(3, shuffle=True, random_state=0), "f1_macro", 3),
-        (3, "roc_auc", 2),
-        (3, lambda clf, X, y: clf.decision_function(X).max(), 2),
+        ("full", None, None, 3),
+        ("pseudo", 3, "neg_log_loss", 3),
+        ("full", StratifiedKFold(3, shuffle=True, random_state=0), "f1_macro", 3),
+        ("pseudo", 2, "roc_auc", 2),
+        ("full", 2, lambda clf, X, y: clf.decision_function(X).max(), 2),
     ],
 )
 def test_it_is_the_grid_search(blobs, kernel, cv, scoring, n_classes):
@@ -115,14 +114,6 @@ def test_it_forgets_and_says_what_has_seen_the_rows(blobs):
     assert clf.partial_fit(X[:5], y[:5]).n_samples_learned_ == 60
 
 
-def test_images(digits):
-    X, y = digits[0][:40], digits[1][:40] % 2
-    params = {"pretrained": False, "image_size": 32, "n_components": 20, "batch_size": 8}
-    fast = search(backbone="test_resnet", alphas=[0.1], cv=2, **params).fit(list(X), y)
-    assert fast.best_params_["alpha"] == 0.1
-    assert fast.predict(X).shape == (40,)
-
-
 def test_a_fold_without_a_class_is_never_predicted(blobs):
     """With KFold on sorted labels a class may be missing: it is -inf, not a crash."""
     X, y = blobs
@@ -178,7 +169,7 @@ def test_what_has_no_score_ranks_last(blobs):
 def test_a_row_that_is_too_heavy_for_the_best_ridge_is_refused(blobs):
     X, y = blobs
     with pytest.raises(HeavyRowError):
-        search().fit(X, y, sample_weight=np.r_[1e8, np.ones(59)])
+        search(alphas=(0.3,)).fit(X, y, sample_weight=np.r_[1e8, np.ones(59)])
 
 
 @pytest.mark.parametrize("alphas", [(0.01, 0.3), np.array([0.01, 0.3])], ids=["tuple", "array"])
