@@ -1060,9 +1060,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             As in :meth:`save_pretrained`.
 
         include_private_state : bool, default=False
-            Also upload what :meth:`save` writes, to the folder `private_state` of a private repository.
-            Without it, a private state that is there is deleted from the branch, because it remembers
-            the rows forgotten since.
+            Also upload what :meth:`save` writes, to the folder `private_state`; only to a private
+            repository. Without it, a private state that is in the repository is deleted from the
+            branch, because it remembers the rows forgotten since.
 
         key : bytes or str, default=None
             Encrypts the private state.
@@ -1086,6 +1086,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         PublicationError
             For a private state in a public repository, for a repository that holds another model, and
             for a history that other branches share.
+
+        NoPrivateStateError
+            If `include_private_state` is set and this is a published adapter.
 
         Warns
         -----
