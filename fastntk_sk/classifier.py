@@ -8,7 +8,6 @@ import os
 import secrets
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from .exceptions import (
     PrivacyWarning,
     SampleError,
     StateMismatchError,
+    warn,
 )
 from .progress import progress
 from .publishing import exports, folder
@@ -58,21 +58,18 @@ from .validation import (
     CONSTRAINTS,
     CheckedRows,
     check_classes,
-    check_copies,
     check_ids,
-    check_more_classes,
     check_together,
     check_training_rows,
     draw_seed,
     encode_labels,
 )
 
-_COLUMNS = ("n_features_in_", "feature_names_in_")
-_OPTIONAL = ("alpha_", "alpha_path_", "history_", "linearity_")
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
 _AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
 _AS_GIVEN = (
     "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
+    "precision", "predict_with", "backbone_has_seen",
 )  # fmt: skip
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
 _ANY = object()
@@ -88,13 +85,21 @@ def _can_add(classifier: Any) -> bool:
 
 
 class Training(NamedTuple):
-    """Checked rows of a fit, and the model that is to learn them."""
+    """Checked rows of a fit, the model that is to learn them, and what X says of its columns."""
 
     rows: Rows
     checked: CheckedRows
     classes: np.ndarray
     model: LinearizedModel
     columns: dict[str, Any]
+
+
+class Scored(NamedTuple):
+    """Scores of rows, and what turns them into labels and probabilities."""
+
+    scores: np.ndarray
+    classes: np.ndarray
+    sharpness: float
 
 
 class FastNTKClassifier(ClassifierMixin, BaseEstimator):
@@ -118,12 +123,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     docs/user_guide/concepts.md.
 
     The rows enter the fit only through sums. :meth:`unlearn` subtracts the forgotten rows and solves
-    again. The result has the parameters of a fit that never saw the rows, up to rounding: in any order,
-    any number of times, without the rest of the data. It is exact for the linearised model; a ladder or
-    a head alone is linear in its parameters, so that it is exact for the model itself.
-    docs/user_guide/exactness.md lists what exactness does not cover: a fine-tuned anchor, the
-    backbone's own training data, hyper-parameters that were chosen with the rows, class names, and
-    models that were published earlier.
+    again: the result has the parameters of a fit that never saw the rows, up to rounding, in any order,
+    any number of times, without the rest of the data. It is exact for the linearised model, and for the
+    model itself where that is linear, as a ladder or a head alone is. It does not cover a fine-tuned
+    anchor, the backbone's own training data, hyper-parameters that were chosen with the rows, class
+    names, and models that were published earlier (docs/user_guide/exactness.md).
 
     Parameters
     ----------
@@ -135,10 +139,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     trainable : str or sequence of str, default="auto"
         What is trained; several entries are united.
 
-        - "ladder" reads every block of the frozen network (a side adapter): one forward pass a row. Only
-          at the pretrained anchor. It is "ladder-grid" (the results of the blocks on a grid of places,
-          which suits aligned pictures) and "ladder-gap" (activations within the blocks, averaged over
-          all places) with half of `n_components` each.
+        - "ladder" reads every block of the frozen network (a side adapter), by one forward pass a row:
+          "ladder-grid" (results of the blocks on a grid of places, which suits aligned pictures) and
+          "ladder-gap" (activations within the blocks, averaged over all places) with half of
+          `n_components` each. Only at the pretrained anchor.
         - "head" is the readout alone, a linear probe.
         - "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt tokens of a ViT,
           inserted after the class token), "prompt-deep" (new ones in every block), "full" (for small
@@ -153,26 +157,25 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         has seen every row, so that a deletion is not exact against a retraining.
 
     kernel : {"full", "pseudo"}, default="full"
-        "full" is the paper's: all classes share one displacement of the subset, which costs a backward
-        pass for each class and row. "pseudo" takes the tangents of `n_directions` random directions of
-        the features, and each class reads them by itself: the cost of a pass does not grow with the
-        number of classes. It is as exact and about as accurate; it cannot be written back as weights.
-        A ladder and the head have no tangents, and there `kernel` has no effect.
+        "full" is the paper's: all classes share one displacement of the subset, at a backward pass for
+        each class and row. "pseudo" takes the tangents of `n_directions` random directions of the
+        features, which each class reads by itself, at as many backward passes a row whatever the number
+        of classes. It is as exact and about as accurate; it cannot be written back as weights. Without
+        tangents (a ladder or the head alone) it has no effect.
 
     n_directions : int, default=3
-        r, of the pseudo kernel: backward passes for each row. More cost more and gain little.
+        r, of the pseudo kernel. More cost more and gain little.
 
     alpha : float or "auto", default="auto"
-        Ridge. With a ladder or the head alone, "auto" chooses it from the sums (`alpha_`) by the
-        evidence of Bayesian ridge regression on a fixed grid, so that a deletion chooses again what a
-        fit without the rows would. It counts a row of weight w as w independent rows: give a number
-        where a row comes with its mirror image, or where weights sum to one. With tangents "auto" is
-        0.25, which was chosen on held-out training images (examples/benchmarks). A number is not
-        rescaled by the number of rows, because a deletion would change it.
+        Ridge, which is not rescaled by the number of rows: a deletion would change it. With a ladder or
+        the head alone, "auto" chooses it from the sums (`alpha_`) by the evidence of Bayesian ridge
+        regression on a fixed grid, so that a deletion chooses again what a fit without the rows would.
+        It counts a row of weight w as w independent rows: give a number where a row comes with its
+        mirror image, or where weights sum to one. With tangents "auto" is 0.25, which was chosen on
+        held-out training images (examples/benchmarks).
 
     tangent_scale : float, default=1.0
-        s, the weight of the subset against the readout. 0 leaves the readout alone: a linear probe, or
-        the ladder.
+        s, the weight of the subset against the readout. 0 leaves the readout alone.
 
     target_scale : float or "auto", default="auto"
         Scale of the targets. "auto" is 1 for the pretrained anchor, where predictions and parameters
@@ -181,27 +184,26 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     n_components : int, "auto" or None, default="auto"
         k, the dimension of a fixed random subspace of the subset, and of the features of a ladder. None
         is as many as there are, and so is any larger number. "auto" is 4096 at most, and fewer tangents
-        for hundreds of classes. Memory grows as k^2. The time of the solve grows as k^3 with a ladder;
-        with tangents as k^2 times classes times features, and as (r k)^3 with the pseudo kernel. With
-        some hundred rows the solve takes longer than the passes: 1024 is ten times faster then, and
-        costs about a point of accuracy or less.
+        for hundreds of classes. Memory grows as k^2, and the solve as k^3 with a ladder, as k^2 times
+        classes times features with tangents, and as (r k)^3 with the pseudo kernel. With some hundred
+        rows, 1024 is ten times faster and costs about a point of accuracy or less.
 
     n_prompts : int, default=10
         Number of prompt tokens.
 
     image_size : int, tuple (height, width) or None, default=None
         Images are resized to it; None is the size that the weights were trained at. The time of a pass
-        is roughly proportional to the area.
+        grows with the area.
 
     pretrained : bool, default=True
         Load pretrained weights; False gives random ones, seeded by `random_state`.
 
     batch_size : int, default=32
-        Rows in a pass. Learning and forgetting pad every batch to it, because a row's Jacobian has to
-        be the same both times.
+        Rows in a pass. Every batch is padded to it, so that a row's Jacobian is the same when it is
+        learned and when it is forgotten.
 
     max_epochs : int, default=15
-        Epochs of fine-tuning; the pretrained anchor has none.
+        Epochs of fine-tuning.
 
     learning_rate : float, default=2e-3
         Learning rate of the readout in fine-tuning. The coordinates of the subspace learn ten times as
@@ -209,11 +211,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     finetune_params : dict, default=None
         Further arguments of :class:`skorch.NeuralNetClassifier`: "callbacks" (added to the one-cycle
-        schedule, which "callbacks__schedule": None removes), "train_split", "optimizer", "criterion"
-        (:class:`torch.nn.CrossEntropyLoss` by default; `training.finetuning.SquaredLoss` is the squared
-        loss), "batch_size". The subset is trained as a displacement: "optimizer__weight_decay" pulls it
-        toward the pretrained values, and the readout toward zero. The decay is decoupled with AdamW, the
-        default, and an L2 penalty with :class:`torch.optim.SGD` or :class:`torch.optim.Adam`.
+        schedule, which "callbacks__schedule": None removes), "train_split", "optimizer" (AdamW by
+        default), "criterion" (:class:`torch.nn.CrossEntropyLoss` by default;
+        `training.finetuning.SquaredLoss` is the squared loss), "batch_size". The subset is trained as a
+        displacement: "optimizer__weight_decay" pulls it toward the pretrained values, and the readout
+        toward zero.
 
     predict_with : {"auto", "linear", "network"}, default="auto"
         "linear" evaluates the linearised model, by one directional derivative where there are tangents
@@ -229,10 +231,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         never in bfloat16.
 
     backbone_has_seen : bool, "unknown" or "auto", default="auto"
-        Whether the backbone was trained on rows that are learned here. No deletion can take that back:
+        Whether the backbone was trained on rows that are learned here, which no deletion takes back:
         with True or "unknown", receipts say that a deletion is not exact, and why. "auto" is False for
-        published weights of timm and torchvision and for random ones, and "unknown" for modules,
-        callables, folders and repositories of others.
+        published weights of timm and torchvision and for random ones, and "unknown" for all others.
 
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
@@ -242,8 +243,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     random_state : int, RandomState instance or None, default=None
         Seeds the probe directions V, the subspace Q, prompts, random weights and batches. None draws a
-        seed from the system and not from numpy's global generator, because a fit neither reads nor
-        advances global generators. Pass an int to make a refit comparable.
+        seed from the system and not from numpy's global generator, which a fit neither reads nor
+        advances. Pass an int to make a refit comparable.
 
     verbose : int, default=0
         1 shows progress bars.
@@ -271,8 +272,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     alpha_path_ : dict of float to float
         Where the sums chose `alpha_`: minus twice the log evidence for each class, by value of alpha
-        from 1e-4 to 100; else empty. `alpha_` is its first minimum from the largest alpha on: the
-        smallest alpha where it falls all the way, as with fewer rows than features.
+        from 1e-4 to 100; else empty. `alpha_` is its first minimum from the largest alpha on.
 
     displacement_ : ndarray of shape (p,); (0,) for the pseudo kernel, and where p is 0
         Displacement of the trainable parameters from their pretrained values.
@@ -282,11 +282,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         anchor.
 
     linearity_ : float
-        Relative difference between the centred scores of the network and of the linearised model, at
-        fit, on rows of the fit (some may be forgotten since). Only for the fine-tuned anchor. Deletion
-        is exact for the linearised model: the smaller this is, the closer the network follows it.
-        Above 0.5 `fit` warns where the network predicts: predict with "linear", or train for fewer
-        epochs.
+        Relative difference between the centred scores of the network and of the linearised model, for
+        which alone deletion is exact, on rows of the fit. Only for the fine-tuned anchor. Above 0.5
+        `fit` warns where the network predicts: predict with "linear", or train for fewer epochs.
 
     n_samples_learned_ : int
         Number of rows that the model rests on.
@@ -296,9 +294,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     receipts_ : list of dict
         One for each deletion: time, number of rows, "exactness" ({"exact": bool, "reasons": list of
-        str}) and the numbers that decide it (drift, residual, rounding), versions, device, precision,
-        threads, the checksum of the adapter, and that of the receipt before it. Private: empty after
-        :meth:`from_pretrained`.
+        str}) and the numbers that decide it, versions, device, precision, threads, the checksum of the
+        adapter, and that of the receipt before it. Private: empty after :meth:`from_pretrained`.
 
     See Also
     --------
@@ -310,7 +307,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     Parameters that are set after fit take effect at the next fit; :meth:`unlearn` and
     :meth:`partial_fit` warn of them. `verbose` and `num_workers` take effect at once.
 
-    A pickle, and the folder of :meth:`save`, hold the statistics and the ledger, which describe the
+    After :meth:`from_pretrained`, methods that need more than what predicts raise a
+    `NoPrivateStateError`.
+
+    A pickle, and what :meth:`save` writes, hold the statistics and the ledger, which describe the
     remaining training data, and a fine-tuned anchor, which has seen forgotten rows too: they are
     private. What is public is the adapter of :meth:`save_pretrained` and :meth:`push_to_hub`.
 
@@ -391,12 +391,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        sample_ids: Any = None,
-        classes: Any = None,
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
         """Learn from scratch: fine-tuning if the anchor asks for it, one pass and one solve.
 
@@ -423,7 +418,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self : FastNTKClassifier
-            Fitted estimator.
 
         Raises
         ------
@@ -434,13 +428,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             If the statistics would not fit; it names an `n_components` that would.
 
         HeavyRowError
-            If a row is so heavy that rounding would leave traces of it when it is forgotten; `indices`
-            names such rows.
+            If rounding would leave traces of a row when it is forgotten; `indices` names such rows.
 
         FineTuningError
             If SGD diverged.
         """
-        params = self.get_params(deep=False)
         training = self._prepare(X, y, sample_weight, sample_ids, classes)
         state = self._first_state(training)
         key = ranks().first(secrets.token_bytes(KEY_BYTES))
@@ -449,19 +441,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         private = self._learn(private, training.rows, training.checked)
         if state.settings.is_finetuned:
             private = self._with_linearity(private, training.rows)
-        return self._commit(
-            private.adapter(training.classes), private, fitted=(params, training.columns)
-        )
+        return self._commit(private.adapter(training.classes), private, found=training.columns)
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        sample_ids: Any = None,
-        classes: Any = None,
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
         """Learn more rows; the result is that of one fit on all of them.
 
@@ -482,7 +467,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self : FastNTKClassifier
-            Fitted estimator.
 
         Raises
         ------
@@ -504,7 +488,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
         rows = Rows(checked.X, before.state.model.backbone.spec, self.num_workers)
-        names = check_more_classes(known, checked.y, classes)
+        names = check_classes(checked.y, classes, known)
         after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
         return self._commit(after.adapter(names), after, before=before)
 
@@ -513,9 +497,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     ) -> Self:
         """Forget rows: the result is that of statistics which never saw them.
 
-        Exact for the linearised model; at the pretrained anchor that is a fit without the rows, at a
-        fine-tuned one the anchor has seen them. Needs only the forgotten rows; atomic: when an error is
-        raised, nothing has changed.
+        Only the forgotten rows are needed. When an error is raised, nothing has changed.
 
         Parameters
         ----------
@@ -530,26 +512,20 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             then counts the rows that are left under them.
 
         copies : {"one", "all"}, default="one"
-            For content that was learned several times: each row of the request removes one copy, or
-            all.
+            How many learned copies of its content each row of the request removes.
 
         Returns
         -------
         self : FastNTKClassifier
-            The estimator without the rows.
 
         Raises
         ------
-        NoPrivateStateError
-            If this is a published adapter.
-
         UnknownSampleError
-            If rows were never learned, are already forgotten, or were learned with another label;
+            If rows were never learned, are already forgotten, or were learned with another label or id;
             `indices` names them.
 
         AmbiguousSampleError
-            If a row was learned with several labels, weights or ids and the request does not say
-            which.
+            If rows were learned with several labels, weights or ids and the request leaves it open.
 
         ForgetsEverythingError
             If no row would be left.
@@ -575,15 +551,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=(), strict=False
     ) -> Self:
         """Match, sum, subtract, write the receipt, commit."""
-        check_is_fitted(self)
-        self._warn_of_changed_parameters()
         started, before = time.perf_counter(), self._held
+        self._warn_of_changed_parameters()
         rows, removals = self._match(before, X, y, sample_ids, copies)
         ledger = before.ledger.removed(removals)
         drift = self._drift(before.state, before.state.probe())
         sums = self._sum(before, rows, removals, "forgetting")
-        after = replace(before, state=self._solved(before.state.subtract, sums), ledger=ledger)
-        measured = self._measured(after.state, drift, seen_by, searched_by)
+        after = replace(before, state=_agreed(before.state.subtract(sums)), ledger=ledger)
+        measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
             reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
             raise InexactDeletionError(
@@ -618,31 +593,34 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         report : dict
-            "possible" (bool), "reason" (str, empty if possible), "indices" (rows of the request that
-            are in the way), "n_rows" (learned copies that would go), "n_bytes" (estimated peak
-            memory), "seconds" (estimated from the last pass and solve), and "exactness", as far as it
-            is known before the rows are read: {"exact": bool, "reasons": list of str}.
+            "possible" (bool), "reason" (why not), "indices" (rows of the request that are in the way),
+            "n_rows" (learned copies that would go), "n_bytes" and "seconds" (estimates of peak memory
+            and time), and "exactness", as far as it is known before the rows are summed.
         """
-        check_is_fitted(self)
-        report: dict[str, Any] = {"possible": True, "reason": "", "indices": []}
-        nothing = {"n_rows": 0, "n_bytes": 0, "seconds": 0.0}
         try:
             held = self._held
             _, removals = self._match(held, X_forget, y_forget, sample_ids, copies)
             held.ledger.removed(removals)
         except FastNTKError as error:
-            indices = error.indices if isinstance(error, SampleError) else []
-            verdict = {"exact": False, "reasons": [str(error)]}
-            report = {"possible": False, "reason": str(error), "indices": indices}
-            return report | nothing | {"exactness": verdict}
-        state = held.state
-        batch_size = state.settings.batch_size
+            return {
+                "possible": False,
+                "reason": str(error),
+                "indices": error.indices if isinstance(error, SampleError) else [],
+                "n_rows": 0,
+                "n_bytes": 0,
+                "seconds": 0.0,
+                "exactness": {"exact": False, "reasons": [str(error)]},
+            }
+        state, batch_size = held.state, held.state.settings.batch_size
         padded = math.ceil(len(removals) / batch_size) * batch_size
-        return report | {
+        return {
+            "possible": True,
+            "reason": "",
+            "indices": [],
             "n_rows": len(removals),
             "n_bytes": state.model.memory_needed(),
             "seconds": padded * state.seconds_per_row + state.seconds_per_solve,
-            "exactness": self._measured(state, state.drift(state.probe()))["exactness"],
+            "exactness": _measured(state, state.drift(state.probe()))["exactness"],
         }
 
     def rebuild(self, X: Any, y: Any = None) -> Self:
@@ -659,7 +637,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self : FastNTKClassifier
-            The estimator with fresh statistics; ledger and receipts are kept.
+            Its ledger and receipts are kept.
 
         Raises
         ------
@@ -669,7 +647,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         StateMismatchError
             If rows are missing, or another thread changed the estimator meanwhile.
         """
-        check_is_fitted(self)
         before = self._held
         rows, removals = self._match(before, X, y, None, "one")
         if len(removals) != before.ledger.n_rows:
@@ -678,9 +655,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
         sums = self._sum(before, rows, removals, "rebuilding")
-        state = self._solved(before.state.rebuild, sums)
-        state = self._at_all_places(state, state.probes[0])
-        after = replace(before, state=state)
+        state = _agreed(before.state.rebuild(sums))
+        after = replace(before, state=_at_all_places(state, state.probes[0]))
         return self._commit(after.adapter(self.classes_), after, before=before)
 
     def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> Self:
@@ -707,22 +683,20 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         PrivacyWarning
             If a part has so few rows that its statistics can be inverted.
         """
-        check_is_fitted(self)
+        before = self._held
         parts = [others] if isinstance(others, FastNTKClassifier) else list(others)
+        theirs = [part._held for part in parts]
         for part in parts:
-            check_is_fitted(part)
             _check_same_columns(self, part)
-        before, theirs = self._held, [part._held for part in parts]
         ledger = before.ledger.merged([other.ledger for other in theirs])
         state = before.state.merge([other.state for other in theirs])
         width, _ = state.model.sizes
         for other in theirs:
             if other.state.n_rows <= width:
-                warnings.warn(
+                warn(
                     f"Statistics of {other.state.n_rows} rows in {width} features can be inverted into "
                     "the rows themselves. Do not let them travel.",
                     PrivacyWarning,
-                    stacklevel=2,
                 )
         receipts = [receipt for part in (before, *theirs) for receipt in part.receipts]
         after = Private(state, ledger, receipts, before.chain)
@@ -741,7 +715,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         scores : ndarray of shape (n,) for two classes, else (n, n_classes)
             For two classes, the second score less the first. A class without rows has -inf.
         """
-        scores, _ = self._scores(X)
+        scores = self._scores(X).scores
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict(self, X: Any) -> np.ndarray:
@@ -756,16 +730,16 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         labels : ndarray of shape (n,)
         """
-        scores, adapter = self._scores(X)
-        return adapter.classes[scores.argmax(axis=1)]
+        found = self._scores(X)
+        return found.classes[found.scores.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         r"""Return scores as numbers that sum to one: not calibrated probabilities.
 
         A softmax of :math:`\log(99 (C - 1)) f(x) / target\_scale`, so that a row that is fitted
-        exactly gets 0.99. A squared-loss model does not know its own confidence: wrap it in
-        :class:`~sklearn.calibration.CalibratedClassifierCV` for probabilities to rely on; what it
-        learns has seen its rows, so fit it on others than those that may have to be forgotten.
+        exactly gets 0.99. For probabilities to rely on, wrap the classifier in
+        :class:`~sklearn.calibration.CalibratedClassifierCV`, fitted on rows that need not be forgotten:
+        what it learns has seen them.
 
         Parameters
         ----------
@@ -776,8 +750,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         probabilities : ndarray of shape (n, n_classes)
         """
-        scores, adapter = self._scores(X)
-        return softmax(adapter.sharpness * scores, axis=1)
+        found = self._scores(X)
+        return softmax(found.sharpness * found.scores, axis=1)
 
     @property
     def receipts_(self) -> list[dict[str, Any]]:
@@ -790,10 +764,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         module : nn.Module
-            A timm model with its classifier (`classes_` are its outputs), or a Sequential of
-            "backbone" and "readout"; float tensors of normalised images in, scores out. In eval mode.
-            It holds the solved weights and nothing of SGD's. With a ladder alone the "backbone" is the
-            frozen network with its rungs, which torch.export takes.
+            In eval mode: a timm model whose outputs are `classes_`, or a Sequential of "backbone" (of
+            a ladder, the frozen network with its rungs) and "readout". Float tensors of normalised
+            images in, scores out. It holds the solved weights and nothing of SGD's.
 
         Raises
         ------
@@ -832,11 +805,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` as one ONNX file, for onnxruntime and others.
 
-        Its input "batch" is what `to_module` takes: any number of float32 rows, pictures of shape
-        (n, channels, height, width), resized, divided by 255 and normalised. Its output "scores" has a
-        column for each of `classes_`, two for two classes, and minus infinity for a class without rows.
-        The metadata hold "classes" (as text) and "preprocessing" (size, channels, mean and standard
-        deviation of values in 0..1, interpolation) in JSON. Exporting takes from seconds to a minute.
+        Its input "batch" is what `to_module` takes, any number of float32 rows; pictures have the shape
+        (n, channels, height, width). Its output "scores" has a column for each of `classes_`, with minus
+        infinity for a class without rows. The metadata hold "classes" (as text) and "preprocessing"
+        (size, channels, mean and standard deviation of values in 0..1, interpolation) in JSON.
 
         Parameters
         ----------
@@ -885,9 +857,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         DecryptionError
             If the key is malformed.
-
-        NoPrivateStateError
-            If this is a published adapter.
         """
         check_is_fitted(self)
         persistence.save(self, path, key)
@@ -969,9 +938,6 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         StateFormatError
             If class labels or a parameter are no plain values.
-
-        NotFittedError
-            If there is nothing to publish.
         """
         from .publishing.card import model_card
 
@@ -1142,18 +1108,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         path : str or path-like
-
-        Raises
-        ------
-        NoPrivateStateError
-            If this is a published adapter: receipts are private.
         """
-        check_is_fitted(self)
         export_receipts(self._held.receipts, path)
 
     @property
     def _held(self) -> Private:
-        """The private half; raise NoPrivateStateError where there is none."""
+        """The private half; raise NotFittedError or NoPrivateStateError where there is none."""
+        check_is_fitted(self)
         if self._private is None:
             raise NoPrivateStateError(
                 "Expected an estimator with its private state, got a published adapter, which only "
@@ -1170,12 +1131,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """Check everything and build the model; the estimator does not change."""
         check_together(self)
         vectors = takes_vectors(self.backbone, X)
-        columns = copy.copy(self)  # gets n_features_in_ and feature_names_in_
-        for name in _COLUMNS:
-            columns.__dict__.pop(name, None)
-        checked = check_training_rows(
-            columns, X, y, sample_weight, sample_ids, vectors=vectors, reset=True
-        )
+        twin = type(self)(**self.get_params(deep=False))  # gets n_features_in_ and feature_names_in_
+        checked = check_training_rows(twin, X, y, sample_weight, sample_ids, vectors=vectors, reset=True)
         names = check_classes(checked.y, classes)
         settings = self._settings(checked.X.shape[1] if vectors else None, len(names))
         model = linearize(self.backbone, checked.X, replace(settings, **chosen))
@@ -1185,41 +1142,38 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 'network, got "network". Choose trainable="norm" to displace weights.'
             )
         rows = Rows(checked.X, model.backbone.spec, self.num_workers)
-        found = {name: getattr(columns, name) for name in _COLUMNS if hasattr(columns, name)}
-        return Training(rows, checked.encoded(names), names, model, found)
+        columns = {name: value for name, value in vars(twin).items() if name.endswith("_")}
+        return Training(rows, checked.encoded(names), names, model, columns)
 
     def _settings(self, n_features: int | None, n_classes: int) -> Settings:
         """Resolve what the parameters leave open; `trainable` and `n_components` need the network."""
-        named = isinstance(self.backbone, str)
-        finetuned = self.anchor == "finetuned"
-        precision, predict_with, device = self.precision, self.predict_with, str(self.device)
-        if precision == "auto":
-            precision = "float64" if named and n_features is not None else "float32"
-        if predict_with == "auto":
-            predict_with = "network" if finetuned else "linear"
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN}
+        name = self.backbone if isinstance(self.backbone, str) else None
+        if self.precision == "auto":
+            chosen["precision"] = "float64" if name and n_features is not None else "float32"
+        if self.predict_with == "auto":
+            chosen["predict_with"] = "network" if self.anchor == "finetuned" else "linear"
+        if self.backbone_has_seen == "auto":
+            not_seen = has_not_seen(self.backbone, self.pretrained)
+            chosen["backbone_has_seen"] = False if not_seen else "unknown"
+        elif self.backbone_has_seen != "unknown":
+            chosen["backbone_has_seen"] = bool(self.backbone_has_seen)
+        device = str(self.device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        seen = self.backbone_has_seen
-        if seen == "auto":
-            seen = False if has_not_seen(self.backbone, self.pretrained) else "unknown"
-        choices: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN} | {
-            "precision": precision,
-            "predict_with": predict_with,
-            "backbone_has_seen": seen if isinstance(seen, str) else bool(seen),
-        }
         return Settings(
-            **choices,
-            searched_by=(),
+            **chosen,
             seed=ranks().agree(draw_seed(self.random_state)),
             n_classes=n_classes,
             n_features=n_features,
-            backbone=self.backbone if isinstance(self.backbone, str) else None,
+            backbone=name,
             trainable=as_entries(self.trainable),
             image_size=pair(self.image_size),
             device=device,
             alpha=number(self.alpha),
             tangent_scale=float(self.tangent_scale),
             target_scale=1.0 if self.target_scale == "auto" else float(self.target_scale),
+            searched_by=(),
         )
 
     def _first_state(self, training: Training) -> State:
@@ -1259,15 +1213,16 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         shown = self._progress(rows.read(part), "learning", len(part))
         noted, numbers = private.ledger.noted(shown, digests), checked.numbers[part]
         sums = state.sum_rows(noted, labels[part], weights[part], numbers, shared.add_up)
-        state = self._solved(state.learn, sums, shared.add_up)
+        state = _agreed(state.learn(sums, shared.add_up))
         everyone = b"".join(shared.gather(b"".join(digests)))
         digests = [everyone[i : i + KEY_BYTES] for i in range(0, len(everyone), KEY_BYTES)]
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids)
-        return replace(private, state=self._at_all_places(state, probe), ledger=ledger)
+        return replace(private, state=_at_all_places(state, probe), ledger=ledger)
 
     def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
         """Find the learned copies that a request names."""
-        check_copies(copies)
+        if copies not in ("one", "all"):
+            raise ValueError(f"Expected copies to be 'one' or 'all', got {copies!r}.")
         ledger, rows = held.ledger, self._rows(X, held.state.model)
         labels = None
         if y is not None:
@@ -1292,50 +1247,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             shared.add_up,
         )
 
-    def _solved(self, step: Callable[..., State], *arguments: Any) -> State:
-        """Take a step that solves, and show that it goes on; every rank takes the result of rank 0."""
-        (state,) = self._progress((step(*arguments) for _ in range(1)), "solving", 1, unit="solve")
-        shared, found = ranks(), state.parameters
-        if shared.size > 1:
-            shared.take_first([found.W, found.delta])
-            state = replace(state, parameters=state.model.parameters(found.W, found.delta))
-        return state
-
     def _drift(self, state: State, probe: Tensor) -> float:
         """Measure how far what the backbone gives here is from what was learned, and warn."""
         drift = ranks().largest(state.drift(probe))
         if drift:
-            warnings.warn(
+            warn(
                 f"What the backbone gives differs by {drift:.1e} (relative) from what was learned: sums "
                 "learned there and rows subtracted here do not cancel exactly. rebuild(X, y) restores "
                 "exactness.",
                 NumericalDriftWarning,
-                stacklevel=4,
             )
         return drift
-
-    @staticmethod
-    def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[str, Any]:
-        """Return what tells whether a deletion is exact, and the verdict."""
-        settings = state.settings
-        measured: dict[str, Any] = {
-            "drift": drift,
-            "position_gap": state.model.position_gap,
-            "residual": state.residual,
-            "rounding": state.rounding,
-            "seen_by": seen_by,
-            "searched_by": [*searched_by, *settings.searched_by],
-            "anchor": settings.anchor,
-        }
-        seen = settings.backbone_has_seen
-        return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
-
-    @staticmethod
-    def _at_all_places(state: State, probe: Tensor) -> State:
-        """Return a state that knows what the backbone gives in every rank."""
-        places = ranks().gather(probe.numpy().tobytes())
-        found = [torch.frombuffer(bytearray(place), dtype=torch.float64) for place in places]
-        return replace(state, probes=distinct([*state.probes, *found]))
 
     def _with_linearity(self, private: Private, rows: Rows) -> Private:
         """Measure how far the network is from the linearised model, and warn where it is far."""
@@ -1343,28 +1265,27 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         assert state.tuning is not None
         gap = linearity(state.model, state.parameters, rows)
         if state.settings.predict_with == "network" and gap > _NOT_FOLLOWED:
-            warnings.warn(
+            warn(
                 f"The displaced network's scores are {gap:.0%} away from those of the linearised model "
                 "(linearity_), for which alone deletion is exact. Predict with the latter "
                 "(predict_with='linear'), or train for fewer epochs.",
                 LinearityWarning,
-                stacklevel=4,
             )
         return replace(private, state=replace(state, tuning=replace(state.tuning, linearity=gap)))
 
     def _rows(self, X: Any, model: LinearizedModel | None = None) -> Rows:
-        check_is_fitted(self)
         model = self._adapter.model if model is None else model
         if model.settings.n_features is not None:
             X = validate_data(self, X, dtype=np.float32, reset=False)
         return Rows(X, model.backbone.spec, self.num_workers)
 
-    def _scores(self, X: Any) -> tuple[np.ndarray, Adapter]:
-        """Return scores, and the adapter that gave them: another thread may commit one meanwhile."""
+    def _scores(self, X: Any) -> Scored:
+        """Return scores, all of one adapter: another thread may commit the next meanwhile."""
         check_is_fitted(self)
         adapter = self._adapter
         rows = self._rows(X, adapter.model)
-        return adapter.scores(self._progress(rows, "predicting", len(rows))), adapter
+        scores = adapter.scores(self._progress(rows, "predicting", len(rows)))
+        return Scored(scores, adapter.classes, adapter.settings.sharpness)
 
     def _commit(
         self,
@@ -1372,35 +1293,31 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         private: Private | None = None,
         *,
         before: Any = _ANY,
-        fitted: tuple[dict[str, Any], dict[str, Any]] | None = None,
+        found: dict[str, Any] | None = None,
     ) -> Self:
         """Take a public half, and the private one where there is one, at one moment.
 
         `before` is the private half that was changed: where another thread has committed meanwhile,
-        nothing is taken. `fitted` holds the parameters of a fit and what it found of the columns.
+        nothing is taken. `found` holds further attributes of a fit; those of the fit before go.
         """
         if private is not None:
             adapter = private.described(adapter)
+        attributes = _attributes(adapter, private) | (found or {})
         with _COMMITTING:
             if before is not _ANY and self._private is not before:
                 raise StateMismatchError(
                     "Another thread changed this estimator during the call, which has changed nothing. "
                     "Call again, and hold a lock around calls that change an estimator."
                 )
-            attributes = _attributes(adapter, private)
-            if fitted is not None:
-                held = (dict, list)  # which may be changed in place
+            if found is not None or not hasattr(self, "_adapter"):
                 self._params_at_fit = {
-                    name: copy.copy(value) if isinstance(value, held) else value
-                    for name, value in fitted[0].items()
+                    name: copy.copy(value) if isinstance(value, (dict, list)) else value
+                    for name, value in self.get_params(deep=False).items()
                 }
-                attributes |= fitted[1]
-            elif not hasattr(self, "_params_at_fit"):
-                self._params_at_fit = self.get_params(deep=False)
+                for name in [name for name in vars(self) if name.endswith("_")]:
+                    if name not in attributes:
+                        delattr(self, name)
             self.__dict__.update(attributes)
-            for name in (*_OPTIONAL, *(_COLUMNS if fitted is not None else ())):
-                if name not in attributes:
-                    self.__dict__.pop(name, None)
             self._adapter = adapter
             self._private = private  # the last one: who reads it first finds the rest as new, or newer
         return self
@@ -1414,25 +1331,22 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             if name not in _AT_ONCE and value is not known[name] and repr(value) != repr(known[name])
         ]
         if changed:
-            warnings.warn(
+            warn(
                 f"The parameters {changed} were set after fit, and take effect at the next fit only. "
-                "Call fit again to apply them.",
-                UserWarning,
-                stacklevel=4,
+                "Call fit again to apply them."
             )
 
     def _warn_of_empty_classes(self, before: State, after: State) -> None:
         emptied = self.classes_[(after.class_rows == 0) & (before.class_rows > 0)]
         if len(emptied):
-            warnings.warn(
+            warn(
                 f"No rows are left of the classes {emptied.tolist()}. They are never predicted any "
                 "more; their names are still in classes_ and are published with it.",
                 EmptyClassWarning,
-                stacklevel=4,
             )
 
-    def _progress(self, rows: Iterable, what: str, total: int, unit: str = "row") -> Iterable:
-        return progress(rows, what, total, unit=unit, show=self.verbose)
+    def _progress(self, rows: Iterable, what: str, total: int) -> Iterable:
+        return progress(rows, what, total, unit="row", show=self.verbose)
 
     def _html_repr(self) -> str:
         return super()._html_repr() + (state_table(self) if hasattr(self, "_adapter") else "")
@@ -1468,14 +1382,45 @@ def _attributes(adapter: Adapter, private: Private | None) -> dict[str, Any]:
     return found
 
 
+def _agreed(state: State) -> State:
+    """Return a state with the solution of rank 0: those of other ranks may differ by rounding."""
+    shared, found = ranks(), state.parameters
+    if shared.size == 1:
+        return state
+    shared.take_first([found.W, found.delta])
+    return replace(state, parameters=state.model.parameters(found.W, found.delta))
+
+
+def _at_all_places(state: State, probe: Tensor) -> State:
+    """Return a state that knows what the backbone gives in every rank."""
+    places = ranks().gather(probe.numpy().tobytes())
+    found = [torch.frombuffer(bytearray(place), dtype=torch.float64) for place in places]
+    return replace(state, probes=distinct([*state.probes, *found]))
+
+
+def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[str, Any]:
+    """Return what tells whether a deletion is exact, and the verdict."""
+    settings = state.settings
+    measured: dict[str, Any] = {
+        "drift": drift,
+        "position_gap": state.model.position_gap,
+        "residual": state.residual,
+        "rounding": state.rounding,
+        "seen_by": seen_by,
+        "searched_by": [*searched_by, *settings.searched_by],
+        "anchor": settings.anchor,
+    }
+    seen = settings.backbone_has_seen
+    return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
+
+
 def _warn_of_steps(seen_by: Sequence[str]) -> None:
     if seen_by:
-        warnings.warn(
+        warn(
             f"The fitted steps {', '.join(seen_by)} have seen the forgotten rows and still remember "
             "them: the deletion is approximate. Fit them on other data, or use steps that learn "
             "nothing.",
             InexactDeletionWarning,
-            stacklevel=4,
         )
 
 

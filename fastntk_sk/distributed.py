@@ -20,13 +20,7 @@ from .exceptions import DistributedError, StateMismatchError
 
 
 class Ranks:
-    """One process, for which every collective is the identity.
-
-    Attributes
-    ----------
-    rank, size : int
-        0 and 1.
-    """
+    """One process, for which every collective is the identity."""
 
     rank, size = 0, 1
 

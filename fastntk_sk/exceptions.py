@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+
+_LIBRARIES = (__name__.split(".")[0], "sklearn")
 
 
 class FastNTKError(Exception):
@@ -152,6 +156,14 @@ class LinearityWarning(UserWarning):
 
 class UnsavedParameterWarning(UserWarning):
     """A parameter of the estimator could not be saved; what was learned is not touched."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside of this library and of scikit-learn that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from numbers import Real
@@ -13,17 +11,18 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from scipy.special import softmax
 from scipy.stats import rankdata
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import _fit_context
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 from sklearn.utils import column_or_1d
+from sklearn.utils._param_validation import validate_parameter_constraints
 from sklearn.utils.validation import _check_sample_weight
 from torch import nn
 
-from .classifier import FastNTKClassifier, Training
+from .classifier import FastNTKClassifier, Scored, Training
 from .distributed import ranks
+from .exceptions import warn
 from .progress import progress
 from .state import State, Sums
 from .store.ledger import Ledger
@@ -36,17 +35,17 @@ from .tangents.model import check_finite, row_energies
 from .validation import CONSTRAINTS
 
 _SCALES = (0.25, 1.0, 4.0)
+_AT_ONCE = 256  # rows of which copies are made
 
 
 class FastNTKClassifierCV(FastNTKClassifier):
     """A FastNTKClassifier that chooses `alpha` and `tangent_scale` by cross-validation.
 
-    Neither parameter changes the Jacobians, and the fit needs the rows only through sums: the sums of a
-    fold's training rows are those of all rows less those of the fold, and each candidate is one solve.
-    The choice is that of :class:`~sklearn.model_selection.GridSearchCV` over the two parameters with an
-    integer `random_state`, whose fits would each take a pass of their own. The fitted estimator is the
-    classifier with the best parameters, learned from all rows. It can forget; its receipts say that the
-    choice of hyper-parameters has seen the rows.
+    The choice is that of :class:`~sklearn.model_selection.GridSearchCV` with an integer `random_state`,
+    at the price of one pass: neither parameter changes the Jacobians, the sums of a fold's training rows
+    are those of all rows less those of the fold, and each candidate is one solve. The fitted estimator
+    is the classifier with the best parameters, learned from all rows. It can forget; its receipts say
+    that the choice of hyper-parameters has seen the rows.
 
     Parameters
     ----------
@@ -174,12 +173,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self,
-        X: Any,
-        y: Any,
-        sample_weight: Any = None,
-        sample_ids: Any = None,
-        classes: Any = None,
+        self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
         """Take one pass, score the candidates on held-out rows, and fit the best one on all rows.
 
@@ -214,10 +208,9 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
                 "Expected a search outside of share_rows, whose ranks each hold only their share of the "
                 "rows. Search in one process, and fit FastNTKClassifier with what it finds."
             )
-        params = self.get_params(deep=False)
-        alphas = _candidates("alphas", self.alphas)
+        alphas = _candidates("alpha", self.alphas)
         given = self.tangent_scales
-        scales = _candidates("tangent_scales", _SCALES if given is None else given)
+        scales = _candidates("tangent_scale", _SCALES if given is None else given)
         training = self._prepare(
             X, y, sample_weight, sample_ids, classes, searched_by=(type(self).__name__,)
         )
@@ -227,7 +220,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
             scales = [self.tangent_scale]
         candidates = [{"alpha": a, "tangent_scale": s} for a, s in product(alphas, scales)]
         folds = _folds(self.cv, y, sample_weight)
-        scorer = check_scoring(_Scored(names), scoring=self.scoring)
+        scorer = check_scoring(FastNTKClassifier(), scoring=self.scoring)
         # as in a grid search of scikit-learn 1.8 and later
         weighted = sample_weight is not None and getattr(scorer, "_accept_sample_weight", bool)()
         ledger = Ledger()
@@ -244,25 +237,22 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         compared = _compared(candidates, scores)
         chosen = compared["best_params_"]
         _warn_of_edges(chosen, alphas, scales)
-        state = State.empty(model).with_ridge(number(chosen["alpha"]), chosen["tangent_scale"])
-        state = self._solved(state.learn, rows.sums(whole))
+        settings = {"alpha": number(chosen["alpha"]), "tangent_scale": chosen["tangent_scale"]}
+        state = State.empty(model).with_settings(**settings)
+        state = state.learn(rows.sums(whole), ranks().add_up)
         ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids)
         private = Private(state, ledger, [], secrets.token_hex(8))
         found = training.columns | compared | {"scorer_": scorer}
-        return self._commit(private.adapter(names), private, fitted=(params, found))
+        return self._commit(private.adapter(names), private, found=found)
 
 
-def _candidates(name: str, values: Any) -> list[Any]:
-    """Return one value, or several, as a list of valid candidates."""
+def _candidates(parameter: str, values: Any) -> list[Any]:
+    """Return one value of a parameter of the classifier, or several, as a list of valid candidates."""
     listed = [values] if isinstance(values, (str, Real)) else list(values)
     if not listed:
-        raise ValueError(f"Expected {name} to hold one value at least, got none.")
-    constraint = CONSTRAINTS["alpha" if name == "alphas" else "tangent_scale"]
+        raise ValueError(f"Expected {parameter}s to hold one value at least, got none.")
     for value in listed:
-        if not any(allowed.is_satisfied_by(value) for allowed in constraint):
-            raise ValueError(
-                f"Expected every one of {name} to be {' or '.join(map(str, constraint))}, got {value!r}."
-            )
+        validate_parameter_constraints(CONSTRAINTS, {parameter: value}, "FastNTKClassifier")
     return [value if value == "auto" else float(value) for value in listed]
 
 
@@ -271,13 +261,10 @@ def _warn_of_edges(chosen: dict[str, Any], alphas: list[Any], scales: list[Any])
     for name, grid in (("alpha", alphas), ("tangent_scale", scales)):
         numbers = sorted(value for value in grid if value != "auto")
         best = chosen[name]
-        edges = [numbers[-1], *(numbers[:1] if numbers[0] > 0 else [])] if len(numbers) > 1 else []
-        if best in edges:
-            warnings.warn(
+        if len(numbers) > 1 and best in {numbers[0], numbers[-1]} - {0}:
+            warn(
                 f"The best {name}={best:g} is at an edge of the grid {numbers}: a better one may lie "
-                f"beyond. Widen {name}s.",
-                UserWarning,
-                stacklevel=4,
+                f"beyond. Widen {name}s."
             )
 
 
@@ -290,11 +277,7 @@ def _compared(candidates: list[dict[str, Any]], scores: np.ndarray) -> dict[str,
     """Return the attributes that tell how the candidates compare; what has no score ranks last."""
     means = scores.mean(0)
     if np.isnan(means).any():
-        warnings.warn(
-            f"The scores of {np.isnan(means).sum()} candidates are NaN; they rank last.",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn(f"The scores of {np.isnan(means).sum()} candidates are NaN; they rank last.")
     places = rankdata(np.where(np.isnan(means), np.inf, -means), method="min").astype(np.int32)
     best = int(places.argmin())
     return {
@@ -317,59 +300,45 @@ class _TangentRows:
     """Features and Jacobians of all rows of a fit, held in memory."""
 
     def __init__(self, estimator: FastNTKClassifierCV, training: Training, ledger: Ledger) -> None:
-        self.training, self.digests, started = training, list[bytes](), time.perf_counter()
-        rows, model = training.rows, training.model
-        width, components = model.sizes
-        numbers = len(rows) * (width + 1 + model.settings.n_classes * components)
+        self.training, self.digests = training, list[bytes]()
+        self.weights = torch.from_numpy(training.checked.weights)
+        self.labels = torch.from_numpy(training.checked.labels)
+        model, n, started = training.model, len(training.rows), time.perf_counter()
+        (width, components), n_classes = model.sizes, model.settings.n_classes
+        dtype = model.directions.dtype
         require(
-            numbers * model.directions.itemsize + model.memory_needed(),
-            f"Statistics, and features and Jacobians of {len(rows):,} rows, need",
+            n * (width + 1 + n_classes * components) * dtype.itemsize + model.memory_needed(),
+            f"Statistics, and features and Jacobians of {n:,} rows, need",
             'Take fewer components, kernel="pseudo" or fewer rows, or GridSearchCV, which holds none.',
         )
-
-        shown, start = estimator._progress(rows, "learning", len(rows)), 0
-        for shared, own in model.all_tangents(ledger.noted(shown, self.digests)):
-            check_finite(shared, own, training.checked.numbers[start:])
-            if not start:  # at full size, so that no second copy is ever made
-                self.shared = shared.new_empty(len(rows), *shared.shape[1:])
-                self.own = own.new_empty(len(rows), *own.shape[1:])
-            stop = start + len(shared)
-            self.shared[start:stop], self.own[start:stop] = shared, own
-            start = stop
-        self.seconds_per_row = (time.perf_counter() - started) / len(rows)
+        self.shared = torch.empty(n, width + 1, dtype=dtype)
+        self.own = torch.empty(n, n_classes, components, dtype=dtype)
+        self.energies, start = np.empty(n), 0
+        shown = ledger.noted(estimator._progress(training.rows, "learning", n), self.digests)
+        for shared, own in model.all_tangents(shown):
+            here = slice(start, start + len(shared))
+            check_finite(shared, own, training.checked.numbers[here])
+            self.shared[here], self.own[here] = shared, own
+            self.energies[here] = row_energies(shared, own, self.weights[here])
+            start = here.stop
+        self.seconds_per_row = (time.perf_counter() - started) / n
 
     def sums(self, statistics: Statistics) -> Sums:
         """Return what a state learns: these statistics, of all rows."""
-        training, checked = self.training, self.training.checked
-        weights = torch.from_numpy(checked.weights)
-        energies = np.concatenate(
-            [
-                row_energies(self.shared[rows], self.own[rows], weights[rows])
-                for rows in torch.arange(len(weights)).split(256)
-            ]
-        )
-        class_rows = np.bincount(checked.labels, minlength=len(training.classes))
-        return Sums(
-            statistics,
-            class_rows,
-            checked.numbers,
-            energies,
-            float(energies.sum()),
-            self.seconds_per_row,
-        )
+        checked = self.training.checked
+        class_rows = np.bincount(checked.labels, minlength=len(self.training.classes))
+        energy = float(self.energies.sum())
+        return Sums(statistics, class_rows, checked.numbers, self.energies, energy, self.seconds_per_row)
 
     def add(self, statistics: Statistics, rows: np.ndarray, sign: float = 1.0) -> None:
         """Add the outer products of some rows, or subtract them."""
-        labels, weights = map(
-            torch.from_numpy, (self.training.checked.labels, self.training.checked.weights)
-        )
-        for chosen in torch.from_numpy(rows).split(256):
-            parts = self.shared[chosen], self.own[chosen], labels[chosen], sign * weights[chosen]
-            statistics.add(*parts)
+        for chosen in torch.from_numpy(rows).split(_AT_ONCE):
+            weights = sign * self.weights[chosen]
+            statistics.add(self.shared[chosen], self.own[chosen], self.labels[chosen], weights)
 
     def predictors(
         self, rest: Statistics, fold: np.ndarray, alphas: list[float | str], scales: list[float]
-    ) -> Iterator[Any]:
+    ) -> Iterator[FastNTKClassifier]:
         """Yield what predicts a fold's rows after learning the others, for every alpha and scale."""
         training, settings = self.training, self.training.model.settings
         counts = np.bincount(np.delete(training.checked.labels, fold), minlength=settings.n_classes)
@@ -381,38 +350,27 @@ class _TangentRows:
             for scale, solution in zip(scales, solutions, strict=True):
                 scores = self._scores(fold, solution, scale)
                 scores[:, counts == 0] = -np.inf
-                yield _Scored(training.classes, scores, math.log(99 * (len(counts) - 1)) / target_scale)
+                yield _Candidate(Scored(scores, training.classes, settings.sharpness))
 
     def _scores(self, fold: np.ndarray, solution: Solution, scale: float) -> np.ndarray:
         W, z = solution.W.to(self.shared.dtype), solution.z.to(self.own.dtype)
         return np.concatenate(
             [
                 (self.shared[rows] @ W.T + scale**0.5 * (self.own[rows] @ z)).double().numpy()
-                for rows in torch.from_numpy(fold).split(256)
+                for rows in torch.from_numpy(fold).split(_AT_ONCE)
             ]
         )
 
 
-class _Scored(ClassifierMixin, BaseEstimator):
-    """A fitted classifier whose scores of some rows are known, for a scorer that asks about those."""
+class _Candidate(FastNTKClassifier):
+    """What is known of a candidate: its scores of a fold, for a scorer that asks about those rows."""
 
-    def __init__(self, classes: np.ndarray, scores: Any = None, sharpness: float = 1.0) -> None:
-        self.classes = self.classes_ = classes
-        self.scores = scores
-        self.sharpness = sharpness
+    def __init__(self, scored: Scored) -> None:
+        super().__init__()
+        self.scored, self.classes_ = scored, scored.classes
 
-    def fit(self, X: Any, y: Any) -> _Scored:
-        return self
-
-    def predict(self, X: Any) -> np.ndarray:
-        return self.classes[self.scores.argmax(axis=1)]
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        return softmax(self.sharpness * self.scores, axis=1)
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        scores = self.scores
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+    def _scores(self, X: Any) -> Scored:
+        return self.scored
 
 
 def _folds(cv: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:

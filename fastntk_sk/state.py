@@ -25,31 +25,12 @@ _PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
 AddUp = Callable[[Iterable[Tensor]], None]
 
 
-def alone(tensors: Iterable[Tensor]) -> None:
-    """Leave sums as they are: all rows are here."""
-
-
 @dataclass(frozen=True)
 class Sums:
-    r"""Sums over some rows, before they enter a state.
+    """Sums over some rows, before they enter a state.
 
-    Parameters
-    ----------
-    statistics : Statistics
-
-    class_rows : int64 ndarray of shape (n_classes,)
-        Number of rows of each class.
-
-    numbers : int64 ndarray of shape (n,)
-        What errors call the rows that were summed here.
-
-    energies : float64 ndarray of shape (n,)
-        Weighted energies :math:`w \|x\|^2` of the rows that were summed here.
-
-    energy : float
-        Their sum over all ranks.
-
-    seconds_per_row : float
+    `class_rows` counts the rows of each class. `numbers` is what errors call the rows that were summed
+    in this rank, and `energies` are their weighted energies w |x|^2; `energy` is the sum over all ranks.
     """
 
     statistics: Statistics
@@ -62,19 +43,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What SGD left at a fine-tuned anchor, on all rows of the fit.
-
-    Parameters
-    ----------
-    W : Tensor of shape (C, d + 1)
-        The readout.
-
-    history : list of dict
-        Its epochs.
-
-    linearity : float
-        Relative difference between the scores of the network and of the linearised model.
-    """
+    """What SGD left at a fine-tuned anchor: readout of shape (C, d + 1), epochs, and `linearity_`."""
 
     W: Tensor
     history: list[dict[str, Any]]
@@ -85,39 +54,12 @@ class Tuning:
 class State:
     """Sums over the learned rows, their solution, and the model in which they were taken.
 
-    Parameters
-    ----------
-    model : LinearizedModel
-        Fixed before the first row was summed (a fine-tuned anchor has seen rows).
-
-    statistics : Statistics
-
-    class_rows : int64 ndarray of shape (n_classes,)
-        Number of learned rows of each class.
-
-    parameters : Parameters
-        What predicts.
-
-    environment : dict
-        Versions, device, precision and number of threads that the rows were learned with.
-
-    probes : list of Tensor
-        What the backbone gave for synthetic rows, once for each place that rows were learned in.
-
-    removed : float, default=0.0
-        Energy of all rows that were subtracted since the statistics were made.
-
-    residual : float, default=0.0
-        Of the last solve: norm of the residual of the normal equations over that of their right side.
-
-    alpha, alpha_path : float and dict of float to float
-        The ridge in force, and what each value was worth where the sums chose it.
-
-    seconds_per_row, seconds_per_solve : float, default=0.0
-        Measured, for estimates.
-
-    tuning : Tuning, default=None
-        Of a fine-tuned anchor.
+    The model is fixed before the first row is summed (a fine-tuned anchor has seen rows). `class_rows`
+    counts the learned rows of each class, `environment` says with what they were learned, and `probes`
+    hold what the backbone gave for synthetic rows in each place where they were learned. `removed` is
+    the energy of all rows that were subtracted since the sums were made, `residual` that of the normal
+    equations relative to their right side, `alpha` the ridge in force, and `alpha_path` what each value
+    was worth where the sums chose it.
     """
 
     model: LinearizedModel
@@ -169,28 +111,15 @@ class State:
         rows: Iterable[np.ndarray],
         labels: np.ndarray,
         weights: np.ndarray,
-        numbers: np.ndarray | None = None,
-        add_up: AddUp = alone,
+        numbers: np.ndarray,
+        add_up: AddUp,
     ) -> Sums:
         """Take the sums over rows, with the number of threads that the others were learned with.
 
-        Parameters
-        ----------
-        rows : iterable of ndarray
-            Contents, as `Rows` gives them.
-
-        labels : int64 ndarray of shape (n,)
-
-        weights : float64 ndarray of shape (n,)
-
-        numbers : int64 ndarray of shape (n,), default=None
-            What errors call the rows; by default 0 to n - 1.
-
-        add_up : callable
-            Adds tensors up over the ranks that share rows, in place.
+        `numbers` is what errors call the rows. `add_up` adds tensors up over the ranks that share rows,
+        in place.
         """
         started, statistics = time.perf_counter(), self.model.empty_statistics()
-        numbers = np.arange(len(labels)) if numbers is None else numbers
         failed = torch.ones(1)
         try:
             energies = self.model.learn(
@@ -209,14 +138,8 @@ class State:
         add_up([*statistics.tensors().values(), class_rows, energy])
         return Sums(statistics, class_rows.numpy(), numbers, energies, float(energy), seconds)
 
-    def learn(self, sums: Sums, add_up: AddUp = alone) -> State:
-        """Return the state that has also learned the rows of some sums, which become its own.
-
-        Raises
-        ------
-        HeavyRowError
-            If a row is so heavy that rounding would leave traces of it when it is forgotten.
-        """
+    def learn(self, sums: Sums, add_up: AddUp) -> State:
+        """Return the state that has also learned the rows of some sums, which become its own."""
         if self.settings.alpha is not None:
             self._check_heavy(sums, self.settings.alpha, add_up)
         if self.n_rows:
@@ -239,15 +162,17 @@ class State:
     def _check_heavy(self, sums: Sums, alpha: float, add_up: AddUp) -> None:
         """Raise HeavyRowError, in every rank, where a row by itself forbids an exact deletion."""
         bounds = sums.energies * rounding_bound(1.0, 0.0, alpha, self.settings.tangent_scale)
-        n_heavy = torch.tensor(int((bounds > ROUNDING).sum()))
+        heavy = sums.numbers[bounds > ROUNDING]
+        n_heavy = torch.tensor(len(heavy))
         add_up([n_heavy])
         if n_heavy:
+            worst = f", {bounds.max():.1e} in row {sums.numbers[bounds.argmax()]}" if len(heavy) else ""
             raise HeavyRowError(
                 "Expected eps * weight * |features and Jacobians|^2 / alpha of every row to be at most "
-                f"{ROUNDING:g} (alpha={alpha:g}), got more in {int(n_heavy)} rows"
-                f"{_heaviest(bounds, sums.numbers)}: rounding would leave traces of such a row when it "
-                "is forgotten. Scale its features, lower its weight, raise alpha, or leave it out.",
-                sums.numbers[bounds > ROUNDING],
+                f"{ROUNDING:g} (alpha={alpha:g}), got more in {int(n_heavy)} rows{worst}: rounding "
+                "would leave traces of such a row when it is forgotten. Scale its features, lower its "
+                "weight, raise alpha, or leave it out.",
+                heavy,
             )
 
     def subtract(self, sums: Sums) -> State:
@@ -274,13 +199,7 @@ class State:
         ).solve()
 
     def merge(self, others: Sequence[State]) -> State:
-        """Return the state that has learned what all have.
-
-        Raises
-        ------
-        StateMismatchError
-            If the states do not share what decides the sums.
-        """
+        """Return the state that has learned what all have."""
         mine, statistics, class_rows = self.signature(), self.statistics.copy(), self.class_rows
         probes, removed, settings = self.probes, self.removed, self.settings
         for other in others:
@@ -309,19 +228,16 @@ class State:
         """Return a state of more classes, not solved yet; class c becomes class places[c]."""
         class_rows = np.zeros(n_classes, dtype=self.class_rows.dtype)
         class_rows[places] = self.class_rows
-        settings = replace(self.settings, n_classes=n_classes)
         return replace(
-            self,
-            model=replace(self.model, settings=settings),
+            self.with_settings(n_classes=n_classes),
             statistics=self.statistics.with_classes(places, n_classes),
             class_rows=class_rows,
         )
 
-    def with_ridge(self, alpha: float | None, tangent_scale: float | None = None) -> State:
-        """Return the state with another ridge or weight of tangents; not solved yet."""
-        s = self.settings.tangent_scale if tangent_scale is None else tangent_scale
-        changed = replace(self.settings, alpha=alpha, tangent_scale=s)
-        return replace(self, model=replace(self.model, settings=changed))
+    def with_settings(self, **changes: Any) -> State:
+        """Return the state with other settings, such as alpha; not solved yet."""
+        settings = replace(self.settings, **changes)
+        return replace(self, model=replace(self.model, settings=settings))
 
     def solve(self) -> State:
         """Return the state with the solution of its sums."""
@@ -395,10 +311,3 @@ def distinct(probes: Iterable[Tensor]) -> list[Tensor]:
         if not any(torch.equal(probe, known) for known in found):
             found.append(probe)
     return found
-
-
-def _heaviest(bounds: np.ndarray, numbers: np.ndarray) -> str:
-    """Name the heaviest row, if it is one of those that were summed here."""
-    if not len(bounds) or bounds.max() <= ROUNDING:
-        return ""
-    return f", {bounds.max():.1e} in row {numbers[bounds.argmax()]}"

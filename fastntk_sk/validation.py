@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import secrets
-import warnings
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -19,10 +17,13 @@ from torch import nn
 from torch.utils.data import Subset
 
 from .backbones.inputs import MAX_SIDE, check_images
-from .settings import MAX_BATCH
+from .exceptions import warn
+from .settings import MAX_BATCH, MAX_SCALE
+from .tangents.subsets import as_entries
 
 _LIGHTEST_MEAN = 0.2  # below it alpha="auto" is far too large
-_POSITIVE, _COUNT = Interval(Real, 0, None, closed="neither"), Interval(Integral, 1, None, closed="left")
+_COUNT = Interval(Integral, 1, None, closed="left")
+_SCALE = Interval(Real, 0, MAX_SCALE, closed="right")
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "backbone": [str, nn.Module, callable],
@@ -30,16 +31,16 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "anchor": [StrOptions({"pretrained", "finetuned"})],
     "kernel": [StrOptions({"full", "pseudo"})],
     "n_directions": [_COUNT],
-    "alpha": [_POSITIVE, StrOptions({"auto"})],
-    "tangent_scale": [Interval(Real, 0, None, closed="left")],
-    "target_scale": [_POSITIVE, StrOptions({"auto"})],
+    "alpha": [_SCALE, StrOptions({"auto"})],
+    "tangent_scale": [Interval(Real, 0, MAX_SCALE, closed="both")],
+    "target_scale": [_SCALE, StrOptions({"auto"})],
     "n_components": [_COUNT, StrOptions({"auto"}), None],
     "n_prompts": [_COUNT],
     "image_size": [Interval(Integral, 1, MAX_SIDE, closed="both"), tuple, list, None],
     "pretrained": ["boolean"],
     "batch_size": [Interval(Integral, 1, MAX_BATCH, closed="both")],
     "max_epochs": [_COUNT],
-    "learning_rate": [_POSITIVE],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
     "finetune_params": [dict, None],
     "predict_with": [StrOptions({"auto", "linear", "network"})],
     "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
@@ -73,44 +74,36 @@ def draw_seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def check_together(estimator: BaseEstimator) -> None:
+def check_together(estimator: Any) -> None:
     """Raise ValueError where parameters that are valid by themselves exclude one another."""
-    get = estimator.get_params(deep=False).get
-    sides = np.atleast_1d([] if get("image_size") is None else get("image_size"))
-    if len(sides) > 2 or any(side != int(side) or not 1 <= side <= MAX_SIDE for side in sides.tolist()):
+    size = estimator.image_size
+    sides = [] if size is None else np.atleast_1d(size).tolist()
+    if len(sides) > 2 or any(side != int(side) or not 1 <= side <= MAX_SIDE for side in sides):
         raise ValueError(
-            f"Expected image_size to be one or two integers from 1 to {MAX_SIDE}, got "
-            f"{get('image_size')!r}."
+            f"Expected image_size to be one or two integers from 1 to {MAX_SIDE}, got {size!r}."
         )
-    entries = [get("trainable")] if isinstance(get("trainable"), str) else get("trainable")
-    ladder = any(str(entry).startswith("ladder") for entry in entries)
-    if get("anchor") == "finetuned" and ladder:
-        raise ValueError(
-            'Expected anchor="pretrained" with a ladder, which reads the frozen network, got '
-            '"finetuned". Choose trainable="norm" or "prompt" to fine-tune.'
-        )
-    if get("anchor") == "finetuned" and get("tangent_scale") == 0:
-        raise ValueError(
-            'Expected tangent_scale > 0 with anchor="finetuned", got 0: the subset would stay where SGD '
-            "left it, and keep what it learned from forgotten rows."
-        )
-    if get("kernel") == "pseudo":
+    if estimator.anchor == "finetuned":
+        if any(entry.startswith("ladder") for entry in as_entries(estimator.trainable)):
+            raise ValueError(
+                'Expected anchor="pretrained" with a ladder, which reads the frozen network, got '
+                '"finetuned". Choose trainable="norm" or "prompt" to fine-tune.'
+            )
+        if estimator.tangent_scale == 0:
+            raise ValueError(
+                'Expected tangent_scale > 0 with anchor="finetuned", got 0: the subset would stay where '
+                "SGD left it, and keep what it learned from forgotten rows."
+            )
+    if estimator.kernel == "pseudo":
         for name, other in (("anchor", "finetuned"), ("predict_with", "network")):
-            if get(name) == other:
+            if getattr(estimator, name) == other:
                 raise ValueError(
                     f'Expected kernel="full" with {name}={other!r}, got "pseudo", in which every class '
                     "reads the tangents by itself: it cannot be written back as weights of a network."
                 )
 
 
-def check_copies(copies: Any) -> None:
-    """Raise ValueError unless `copies` is "one" or "all"."""
-    if copies not in ("one", "all"):
-        raise ValueError(f"Expected copies to be 'one' or 'all', got {copies!r}.")
-
-
 def check_training_rows(
-    estimator: BaseEstimator,
+    estimator: Any,
     X: Any,
     y: Any,
     sample_weight: Any,
@@ -142,11 +135,9 @@ def check_training_rows(
     mean = weights[keep].mean()
     automatic = estimator.get_params(deep=False).get("alpha") == "auto"
     if reset and automatic and mean < _LIGHTEST_MEAN:
-        warnings.warn(
+        warn(
             'alpha="auto" expects sample weights with a mean near one, and these have a mean of '
-            f"{mean:.2g}: the ridge will be far too large. Scale the weights, or choose alpha.",
-            UserWarning,
-            stacklevel=5,
+            f"{mean:.2g}: the ridge will be far too large. Scale the weights, or choose alpha."
         )
     if len(keep) < len(y):
         in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
@@ -166,30 +157,24 @@ def check_ids(sample_ids: Any, n: int) -> list[object] | None:
     return [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
 
 
-def check_classes(y: np.ndarray, classes: Any) -> np.ndarray:
-    """Return the class labels of a first fit; raise ValueError unless they are two or more, and all."""
-    names = np.unique(y) if classes is None else unique_labels(classes)
+def check_classes(y: np.ndarray, classes: Any, known: np.ndarray | None = None) -> np.ndarray:
+    """Return all class labels in order: those known before, of new rows, and named by the caller.
+
+    Raise ValueError unless they are two or more, and `classes` names all of them if it is given.
+    """
+    names = np.unique(y) if known is None else unique_labels(known, y)
+    if classes is not None:
+        names = unique_labels(names, classes)
+        missing = np.setdiff1d(names, unique_labels(classes)).tolist()
+        if missing:
+            raise ValueError(
+                "Expected classes to name every class of the rows learned and passed, got a list "
+                f"without {missing}. Add them to classes, or leave it out."
+            )
     if len(names) < 2:
         raise ValueError(
             f"Expected at least 2 classes, got one class: {names.tolist()}. Pass rows of another "
             "class too, or name all classes: classes=..."
-        )
-    unknown = np.setdiff1d(y, names).tolist()
-    if unknown:
-        raise ValueError(
-            f"Expected labels among classes={names.tolist()}, got {unknown}. Add them to classes."
-        )
-    return names
-
-
-def check_more_classes(known: np.ndarray, y: np.ndarray, classes: Any) -> np.ndarray:
-    """Return all class labels in order, those of new rows included."""
-    names = unique_labels(known, y, *([] if classes is None else [classes]))
-    missing = [] if classes is None else np.setdiff1d(names, unique_labels(classes)).tolist()
-    if missing:
-        raise ValueError(
-            "Expected classes to name every class of the rows learned and passed, got a list without "
-            f"{missing}. Leave classes out, or call fit to start with other classes."
         )
     return names
 

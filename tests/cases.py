@@ -1,5 +1,6 @@
-"""The table of networks and trainable subsets that Jacobians are checked on."""
+"""The table of networks and subsets that Jacobians are checked on, and how estimators are compared."""
 
+import numpy as np
 import torch
 
 # name, timm architecture, arguments, image side, trainable
@@ -21,6 +22,17 @@ JACOBIANS = [
         "bias",
     ),
 ]
+
+
+def parameters(clf):
+    """Return all that predicts, as one vector."""
+    return np.concatenate([clf.readout_.ravel(), clf.displacement_]).astype(float)
+
+
+def gap(clf, refit):
+    """Return the relative difference of two estimators' parameters."""
+    expected = parameters(refit)
+    return np.linalg.norm(parameters(clf) - expected) / np.linalg.norm(expected)
 
 
 def randomise(net, seed=0):

@@ -20,11 +20,9 @@ y = np.arange(61) % 3
 X = draws.normal(size=(61, 4)) + 2 * np.eye(3, 4)[y]
 
 
-SMALL = {"trainable": "norm", "random_state": 0, "n_components": 40}
-
-
 def make(**changes):
-    return FastNTKClassifier(**(SMALL | {"batch_size": 8} | changes))
+    settings = {"trainable": "norm", "random_state": 0, "n_components": 40, "batch_size": 8}
+    return FastNTKClassifier(**(settings | changes))
 
 
 def facts(clf):
@@ -67,61 +65,60 @@ def tuned():
 
 def different_rows():
     if dist.is_initialized():
-        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
-            make().fit(X, (y + dist.get_rank()) % 3)
-        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
-            make().fit(X[:: 1 - 2 * dist.get_rank()], y)
-        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
-            make(anchor=("finetuned", "pretrained")[dist.get_rank()]).fit(X, y)
+        rank = dist.get_rank()
         twice = make().fit(np.vstack([X, X]), np.r_[y, (y + 1) % 3])
-        with pytest.raises(StateMismatchError, match="Expected every rank to be called with the same"):
-            twice.unlearn(X[:3], (y[:3] + dist.get_rank()) % 3)
+        for call in (
+            lambda: make().fit(X, (y + rank) % 3),
+            lambda: make().fit(X[:: 1 - 2 * rank], y),
+            lambda: make(anchor=("finetuned", "pretrained")[rank]).fit(X, y),
+            lambda: twice.unlearn(X[:3], (y[:3] + rank) % 3),
+        ):
+            with pytest.raises(StateMismatchError, match="every rank"):
+                call()
     return make().fit(X, y)
 
 
-class Dying(FastNTKClassifier):
-    """Rank 1 is killed in the middle of its pass."""
+class Pictures(torch.utils.data.Dataset):
+    """Row 50, of the second rank's share, cannot be read."""
 
-    def _progress(self, rows, what, total):
-        for i, row in enumerate(rows):
-            if dist.get_rank() == 1 and i == 300:
-                os._exit(7)
-            yield row
-
-
-def many_rows():
-    numbers = np.arange(1300)
-    return np.random.default_rng(1).normal(size=(1300, 4)) + 2 * np.eye(3, 4)[numbers % 3], numbers % 3
-
-
-def dies():
-    started = time.monotonic()
-    clf = Dying(**SMALL)
-    with pytest.raises(DistributedError, match="rank"):
-        clf.fit(*many_rows())
-    assert time.monotonic() - started < 60
-    assert not hasattr(clf, "classes_")
-    os._exit(3)
-
-
-class Broken(torch.utils.data.Dataset):
-    """Rank 1 cannot read a row of its share."""
+    def __init__(self, fail):
+        self.fail = fail
 
     def __len__(self):
         return 61
 
     def __getitem__(self, i):
         if i == 50:
-            raise OSError("unreadable")
+            self.fail()
         return np.full((8, 8), i, dtype=np.uint8)
+
+
+def of_pictures():
+    return make(backbone="test_resnet", pretrained=False, image_size=16, trainable="head")
+
+
+def die():
+    os._exit(7)
+
+
+def dies():
+    started, clf = time.monotonic(), of_pictures()
+    with pytest.raises(DistributedError, match="rank"):
+        clf.fit(Pictures(die), y)
+    assert time.monotonic() - started < 60
+    assert not hasattr(clf, "classes_")
+    os._exit(3)
+
+
+def be_unreadable():
+    raise OSError("unreadable")
 
 
 def broken():
     if dist.is_initialized():
         started = time.monotonic()
-        clf = make(backbone="test_resnet", pretrained=False, image_size=16, trainable="head")
         with pytest.raises(DistributedError if dist.get_rank() == 0 else (OSError, ValueError)):
-            clf.fit(Broken(), y)
+            of_pictures().fit(Pictures(be_unreadable), y)
         assert time.monotonic() - started < 20
     return make().fit(X, y)
 

@@ -15,7 +15,6 @@ from fastntk_sk.exceptions import (
     ForgetsEverythingError,
     HeavyRowError,
     InsufficientMemoryError,
-    JacobianError,
     SubsetError,
     UnknownSampleError,
     WeightsUnavailableError,
@@ -44,10 +43,6 @@ def snapshot(clf):
         for name, value in vars(clf).items()
         if name.startswith("_") or name.endswith("_")
     }
-
-
-def unchanged(clf, before):
-    assert snapshot(clf) == before
 
 
 @pytest.mark.parametrize(
@@ -82,7 +77,7 @@ def test_rows_that_cannot_be_forgotten(fitted, blobs):
         fitted.unlearn(X[1:3], sample_ids=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="copies to be"):
         fitted.unlearn(X[1:3], copies="some")
-    unchanged(fitted, before)
+    assert snapshot(fitted) == before
 
 
 @pytest.mark.parametrize(
@@ -103,7 +98,7 @@ def test_bad_vectors(fitted, blobs, change, message):
     for call in (fitted.predict, fitted.unlearn, lambda X: fitted.partial_fit(X, y[: len(X)])):
         with pytest.raises(ValueError, match=message):
             call(bad)
-    unchanged(fitted, before)
+    assert snapshot(fitted) == before
 
 
 @pytest.mark.parametrize(
@@ -135,24 +130,25 @@ def test_bad_images(fitted_images, change, message):
     for call in (clf.predict, clf.unlearn, lambda X: clf.partial_fit(X, y[: len(X)])):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             call(bad)
-    unchanged(clf, before)
+    assert snapshot(clf) == before
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"anchor": "nowhere"}, "'anchor' parameter"),
-        ({"predict_with": "magic"}, "'predict_with' parameter"),
-        ({"precision": "float16"}, "'precision' parameter"),
         ({"alpha": 0.0}, "'alpha' parameter"),
         ({"alpha": float("nan")}, "'alpha' parameter"),
-        ({"alpha": "best"}, "'alpha' parameter"),
+        ({"alpha": 1e300}, "'alpha' parameter"),
         ({"tangent_scale": -1.0}, "'tangent_scale' parameter"),
         ({"tangent_scale": float("inf")}, "'tangent_scale' parameter"),
         ({"target_scale": 0.0}, "'target_scale' parameter"),
+        ({"target_scale": 1e200}, "'target_scale' parameter"),
+        ({"pretrained": "no"}, "'pretrained' parameter"),
+        ({"verbose": "loud"}, "'verbose' parameter"),
+        ({"backbone": 7}, "'backbone' parameter"),
+        ({"trainable": None}, "'trainable' parameter"),
         ({"n_components": 0}, "'n_components' parameter"),
-        ({"batch_size": 0}, "'batch_size' parameter"),
-        ({"n_prompts": 0}, "'n_prompts' parameter"),
         ({"image_size": 0}, "'image_size' parameter"),
         ({"image_size": (8, 0)}, "image_size"),
         ({"image_size": (8, 8, 8)}, "image_size"),
@@ -176,7 +172,7 @@ def test_bad_parameters(blobs, params, message):
     before = snapshot(clf)
     with pytest.raises(ValueError, match=message):
         clf.set_params(**params).fit(X, y)
-    unchanged(clf, before)
+    assert snapshot(clf) == before
 
 
 def test_labels(fitted, blobs):
@@ -197,7 +193,7 @@ def test_labels(fitted, blobs):
     for learn in (fitted.fit, fitted.partial_fit):
         with pytest.raises(HeavyRowError, match="60 rows"):
             learn(X, y, sample_weight=np.full(60, 1e12))
-    unchanged(fitted, before)
+    assert snapshot(fitted) == before
 
 
 def test_the_heaviest_rows_that_are_taken_leave_next_to_no_trace(blobs):
@@ -232,25 +228,25 @@ def test_a_backbone_must_return_features(digits):
         FastNTKClassifier(net, trainable="full").fit(*digits)
 
 
-def test_memory_is_estimated_before_anything_is_allocated(blobs, monkeypatch):
-    X, y = blobs
-    small = memory.memory_needed(256, 64, 3, 32 * 68_096 * 8, 32)
-    monkeypatch.setattr(memory, "available_memory", lambda: small)
-    with pytest.raises(InsufficientMemoryError, match=r"n_components=64 would fit, or kernel=.pseudo"):
-        FastNTKClassifier(trainable="full", n_components=30_000).fit(X, y)
-    FastNTKClassifier(trainable="full", n_components=64).fit(X, y)
-    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    with pytest.raises(InsufficientMemoryError, match="bytes"):
-        FastNTKClassifier(trainable="full").fit(X, y)
+LADDER = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "trainable": "ladder"}
 
 
-def test_memory_of_a_ladder_is_named_by_its_width(digits, monkeypatch):
-    small = memory.memory_needed(64, 0, 10, 0, 32)
-    monkeypatch.setattr(memory, "available_memory", lambda: small)
-    params = {"backbone": "test_resnet", "pretrained": False, "image_size": 32, "trainable": "ladder"}
-    with pytest.raises(InsufficientMemoryError, match=r"n_components=64 would fit\. Fewer"):
-        FastNTKClassifier(**params).fit(*digits)
-    FastNTKClassifier(n_components=64, **params).fit(*digits)
+@pytest.mark.parametrize(
+    ("params", "fits", "message"),
+    [
+        ({"trainable": "full"}, (256, 64, 3, 32 * 68_096 * 8, 32), "n_components=64 .*kernel=.pseudo"),
+        (LADDER, (64, 0, 10, 0, 32), "n_components=64 would fit"),
+    ],
+)
+def test_memory_is_estimated_before_anything_is_allocated(
+    blobs, digits, monkeypatch, params, fits, message
+):
+    rows = digits if params is LADDER else blobs
+    available = memory.memory_needed(*fits)
+    monkeypatch.setattr(memory, "available_memory", lambda: available)
+    with pytest.raises(InsufficientMemoryError, match=message):
+        FastNTKClassifier(n_components=30_000, **params).fit(*rows)
+    FastNTKClassifier(n_components=64, **params).fit(*rows)
 
 
 def test_a_failed_solve_leaves_everything_as_it_was(fitted, blobs, monkeypatch):
@@ -267,11 +263,4 @@ def test_a_failed_solve_leaves_everything_as_it_was(fitted, blobs, monkeypatch):
             call(blobs[0][:5] if call == fitted.unlearn else blobs[0])
     with pytest.raises(SolveError):
         fitted.partial_fit(*blobs)
-    unchanged(fitted, before)
-
-
-def test_features_that_are_not_finite(digits):
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
-    net[1].bias.data.fill_(float("inf"))
-    with pytest.raises(JacobianError, match="NaN or infinite"):
-        FastNTKClassifier(net, trainable="head").fit(*digits)
+    assert snapshot(fitted) == before

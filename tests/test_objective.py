@@ -16,11 +16,8 @@ class Normed(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.norm, self.last = (
-            torch.nn.Linear(4, 6),
-            torch.nn.LayerNorm(6),
-            torch.nn.Linear(6, 5),
-        )
+        self.first, self.norm = torch.nn.Linear(4, 6), torch.nn.LayerNorm(6)
+        self.last = torch.nn.Linear(6, 5)
         draws = torch.Generator().manual_seed(0)
         for parameter in self.parameters():
             parameter.data.normal_(generator=draws)
@@ -29,13 +26,9 @@ class Normed(torch.nn.Module):
         return self.last(torch.nn.functional.gelu(self.norm(self.first(x))))
 
 
-def normed():
-    return Normed()
-
-
 def objective(clf, X, y, w):
-    """Return the documented objective of the readout and z, and both as they were fitted."""
-    model = clf._state.model
+    """Return the documented model and objective of the readout and z, and both as they were fitted."""
+    model = clf._state.model  # no public attribute holds Q and the units
     x = torch.cat([*model.batches(list(X.astype(np.float32)))])
     t = TARGET * (torch.eye(3, dtype=x.dtype)[torch.from_numpy(y)] - 1 / 3)
     net, subset, Q = model.backbone.net, model.tangent.subset, model.projection
@@ -62,8 +55,11 @@ def objective(clf, X, y, w):
     # the fine-tuned anchor is at theta_0 + Q moved, and z = 0 at theta_0
     moved = h.new_zeros(J.shape[-1]) if model.moved is None else model.moved
 
+    def scores(W, z):
+        return shared @ W.T + J @ (z - moved)
+
     def loss(W, z):
-        errors = (shared @ W.T + J @ (z - moved) - t).square().sum(1)
+        errors = (scores(W, z) - t).square().sum(1)
         penalty = (ridge * W.square()).sum() + model.scale_J**2 / S * z.square().sum()
         return torch.from_numpy(w) @ errors + clf.alpha_ * penalty
 
@@ -71,18 +67,18 @@ def objective(clf, X, y, w):
     z = Q.project(displacement[None])[0] if len(displacement) else displacement
     if len(displacement):
         torch.testing.assert_close(Q.expand(z), displacement)
-    return loss, torch.from_numpy(clf.readout_), z
+    return scores, loss, torch.from_numpy(clf.readout_), z
 
 
 CASES = {
     "head": {"trainable": "head"},
-    "head of a module": {"backbone": normed, "trainable": "head", "alpha": 0.3},
+    "head of a module": {"backbone": Normed, "trainable": "head", "alpha": 0.3},
     "ladder": {"trainable": "ladder", "n_components": 16, "alpha": 0.3},
-    "full": {"backbone": normed, "trainable": "norm"},
+    "full": {"backbone": Normed, "trainable": "norm"},
     "full in a subspace": {"trainable": "norm", "n_components": 20},
     "full beside a ladder": {"trainable": ("ladder", "norm"), "n_components": 20},
     "finetuned": {"anchor": "finetuned", "trainable": "norm", "n_components": 20, "max_epochs": 3},
-    "pseudo": {"backbone": normed, "kernel": "pseudo", "trainable": "norm", "n_components": 5},
+    "pseudo": {"backbone": Normed, "kernel": "pseudo", "trainable": "norm", "n_components": 5},
 }
 
 
@@ -91,8 +87,10 @@ def test_the_gradient_of_the_documented_objective_vanishes(case):
     X, y = (part[::3] for part in load_iris(return_X_y=True))
     w = np.linspace(0.5, 2, len(y))
     params = {"tangent_scale": S, "target_scale": TARGET, "precision": "float64", "random_state": 0}
-    clf = FastNTKClassifier(**(params | CASES[case])).fit(X, y, sample_weight=w)
-    loss, *solution = objective(clf, X, y, w)
+    params |= {"predict_with": "linear"} | CASES[case]
+    clf = FastNTKClassifier(**params).fit(X, y, sample_weight=w)
+    scores, loss, *solution = objective(clf, X, y, w)
+    np.testing.assert_allclose(clf.decision_function(X), scores(*solution), atol=1e-7)
     for part, elsewhere in zip(
         torch.func.grad(loss, (0, 1))(*solution),
         torch.func.grad(loss, (0, 1))(*(torch.zeros_like(part) for part in solution)),

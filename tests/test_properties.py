@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import gap
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,17 +31,13 @@ def learn(estimator, numbers):
     return estimator.partial_fit(X, y, classes=CLASSES, sample_weight=w)
 
 
-def parameters(estimator):
-    return np.concatenate([estimator.readout_.ravel(), estimator.displacement_])
-
-
 batches = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 steps = st.lists(
     st.tuples(st.sampled_from(["learn", "forget", "merge"]), batches), min_size=1, max_size=6
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(kernel=st.sampled_from(["full", "pseudo"]), start=batches, steps=steps)
 def test_every_history_equals_a_refit(kernel, start, steps):
     estimator, left = learn(make(kernel), start), list(start)
@@ -59,19 +56,7 @@ def test_every_history_equals_a_refit(kernel, start, steps):
                 left = present
     refit = learn(make(kernel), left)
     assert estimator.n_samples_learned_ == refit.n_samples_learned_ == len(left)
-    expected = parameters(refit)
-    gap = np.linalg.norm(parameters(estimator) - expected) / np.linalg.norm(expected)
-    assert gap < 1e-9
-
-
-@settings(max_examples=4, deadline=None)
-@given(order=st.permutations(range(8)))
-def test_deletions_are_order_free(order):
-    together = learn(make(), range(12)).unlearn(rows_of(range(8))[0])
-    apart = learn(make(), range(12))
-    for number in order:
-        apart.unlearn(rows_of([number])[0])
-    np.testing.assert_allclose(parameters(apart), parameters(together), rtol=1e-7, atol=1e-11)
+    assert gap(estimator, refit) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -96,7 +81,7 @@ def test_new_classes_are_those_of_one_fit(blobs, params, new):
     expected = FastNTKClassifier(random_state=0, **params).fit(X[10:], names[10:])
     assert clf.classes_.tolist() == ["a", "b", "c"]
     assert clf.alpha_ == expected.alpha_
-    np.testing.assert_allclose(clf.readout_, expected.readout_, atol=1e-10 * abs(clf.readout_).max())
+    assert gap(clf, expected) < 1e-9
     np.testing.assert_allclose(clf.decision_function(X), expected.decision_function(X), atol=1e-9)
 
 

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from cases import gap
 from sklearn.model_selection import GridSearchCV, KFold, ShuffleSplit, StratifiedKFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
-from test_classifier import gap
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
 from fastntk_sk.exceptions import (
@@ -19,7 +19,7 @@ from fastntk_sk.exceptions import (
 from fastntk_sk.sums import memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:The best:UserWarning")
-GRID = {"alpha": [0.01, 0.3, 5.0], "tangent_scale": [0.0, 1.0, 3.0]}
+GRID = {"alpha": [0.01, 5.0], "tangent_scale": [0.0, 1.0, 3.0]}
 
 
 @parametrize_with_checks([FastNTKClassifierCV(alphas=(0.1, 1.0), tangent_scales=(1.0,), random_state=0)])
@@ -40,15 +40,14 @@ def search(**changes):
     return FastNTKClassifierCV(**(settings | changes))
 
 
-@pytest.mark.parametrize("kernel", ["full", "pseudo"])
 @pytest.mark.parametrize(
-    ("cv", "scoring", "n_classes"),
+    ("kernel", "cv", "scoring", "n_classes"),
     [
-        (None, None, 3),
-        (4, "neg_log_loss", 3),
-        (StratifiedKFold(3, shuffle=True, random_state=0), "f1_macro", 3),
-        (3, "roc_auc", 2),
-        (3, lambda clf, X, y: clf.decision_function(X).max(), 2),
+        ("full", None, None, 3),
+        ("pseudo", 3, "neg_log_loss", 3),
+        ("full", StratifiedKFold(3, shuffle=True, random_state=0), "f1_macro", 3),
+        ("pseudo", 2, "roc_auc", 2),
+        ("full", 2, lambda clf, X, y: clf.decision_function(X).max(), 2),
     ],
 )
 def test_it_is_the_grid_search(blobs, kernel, cv, scoring, n_classes):
@@ -115,14 +114,6 @@ def test_it_forgets_and_says_what_has_seen_the_rows(blobs):
     assert clf.partial_fit(X[:5], y[:5]).n_samples_learned_ == 60
 
 
-def test_images(digits):
-    X, y = digits[0][:40], digits[1][:40] % 2
-    params = {"pretrained": False, "image_size": 32, "n_components": 20, "batch_size": 8}
-    fast = search(backbone="test_resnet", alphas=[0.1], cv=2, **params).fit(list(X), y)
-    assert fast.best_params_["alpha"] == 0.1
-    assert fast.predict(X).shape == (40,)
-
-
 def test_a_fold_without_a_class_is_never_predicted(blobs):
     """With KFold on sorted labels a class may be missing: it is -inf, not a crash."""
     X, y = blobs
@@ -144,15 +135,15 @@ def test_bad_input(blobs, monkeypatch):
     X, y = blobs
     with pytest.raises(ValueError, match="one value at least"):
         search(alphas=()).fit(X, y)
-    with pytest.raises(ValueError, match="every one of alphas"):
+    with pytest.raises(ValueError, match="'alpha' parameter"):
         search(alphas=(1.0, -1.0)).fit(X, y)
-    with pytest.raises(ValueError, match="every one of tangent_scales"):
+    with pytest.raises(ValueError, match="'tangent_scale' parameter"):
         search(tangent_scales=(1.0, "auto")).fit(X, y)
     with pytest.raises(ValueError, match="Expected cv to learn all 60 rows"):
         search(cv=ShuffleSplit(2, test_size=0.3, train_size=0.3)).fit(X, y)
     with pytest.raises(ValueError, match="'scoring' parameter"):
         search(scoring=["accuracy"]).fit(X, y)
-    needed = search().fit(X, y)._adapter.model.memory_needed()
+    needed = search().fit(X, y).can_unlearn(X[:1])["n_bytes"]
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     FastNTKClassifier(random_state=0).fit(X, y)
     with pytest.raises(InsufficientMemoryError, match="60 rows"):
@@ -178,7 +169,7 @@ def test_what_has_no_score_ranks_last(blobs):
 def test_a_row_that_is_too_heavy_for_the_best_ridge_is_refused(blobs):
     X, y = blobs
     with pytest.raises(HeavyRowError):
-        search().fit(X, y, sample_weight=np.r_[1e8, np.ones(59)])
+        search(alphas=(0.3,)).fit(X, y, sample_weight=np.r_[1e8, np.ones(59)])
 
 
 @pytest.mark.parametrize("alphas", [(0.01, 0.3), np.array([0.01, 0.3])], ids=["tuple", "array"])

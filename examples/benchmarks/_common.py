@@ -138,7 +138,7 @@ def linearized(
 def with_alpha(clf: Any, alpha: float | None) -> Any:
     """Return a fitted classifier whose next solve takes another alpha; its sums do not depend on it."""
     private = clf._private
-    private = replace(private, state=private.state.with_ridge(alpha))
+    private = replace(private, state=private.state.with_settings(alpha=alpha))
     return copy.copy(clf)._commit(private.adapter(clf.classes_), private)
 
 

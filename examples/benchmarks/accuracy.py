@@ -308,7 +308,7 @@ def measure_tangents(results: Results, task: Task) -> None:
             state, (X, y) = clf.fit(*rows["training"])._state, rows[split]
             seconds = time.perf_counter() - started
             for setting, key in keys.items():
-                solved = state.with_ridge(float(setting.removeprefix("alpha "))).solve()
+                solved = state.with_settings(alpha=float(setting.removeprefix("alpha "))).solve()
                 scores = solved.model.scores(solved.parameters, Rows(X, solved.model.backbone.spec))
                 accuracy = float((scores.argmax(1) == y).mean())
                 results.add(*key, accuracy=accuracy, seconds=seconds)

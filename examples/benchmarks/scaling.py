@@ -75,7 +75,8 @@ def by_classes(n: int, pixels: int, classes: tuple[int, ...], repeats: int) -> d
             if not turn:
                 continue
             state = clf._state
-            auto = fit - state.seconds_per_solve + state.with_ridge(None).solve().seconds_per_solve
+            solved = state.with_settings(alpha=None).solve()
+            auto = fit - state.seconds_per_solve + solved.seconds_per_solve
             seconds.setdefault(f"constant {n_classes}", []).append(fit)
             seconds.setdefault(f"auto {n_classes}", []).append(auto)
             print(turn, n_classes, fit, auto, flush=True)

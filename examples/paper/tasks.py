@@ -105,9 +105,7 @@ def estimator(task: Task, anchor: str, seed: int, **settings) -> FastNTKClassifi
 
 def with_settings(fitted: FastNTKClassifier, alpha: float, predict_with: str) -> FastNTKClassifier:
     """Return a copy that is solved and read otherwise, without another pass or another fine-tuning."""
-    state = fitted._state.with_ridge(alpha)
-    settings = replace(state.settings, predict_with=predict_with)
-    state = replace(state, model=replace(state.model, settings=settings)).solve()
+    state = fitted._state.with_settings(alpha=alpha, predict_with=predict_with).solve()
     private = replace(fitted._private, state=state)
     return copy.copy(fitted)._commit(private.adapter(fitted.classes_), private)
 

@@ -59,7 +59,7 @@ class Adapter:
     @property
     def sharpness(self) -> float:
         r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
-        return math.log(99 * (len(self.empty) - 1)) / self.settings.target_scale
+        return self.settings.sharpness
 
     @property
     def trained(self) -> list[str]:

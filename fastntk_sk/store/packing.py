@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import msgspec

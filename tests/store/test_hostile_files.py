@@ -10,6 +10,7 @@ import hostile
 import numpy as np
 import pytest
 import torch
+from fastntk_sk.store.private_state import encrypt
 from hostile import CHANGES, KEY, MIB, NAMED, ODD, STATE, Payload, X, fitted, outcome, peak, put
 
 from fastntk_sk import verify_receipts
@@ -21,7 +22,6 @@ from fastntk_sk.exceptions import (
     UnknownKeyWarning,
 )
 from fastntk_sk.publishing import files
-from fastntk_sk.store.private_state import encrypt
 
 KINDS = ("state", "encrypted", "receipts")
 
