@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -35,6 +36,7 @@ from .exceptions import (
     NumericalDriftWarning,
     PrivacyWarning,
     SampleError,
+    StateFormatError,
     StateMismatchError,
     warn,
 )
@@ -838,28 +840,52 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = [str(label) for label in self.classes_]
         exports.save_onnx(module.float().cpu(), example, model.backbone.spec, labels, path)
 
-    def save(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> None:
-        """Save the whole estimator: the public adapter and the private state.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        key: bytes | str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Save the whole estimator to one file: the public adapter and the private state.
+
+        The file is an SQLite database. A save is one transaction: the file holds the old state or the
+        new, on disk when the call returns, and of forgotten rows nothing.
 
         Parameters
         ----------
         path : str or path-like
-            Made if it does not exist; a state that it holds is replaced at one instant. Its files are
-            readable by their owner only. One process at a time may write to it.
+            Such as "model.fastntk"; a new file is readable by its owner only. A file that this
+            estimator was loaded from or saved to is updated.
 
-        key : bytes or str, default=None
-            Encrypts the files (Fernet of the package cryptography: ``Fernet.generate_key()``).
+        key : bytes of length 32 or str, default=None
+            Encrypts the whole file by SQLCipher: with a raw key (``secrets.token_bytes(32)``) or a
+            passphrase. Needs the extra ``pip install 'fastntk_sk[encryption]'``. A lost key is a lost
+            state.
+
+        overwrite : bool, default=False
+            Replace a file that this estimator does not go on from, with its receipts.
 
         Raises
         ------
+        StaleStateError
+            If the file holds another state, or has moved on since it was loaded: the message says which
+            deletions would be undone.
+
+        StateLockedError
+            If another process or thread is writing to the file for more than a minute.
+
+        StateWriteError
+            If the disk is full or the place cannot be written; the file is as it was.
+
         StateFormatError
-            If the folder holds something else, or class labels or a parameter are no plain values.
+            If the file is something else, or class labels or a parameter are no plain values.
 
         DecryptionError
-            If the key is malformed.
+            If the file has another key or none, or an encrypted estimator is saved without a key.
         """
         check_is_fitted(self)
-        persistence.save(self, path, key)
+        persistence.save(self, path, key, overwrite=overwrite)
 
     @classmethod
     def load(
@@ -882,8 +908,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         device : str, default=None
             By default the saved one.
 
-        key : bytes or str, default=None
-            Of an encrypted state; a state that is not encrypted is refused with it.
+        key : bytes of length 32 or str, default=None
+            Of an encrypted file; a file that is not encrypted is refused with it.
 
         Returns
         -------
@@ -893,18 +919,78 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         StateFormatError
-            If the folder holds no complete state of a known format.
+            If the file is damaged, or holds no state of a known format.
 
         DecryptionError
-            If the state is encrypted and not with this key, or not encrypted and a key is given.
+            If the file is encrypted and not with this key, or not encrypted and a key is given.
 
         NoPrivateStateError
-            If the folder holds a public adapter.
+            If the path is the folder of a public adapter.
 
         StateMismatchError
             If the backbone's weights are not those that were saved.
         """
         return persistence.load(cls, path, backbone=backbone, device=device, key=key)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backbone: str | nn.Module | Callable[[], nn.Module] | None = None,
+        device: str | None = None,
+        key: bytes | str | None = None,
+        timeout: float = 60.0,
+    ) -> AbstractContextManager[Self]:
+        """Load an estimator, change it and save it, while nobody else can write to its file.
+
+        ``with FastNTKClassifier.open(path) as clf: clf.unlearn(X)`` is what a service uses: requests
+        that come at once wait for one another. The state is saved at the end of the block, if it has
+        changed, and not after an error.
+
+        Parameters
+        ----------
+        path, backbone, device, key
+            As in :meth:`load`.
+
+        timeout : float, default=60.0
+            Seconds to wait for another who writes.
+
+        Returns
+        -------
+        context : context manager of a FastNTKClassifier
+
+        Raises
+        ------
+        StateLockedError
+            If the file is still held by another after `timeout` seconds.
+
+        StateFormatError, DecryptionError, StateMismatchError, StateWriteError
+            As in :meth:`load` and :meth:`save`.
+        """
+        return persistence.opened(cls, path, backbone=backbone, device=device, key=key, timeout=timeout)
+
+    @staticmethod
+    def rekey(path: str | os.PathLike[str], *, key: bytes | str, new_key: bytes | str) -> None:
+        """Encrypt the file of a state with another key, in one transaction.
+
+        Parameters
+        ----------
+        path : str or path-like
+            An encrypted file of :meth:`save`.
+
+        key, new_key : bytes of length 32 or str
+            The key that opens it now, and the one that will. Estimators that are loaded go on.
+
+        Raises
+        ------
+        DecryptionError
+            If `key` does not open the file, or it is not encrypted.
+
+        ValueError
+            If a key is neither 32 bytes nor text.
+        """
+        persistence.rekey(Path(path), key, new_key)
 
     def save_pretrained(
         self,
@@ -1006,6 +1092,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         UnknownKeyWarning
             If it was written by a later version.
         """
+        if os.path.isfile(path_or_repo):
+            raise StateFormatError(
+                f"Expected a folder or a repository, got the file {str(path_or_repo)!r}. What save() wrote "
+                "is read with FastNTKClassifier.load."
+            )
         local = os.path.isdir(path_or_repo) or not isinstance(path_or_repo, str)
         if local and revision is not None:
             raise ValueError(f"Expected no revision with a folder, got {revision!r}. Leave it out.")
@@ -1317,6 +1408,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 for name in [name for name in vars(self) if name.endswith("_")]:
                     if name not in attributes:
                         delattr(self, name)
+                self._mark = None  # it goes on from no file
             self.__dict__.update(attributes)
             self._adapter = adapter
             self._private = private  # the last one: who reads it first finds the rest as new, or newer

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from PIL import Image
 
 from .backbones.folders import DATA, read_labelled, read_pictures
@@ -99,21 +98,20 @@ def _recipe_row(recipe: Recipe) -> dict[str, Any]:
 
 def _fit(args: argparse.Namespace) -> Answer:
     key = _key(args)
-    if (args.out / persistence.MANIFEST).exists() and not args.overwrite:
+    if args.out.exists() and not args.overwrite:
         raise ValueError(
-            f"Expected --out to be a new folder, got {str(args.out)!r}, which holds a state. To replace "
-            "it loses its receipts, and may learn again what it has forgotten. Choose another folder, "
-            "or pass --overwrite."
+            f"Expected --out to be a new file, got {str(args.out)!r}, which exists. To replace a state "
+            "loses its receipts, and may learn again what it has forgotten. Choose another file, or pass "
+            "--overwrite."
         )
-    persistence.check_place(args.out)
-    persistence.check_key(key)
+    persistence.check_place(args.out, key)
     pictures, labels = read_labelled(args.data)
     given = {name: getattr(args, name) for name in _FIT_PARAMETERS if getattr(args, name) is not None}
     clf = FastNTKClassifier(
         args.backbone, **given, pretrained=not args.random_weights, verbose=not args.quiet
     )
     clf.fit(pictures.paths, labels, sample_ids=pictures.ids)
-    clf.set_params(verbose=0).save(args.out, key=key)
+    clf.set_params(verbose=0).save(args.out, key=key, overwrite=args.overwrite)
     data = {"out": str(args.out), "n_learned": clf.n_samples_learned_, "classes": clf.classes_.tolist()}
     return Answer(
         data,
@@ -131,31 +129,30 @@ def _unlearn(args: argparse.Namespace) -> Answer:
             f"Expected files that exist, got {missing[:5]}: rows are matched by their content. Restore "
             "them from a backup, forget them, and delete them afterwards."
         )
-    key = _key(args)
-    with _locked(args.dir):  # two processes must not overwrite each other's deletions
-        persistence.check_place(args.dir)
-        persistence.check_key(key)
-        clf = FastNTKClassifier.load(args.dir, key=key)
+    ids = [one for pictures in listed for one in pictures.ids or [None] * len(pictures.paths)]
+    request: dict[str, Any] = {
+        "sample_ids": ids if any(one is not None for one in ids) else None,
+        "copies": "all" if args.all_copies else "one",
+    }
+
+    def labels(clf: FastNTKClassifier) -> list | None:
         # a folder of a request need not be named after a class; a file states its labels
         given = [
             _as_classes(clf, pictures.labels, source.is_dir())
             for source, pictures in zip(args.forget, listed, strict=True)
         ]
-        labels = [label for part in given for label in part or ()] if None not in given else None
-        ids = [one for pictures in listed for one in pictures.ids or [None] * len(pictures.paths)]
-        request: dict[str, Any] = {
-            "sample_ids": ids if any(one is not None for one in ids) else None,
-            "copies": "all" if args.all_copies else "one",
-        }
-        if args.dry_run:
-            report = clf.can_unlearn(paths, labels, **request)
-            report["files"] = [paths[i] for i in report.pop("indices")]
-            report["reason"] = _here(_with_files(report["reason"], paths))
-            verdict = "can be forgotten" if report["possible"] else f"cannot: {report['reason']}"
-            text = f"{report['n_rows']:,} learned rows {verdict} (about {report['seconds']:.1f} s)."
-            return Answer(report, text, code=int(not report["possible"]))
-        with _changing(args, clf, paths):
-            clf.unlearn(paths, labels, **request)
+        return [label for part in given for label in part or ()] if None not in given else None
+
+    if args.dry_run:
+        clf = FastNTKClassifier.load(args.state, key=_key(args))
+        report = clf.can_unlearn(paths, labels(clf), **request)
+        report["files"] = [paths[i] for i in report.pop("indices")]
+        report["reason"] = _here(_with_files(report["reason"], paths))
+        verdict = "can be forgotten" if report["possible"] else f"cannot: {report['reason']}"
+        text = f"{report['n_rows']:,} learned rows {verdict} (about {report['seconds']:.1f} s)."
+        return Answer(report, text, code=int(not report["possible"]))
+    with _opened(args, paths) as clf:
+        clf.unlearn(paths, labels(clf), **request)
     receipt = clf.receipts_[-1]
     unknown = set(clf.can_unlearn(paths, copies="all")["indices"])
     copies = [path for i, path in enumerate(paths) if i not in unknown]
@@ -175,34 +172,27 @@ def _unlearn(args: argparse.Namespace) -> Answer:
 
 def _rebuild(args: argparse.Namespace) -> Answer:
     pictures = read_pictures(args.data)
-    with _locked(args.dir):
-        clf = FastNTKClassifier.load(args.dir, key=_key(args))
-        labels = _as_classes(clf, pictures.labels, args.data.is_dir())
-        with _changing(args, clf, pictures.paths):
-            clf.rebuild(pictures.paths, labels)
+    with _opened(args, pictures.paths) as clf:
+        clf.rebuild(pictures.paths, _as_classes(clf, pictures.labels, args.data.is_dir()))
     text = f"Rebuilt the sums of {clf.n_samples_learned_:,} rows. Ledger and receipts are unchanged."
     return Answer({"n_learned": clf.n_samples_learned_}, text)
 
 
 @contextmanager
-def _changing(args: argparse.Namespace, clf: FastNTKClassifier, paths: list[str]) -> Iterator[None]:
-    """Show progress, name files in errors, and save the state afterwards."""
-    verbose = clf.verbose
-    clf.set_params(verbose=not args.quiet)
-    try:
-        yield
-    except SampleError as error:
-        raise type(error)(_with_files(str(error), paths), error.indices) from error
-    clf.set_params(verbose=verbose).save(args.dir, key=_key(args))
+def _opened(args: argparse.Namespace, paths: list[str]) -> Iterator[FastNTKClassifier]:
+    """Open a state for one change, show progress, and name files in errors."""
+    with FastNTKClassifier.open(args.state, key=_key(args)) as clf:
+        verbose = clf.verbose
+        clf.set_params(verbose=not args.quiet)
+        try:
+            yield clf
+        except SampleError as error:
+            raise type(error)(_with_files(str(error), paths), error.indices) from error
+        clf.set_params(verbose=verbose)
 
 
 def _exactness(clf: FastNTKClassifier, receipt: dict[str, Any]) -> str:
     return exactness_text(receipt["exactness"], ladder_alone=clf._adapter.is_ladder_alone)
-
-
-def _locked(folder: Path) -> FileLock:
-    """Hold a folder against other commands, whose deletions would be overwritten."""
-    return FileLock(f"{folder.absolute()}.lock")
 
 
 def _with_files(message: str, paths: list[str]) -> str:
@@ -229,14 +219,6 @@ def _predict(args: argparse.Namespace) -> Answer:
 def _report(args: argparse.Namespace) -> Answer:
     clf = _any(args)
     before = None if args.before is None else _any(args, args.before)
-    inside = args.html is not None and any(
-        (args.html.parent / name).exists() for name in (persistence.MANIFEST, persistence.CONFIG)
-    )
-    if inside:
-        raise ValueError(
-            f"Expected --html outside of a model's folder, got {str(args.html)!r}: a state is saved "
-            "only to a folder without other files. Choose another place."
-        )
     receipts = clf.receipts_
     data: dict[str, Any] = {
         "n_learned": clf.n_samples_learned_,
@@ -299,8 +281,8 @@ def _key(args: argparse.Namespace) -> str | None:
 
 def _any(args: argparse.Namespace, path: str | None = None) -> FastNTKClassifier:
     """Load a private state, an adapter, or a repository of the Hub."""
-    place = args.dir if path is None else path
-    if (Path(place) / persistence.MANIFEST).exists():
+    place = args.state if path is None else path
+    if Path(place).is_file():
         return FastNTKClassifier.load(place, key=_key(args))
     return FastNTKClassifier.from_pretrained(place)
 
@@ -330,7 +312,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--json", action="store_true", help="print one JSON object")
         made.add_argument("--quiet", action="store_true", help="show no progress bars")
         if name not in ("zoo", "demo"):
-            made.add_argument("--key-file", type=Path, help="file with the key of an encrypted state")
+            made.add_argument(
+                "--key-file", type=Path, help="file with the passphrase of an encrypted state"
+            )
         return made
 
     zoo = command("zoo", _zoo, "List the recipes of backbones.")
@@ -338,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = command("fit", _fit, "Learn pictures and save the state.")
     fit.add_argument("data", type=Path, help=DATA)
-    fit.add_argument("--out", type=Path, required=True, help="folder of the state")
+    fit.add_argument("--out", type=Path, required=True, help="file of the state, such as model.fastntk")
     fit.add_argument("--overwrite", action="store_true", help="replace a state and its receipts")
     fit.add_argument("--backbone", default="tf_efficientnet_lite0", help="a recipe or a timm name")
     fit.add_argument("--trainable", type=_subset, help="a subset, or several separated by commas")
@@ -352,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--num-workers", type=int, help="processes that read ahead")
 
     unlearn = command("unlearn", _unlearn, "Forget pictures and save the state again.")
-    unlearn.add_argument("dir", type=Path, help="folder of the state")
+    unlearn.add_argument("state", type=Path, help="file of the state")
     unlearn.add_argument(
         "--forget", type=Path, nargs="+", required=True, help="pictures, or lists of them"
     )
@@ -362,21 +346,21 @@ def _parser() -> argparse.ArgumentParser:
     rebuild = command(
         "rebuild", _rebuild, "Sum the remaining pictures anew, which ends numerical drift."
     )
-    rebuild.add_argument("dir", type=Path, help="folder of the state")
+    rebuild.add_argument("state", type=Path, help="file of the state")
     rebuild.add_argument("data", type=Path, help="exactly the pictures that are still learned")
 
     predict = command("predict", _predict, "Print the predicted classes of pictures.")
-    predict.add_argument("dir", help="a state, an adapter or a repository of the Hub")
+    predict.add_argument("state", help="a state, an adapter or a repository of the Hub")
     predict.add_argument("images", type=Path, nargs="+", help="pictures, folders or lists")
 
     report = command("report", _report, "Describe a model and its deletions.")
-    report.add_argument("dir", help="a state, an adapter or a repository of the Hub")
+    report.add_argument("state", help="a state, an adapter or a repository of the Hub")
     report.add_argument("--data", type=Path, help=f"test pictures: a {DATA}")
     report.add_argument("--before", help="the same model before its deletions")
     report.add_argument("--html", type=Path, help="write a page with tables and pictures")
 
     push = command("push", _push, "Publish the adapter on the Hub.")
-    push.add_argument("dir", help="a state or an adapter")
+    push.add_argument("state", help="a state or an adapter")
     push.add_argument("repo", help="ORG/NAME")
     push.add_argument("--private", action="store_true", help="make a new repository private")
     push.add_argument("--revision", help="a branch")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 import stat
 import warnings
@@ -24,7 +23,7 @@ from torch import Tensor
 from ..exceptions import StateFormatError, UnknownKeyWarning
 from ..sums.memory import require
 
-PARTIAL = r"\.fastntk-[0-9a-f]{16}\.partial"
+PARTIAL = ".fastntk-*.partial"
 PRIVATE, PUBLIC = 0o600, 0o644
 _JSON_BYTES = 32 * 2**20  # what is parsed is many times larger in memory
 _DIMENSIONS = 24  # torch.isfinite takes no more
@@ -274,26 +273,3 @@ def _write(partial: Path, data: bytes, mode: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def matching(folder: Path, pattern: str) -> set[str]:
-    """Return the names in a folder that match a regular expression as a whole."""
-    return {file.name for file in folder.iterdir() if re.fullmatch(pattern, file.name)}
-
-
-def collect(folder: Path, pattern: str, keep: Iterable[str] = ()) -> None:
-    """Delete files that match a pattern and are not to be kept."""
-    for name in matching(folder, pattern) - set(keep):
-        (folder / name).unlink(missing_ok=True)
-
-
-def check_folder(folder: Path, pattern: str) -> None:
-    """Raise StateFormatError unless a folder is new, or holds only files that match a pattern."""
-    others = folder.exists() or folder.is_symlink()
-    if folder.is_dir():
-        others = {file.name for file in folder.iterdir()} != matching(folder, pattern)
-    if others:
-        raise StateFormatError(
-            f"Expected {str(folder)!r} to be a new or empty folder, or one that was saved before; it "
-            "holds something else. Choose another folder."
-        )

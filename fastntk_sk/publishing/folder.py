@@ -22,7 +22,7 @@ from .config import describe
 from .rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
-_PRIVATE = r"manifest\.json|(adapter|statistics|ledger|receipts)-[0-9a-f]{32}\..*"  # of the room store
+_PRIVATE = "*.fastntk"  # what save() writes, if it is named as the documentation does
 
 
 def adapter_files(classifier: Any, card: str) -> dict[str, bytes]:
@@ -50,9 +50,9 @@ def adapter_file(adapter: Adapter, config: dict[str, Any]) -> bytes:
 def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> None:
     """Write the public adapter; see :meth:`FastNTKClassifier.save_pretrained`."""
     folder = Path(path)
-    if folder.is_dir() and files.matching(folder, _PRIVATE):
+    if any(folder.glob(_PRIVATE)):
         raise PublicationError(
-            f"{str(folder)!r} holds files of a private state. Save the public adapter to another "
+            f"{str(folder)!r} holds a private state. Save the public adapter to another "
             "folder, so that they are not published together."
         )
     foreign = [name for name in (CONFIG, CARD) if (folder / name).exists()]
@@ -65,7 +65,8 @@ def save_adapter(classifier: Any, path: str | os.PathLike[str], card: str) -> No
     files.make_folder(folder)
     for name, data in contents.items():
         files.replace(folder, name, data, files.PUBLIC)
-    files.collect(folder, files.PARTIAL)
+    for partial in folder.glob(files.PARTIAL):  # of an interrupted save
+        partial.unlink(missing_ok=True)
 
 
 def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) -> Any:

@@ -174,7 +174,8 @@ def connect(
         connection = driver.connect(path, timeout=timeout, isolation_level=None)
         try:
             if key is not None:
-                connection.execute(f"PRAGMA key = {_quoted(key)}")
+                connection.execute("PRAGMA cipher_log_level = NONE").fetchall()
+                connection.execute(f"PRAGMA key = {_quoted(key)}").fetchall()
             for setting in _SETTINGS:
                 connection.execute(f"PRAGMA {setting}").fetchall()
             if write:
@@ -254,11 +255,15 @@ def _check_file(path: Path, key: bytes | str | None, write: bool) -> None:
             files.make_folder(path.parent)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
-            raise StateWriteError(f"{str(path)!r} cannot be made: {error}. Choose another place.") from error
+            raise StateWriteError(
+                f"{str(path)!r} cannot be made: {error}. Choose another place."
+            ) from error
     try:
         with path.open("rb") as file:
             header = file.read(len(_HEADER))
-            require(2 * path.stat().st_size, f"Reading {path.name} takes", "Load it on a larger machine.")
+            require(
+                2 * path.stat().st_size, f"Reading {path.name} takes", "Load it on a larger machine."
+            )
     except FileNotFoundError:
         raise StateFormatError(
             f"There is no file {str(path)!r}. Pass the path that was given to save()."
@@ -297,7 +302,9 @@ def _check_schema(connection: Any, path: Path, write: bool) -> bool:
             "Upgrade fastntk_sk."
         )
     if schema != SCHEMA or found != {table: _statement(table) for table in TABLES}:
-        raise StateFormatError(f"{path.name} has other tables than this library makes. Restore a backup.")
+        raise StateFormatError(
+            f"{path.name} has other tables than this library makes. Restore a backup."
+        )
     return False
 
 
@@ -319,7 +326,7 @@ def _named(error: Exception, path: Path, key: bytes | str | None) -> Exception:
     text = str(error)
     if "locked" in text:
         return StateLockedError(
-            f"Another process or thread is writing to {path.name}. Nothing was changed; call again later."
+            f"Another process or thread is writing to {path.name}. Nothing was changed; call again."
         )
     if "not a database" in text and key is not None:
         return DecryptionError(
@@ -327,7 +334,7 @@ def _named(error: Exception, path: Path, key: bytes | str | None) -> Exception:
         )
     if any(word in text for word in ("full", "readonly", "I/O", "unable to open", "too big")):
         return StateWriteError(
-            f"{str(path)!r} cannot be written ({text}); it is as it was. Make room or give access to its "
-            "folder, and call again."
+            f"{str(path)!r} cannot be written ({text}); it is as it was. Make room, or give access to "
+            "its folder, and call again."
         )
     return StateFormatError(f"{path.name} is damaged: {text}. Restore a backup.")

@@ -192,9 +192,7 @@ def unpack(db: Database, name: str) -> Contents:
     probes = {n: t for n, t in tensors.items() if n.startswith("probe.")}
     receipts = parse_receipts((content for _, (content,) in db.rows("receipts")), name)
     ledger = _unpack_ledger(db, name)
-    return Contents(
-        model["adapter"], records, probes, anchor, db.read("statistics"), ledger, receipts
-    )
+    return Contents(model["adapter"], records, probes, anchor, db.read("statistics"), ledger, receipts)
 
 
 def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: Contents) -> Private:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ from .database import Database, connect, rekey
 from .packing import pack, restore, unpack
 from .receipts import chain_heads, parse_receipts
 
-__all__ = ["Mark", "load", "opened", "rekey", "save"]
+__all__ = ["Mark", "check_place", "load", "opened", "rekey", "save"]
+
+_SAVING = threading.Lock()  # of threads that save one estimator, the second finds the mark of the first
 
 
 class Mark(NamedTuple):
@@ -34,9 +37,19 @@ def save(
 ) -> None:
     """Write the whole estimator; see :meth:`FastNTKClassifier.save`."""
     classifier._held  # noqa: B018 - raises where there is none
-    with connect(Path(path), key, write=True) as db:
-        mark = _write(db, classifier, Path(path).name, key, overwrite)
-    classifier._mark = mark
+    with _SAVING:
+        with connect(Path(path), key, write=True) as db:
+            mark = _write(db, classifier, Path(path).name, key, overwrite)
+        classifier._mark = mark
+
+
+def check_place(path: Path, key: bytes | str | None) -> None:
+    """Raise what `save` would raise for a place or a key, before the hours that a fit may take."""
+    existed = path.exists()
+    with connect(path, key, write=True):
+        pass
+    if not existed:
+        path.unlink()
 
 
 def load(
@@ -81,9 +94,7 @@ def opened(
         classifier._mark = mark
 
 
-def _write(
-    db: Database, classifier: Any, name: str, key: bytes | str | None, overwrite: bool
-) -> Mark:
+def _write(db: Database, classifier: Any, name: str, key: bytes | str | None, overwrite: bool) -> Mark:
     """Write an estimator, unless the file is not the one that it goes on from."""
     private, mark = classifier._held, classifier._mark
     if key is None and mark is not None and mark.is_encrypted:
@@ -121,9 +132,9 @@ def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
         else "what was learned there meanwhile would be lost"
     )
     return (
-        f"{name} was saved by another estimator since this one was loaded from it, or never was its own: "
-        f"{what}. Nothing was written. Load the file again and repeat the change "
-        "(FastNTKClassifier.open does both at once), save to another file, or pass overwrite=True."
+        f"{name} was saved by another estimator since this one was loaded, or never was its own: "
+        f"{what}. Nothing was written. Load the file again and repeat the change (FastNTKClassifier.open "
+        "does both), save to another file, or pass overwrite=True."
     )
 
 
