@@ -1094,8 +1094,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         if os.path.isfile(path_or_repo):
             raise StateFormatError(
-                f"Expected a folder or a repository, got the file {str(path_or_repo)!r}. What save() wrote "
-                "is read with FastNTKClassifier.load."
+                f"Expected a folder or a repository, got the file {str(path_or_repo)!r}. What save() "
+                "wrote is read with FastNTKClassifier.load."
             )
         local = os.path.isdir(path_or_repo) or not isinstance(path_or_repo, str)
         if local and revision is not None:
@@ -1405,14 +1405,20 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                     name: copy.copy(value) if isinstance(value, (dict, list)) else value
                     for name, value in self.get_params(deep=False).items()
                 }
+                self._mark = None  # it goes on from no file
+            if found is not None:
                 for name in [name for name in vars(self) if name.endswith("_")]:
                     if name not in attributes:
                         delattr(self, name)
-                self._mark = None  # it goes on from no file
             self.__dict__.update(attributes)
             self._adapter = adapter
             self._private = private  # the last one: who reads it first finds the rest as new, or newer
         return self
+
+    def _halves(self) -> tuple[Adapter, Private]:
+        """Return both halves, of one commit."""
+        with _COMMITTING:
+            return self._adapter, self._held
 
     def _warn_of_changed_parameters(self) -> None:
         """Warn of parameters that were set after fit, which take effect at the next fit only."""

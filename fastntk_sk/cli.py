@@ -101,8 +101,8 @@ def _fit(args: argparse.Namespace) -> Answer:
     if args.out.exists() and not args.overwrite:
         raise ValueError(
             f"Expected --out to be a new file, got {str(args.out)!r}, which exists. To replace a state "
-            "loses its receipts, and may learn again what it has forgotten. Choose another file, or pass "
-            "--overwrite."
+            "loses its receipts, and may learn again what it has forgotten. Choose another file, or "
+            "pass --overwrite."
         )
     persistence.check_place(args.out, key)
     pictures, labels = read_labelled(args.data)
@@ -276,7 +276,7 @@ def _alpha(text: str) -> float | str:
 
 
 def _key(args: argparse.Namespace) -> str | None:
-    return None if args.key_file is None else args.key_file.read_text(encoding="ascii").strip()
+    return None if args.key_file is None else args.key_file.read_text(encoding="utf-8").strip()
 
 
 def _any(args: argparse.Namespace, path: str | None = None) -> FastNTKClassifier:

@@ -39,7 +39,7 @@ def folders(tmp_path_factory, digits):
 
 @pytest.fixture
 def state(folders, tmp_path):
-    return shutil.copytree(folders / "state", tmp_path / "state")
+    return shutil.copy(folders / "state", tmp_path / "state")
 
 
 def answer(capsys, *arguments):
@@ -104,8 +104,6 @@ def test_predict_and_report(folders, state, tmp_path, capsys):
     assert page.stat().st_mode & 0o077 == 0
     main(["report", str(state)])
     assert capsys.readouterr().out.startswith("23 rows learned, 1 forgotten.\n")
-    inside = refused(capsys, "report", state, "--html", state / "report.html")
-    assert "outside" in inside["message"]
 
 
 @pytest.mark.filterwarnings("always::fastntk_sk.exceptions.NumericalDriftWarning")
@@ -118,21 +116,19 @@ def test_drift_and_a_rebuild(folders, state, capsys):
     assert "`fastntk rebuild` restores exactness" in warned
     assert "rebuild(" not in warned
     assert str(path) in refused(capsys, "rebuild", state, folders / "train")["message"]
-    left = state / ".." / "left.txt"
+    left = state.parent / "left.txt"
     left.write_text("\n".join(str(p) for p in (folders / "train").rglob("*.png") if p != path))
     assert answer(capsys, "rebuild", state, left)["n_learned"] == 23
     assert FastNTKClassifier.load(state).n_samples_forgotten_ == 1
 
 
 def test_csv_with_ids_and_a_key(folders, tmp_path, capsys):
-    from cryptography.fernet import Fernet
-
     key = tmp_path / "key"
-    key.write_bytes(Fernet.generate_key() + b"\n")
+    key.write_text("it's a secret\n")
     out = tmp_path / "state"
     found = answer(capsys, "fit", folders / "train.csv", "--out", out, "--key-file", key, *FIT)
     assert found["classes"] == ["digit-0", "digit-1", "digit-2"]
-    assert all(file.suffix in (".fernet", ".json") for file in out.iterdir())
+    assert not out.read_bytes().startswith(b"SQLite")
     lines = (folders / "train.csv").read_text().splitlines()
     of_one = [line for line in lines if line.endswith("person 2")]
     request = folders / "request.csv"
@@ -239,8 +235,8 @@ def test_zoo(capsys):
         (["fit", "long.csv", "--out", "state"], "commas"),
         (["fit", "latin.txt", "--out", "state"], "UTF-8"),
         (["fit", "STATE", "--out", "STATE"], "--overwrite"),
-        (["fit", "flat", "--out", "flat"], "something else"),
-        (["fit", "flat", "--out", "state", "--key-file", "bad.csv"], "base64"),
+        (["fit", "flat", "--out", "bad.csv", "--overwrite"], "bad.csv"),
+        (["fit", "flat", "--out", "state", "--key-file", "empty.txt"], "passphrase"),
         (["fit", "named", "--out", "state", "--backbone", "resnet19"], "Did you mean 'resnet18'"),
         (["unlearn", "STATE", "--forget", "gone.png"], "gone.png"),
         (["unlearn", "nowhere", "--forget", "flat"], "nowhere"),
@@ -254,6 +250,7 @@ def test_what_is_wrong_is_said(folders, tmp_path, monkeypatch, capsys, arguments
     for label in "ab":
         (tmp_path / "named" / label).mkdir(parents=True)
         Image.new("L", (8, 8), ord(label)).save(tmp_path / "named" / label / "a.png")
+    (tmp_path / "empty.txt").touch()
     (tmp_path / "bad.csv").write_text("file,class\na.png,b\n")
     (tmp_path / "short.csv").write_text("path,label\na.png,b\nc.png\n")
     (tmp_path / "long.csv").write_text("path,label\na,b.png,1\n")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography.fernet import Fernet
 
 import fastntk_sk
 from fastntk_sk import FastNTKClassifier, baselines, evaluation, exceptions
@@ -55,10 +54,10 @@ def test_code_of_the_user_guide_runs(page, tmp_path, monkeypatch, blobs):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FastNTKClassifier, "push_to_hub", lambda self, repo_id, **arguments: repo_id)
     X, y = blobs
-    key = Fernet.generate_key()
+    key = bytes(range(32))
     ids = [f"person {i % 7}" for i in range(len(X))]
     clf = FastNTKClassifier(random_state=0, n_components=16).fit(X, y, sample_ids=ids)
-    clf.save("state", key=key)
+    clf.save("clinic.fastntk", key=key)
     known = {"np": np, "FastNTKClassifier": FastNTKClassifier, "X": X, "y": y, "key": key, "clf": clf}
     known |= {"X_forget": X[:3], "ids": ids[:3]}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cryptography.fernet import Fernet
 from hub_server import connected_hub
 
 import fastntk_sk
@@ -78,7 +77,6 @@ def test_readme_code_for_the_hub_runs(blobs, tmp_path, monkeypatch):
     clf = FastNTKClassifier(random_state=0, n_components=16).fit(X, y)
     namespace = {
         "clf": clf,
-        "key": Fernet.generate_key(),
         "X_forget": X[:3],
         "FastNTKClassifier": FastNTKClassifier,
     }

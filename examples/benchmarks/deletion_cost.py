@@ -30,10 +30,10 @@ OPPONENTS = {
 Costs = dict[str, dict[str, float]]
 
 
-def forget(folder: str, alpha: float | None, seed: int) -> dict[str, float]:
+def forget(file: str, alpha: float | None, seed: int) -> dict[str, float]:
     """Load a state, forget three times 100 rows, and return medians."""
     X, _ = training_images(300, seed)
-    clf = FastNTKClassifier.load(folder)
+    clf = FastNTKClassifier.load(file)
     clf = with_alpha(clf, alpha)
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     seconds = []
@@ -47,9 +47,9 @@ def forget(folder: str, alpha: float | None, seed: int) -> dict[str, float]:
 def forget_elsewhere(clf: FastNTKClassifier, seed: int) -> Costs:
     """Return what deletions cost in fresh processes, by how alpha is set."""
     with tempfile.TemporaryDirectory() as folder:
-        clf.save(folder)
+        clf.save(file := f"{folder}/state")
         return {
-            name: in_new_process("deletion_cost", "forget", folder=folder, alpha=alpha, seed=seed)[0]
+            name: in_new_process("deletion_cost", "forget", file=file, alpha=alpha, seed=seed)[0]
             for name, alpha in SOLVES.items()
         }
 

@@ -8,12 +8,12 @@ on disk forgets, keeps a receipt, and is verified.
 
 # %%
 import json
+import secrets
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from cryptography.fernet import Fernet
 from sklearn.datasets import load_digits
 
 from fastntk_sk import FastNTKClassifier, verify_receipts
@@ -21,25 +21,26 @@ from fastntk_sk.evaluation import ForgettingTimelineDisplay
 
 X, y = load_digits(return_X_y=True)
 persons = np.random.default_rng(0).integers(0, 120, len(X))
-folder, key = Path(tempfile.mkdtemp()), Fernet.generate_key()
+folder, key = Path(tempfile.mkdtemp()), secrets.token_bytes(32)
+file = folder / "clinic.fastntk"
 
 # %%
 # Learn, and keep an encrypted state. The ids leave only keyed digests behind.
 clf = FastNTKClassifier(n_components=128, random_state=0)
 clf.fit(X, y, sample_ids=[f"person {i}" for i in persons])
-clf.save(folder / "state", key=key)
+clf.save(file, key=key)
 
 
 # %%
-# A request comes. First a dry run, then the deletion, then the state is replaced at one instant.
+# A request comes. First a dry run, then the deletion; the file changes in one transaction, and nobody
+# else can write to it meanwhile.
 def honour(person):
-    clf = FastNTKClassifier.load(folder / "state", key=key)
     rows = np.flatnonzero(persons == person)
     ids = [f"person {person}"] * len(rows)
-    report = clf.can_unlearn(X[rows], sample_ids=ids)
-    assert report["possible"], report["reason"]
-    clf.unlearn(X[rows], sample_ids=ids)
-    clf.save(folder / "state", key=key)
+    with FastNTKClassifier.open(file, key=key) as clf:
+        report = clf.can_unlearn(X[rows], sample_ids=ids)
+        assert report["possible"], report["reason"]
+        clf.unlearn(X[rows], sample_ids=ids)
     return clf
 
 

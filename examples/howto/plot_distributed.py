@@ -32,7 +32,7 @@ with share_rows():
     clf.fit(X[:1200], y[:1200])
     clf.unlearn(X[:10])
 if dist.get_rank() == 0:
-    clf.save("state")
+    clf.save("digits.fastntk")
 dist.destroy_process_group()
 """
 folder = Path(tempfile.mkdtemp())
@@ -42,7 +42,7 @@ folder = Path(tempfile.mkdtemp())
 # ``torchrun --nproc-per-node 2 learn.py``, here as a module of this Python:
 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 subprocess.run([*command, "learn.py"], cwd=folder, check=True, capture_output=True)
-together = FastNTKClassifier.load(folder / "state")
+together = FastNTKClassifier.load(folder / "digits.fastntk")
 
 # %%
 # One process gives the same model.

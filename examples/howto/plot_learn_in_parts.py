@@ -22,7 +22,7 @@ from fastntk_sk import FastNTKClassifier
 X, y = load_digits(return_X_y=True)
 X_train, y_train, X_test, y_test = X[:1200], y[:1200], X[1200:], y[1200:]
 parts = np.array_split(np.arange(len(X_train)), 8)
-state = Path(tempfile.mkdtemp()) / "state"
+state = Path(tempfile.mkdtemp()) / "digits.fastntk"
 
 
 def learn(clf, parts):

@@ -17,6 +17,7 @@ from ..publishing.folder import ADAPTER, adapter_file
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 from .database import Database, connect, rekey
 from .packing import pack, restore, unpack
+from .private import Private
 from .receipts import chain_heads, parse_receipts
 
 __all__ = ["Mark", "check_place", "load", "opened", "rekey", "save"]
@@ -36,10 +37,13 @@ def save(
     classifier: Any, path: str | os.PathLike[str], key: bytes | str | None, *, overwrite: bool = False
 ) -> None:
     """Write the whole estimator; see :meth:`FastNTKClassifier.save`."""
-    classifier._held  # noqa: B018 - raises where there is none
     with _SAVING:
+        private, adapter = _contents(classifier, key)
         with connect(Path(path), key, write=True) as db:
-            mark = _write(db, classifier, Path(path).name, key, overwrite)
+            there = _mark_of(db, key)
+            if not (there is None or overwrite or there == classifier._mark):
+                raise StaleStateError(_stale(db, private.receipts, Path(path).name))
+            mark = _write(db, private, adapter, there, key)
         classifier._mark = mark
 
 
@@ -85,30 +89,31 @@ def opened(
         raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
     with connect(Path(path), key, write=True, timeout=timeout) as db:
         classifier = _read(db, cls, Path(path).name, backbone, device, key)
-        before = classifier._held
+        mark, before = classifier._mark, classifier._held
         yield classifier
-        changed = classifier._held is not before
-        if changed:
-            mark = _write(db, classifier, Path(path).name, key, overwrite=False)
-    if changed:
-        classifier._mark = mark
+        private, adapter = _contents(classifier, key)
+        if private is not before:
+            mark = _write(db, private, adapter, mark, key)
+    classifier._mark = mark
 
 
-def _write(db: Database, classifier: Any, name: str, key: bytes | str | None, overwrite: bool) -> Mark:
-    """Write an estimator, unless the file is not the one that it goes on from."""
-    private, mark = classifier._held, classifier._mark
-    if key is None and mark is not None and mark.is_encrypted:
+def _contents(classifier: Any, key: bytes | str | None) -> tuple[Private, bytes]:
+    """Return the private half of an estimator, and its adapter with its configuration."""
+    adapter, private = classifier._halves()
+    if key is None and classifier._mark is not None and classifier._mark.is_encrypted:
         raise DecryptionError(
             "Expected the key of an estimator that was encrypted, got None: its state would be readable "
             "by everybody. Pass key=..., the old one or a new one for another file."
         )
-    there = _mark_of(db, key)
-    if there is not None and not overwrite and (mark is None or mark.stamp != there.stamp):
-        raise StaleStateError(_stale(db, private.receipts, name))
-    config = describe(classifier._adapter, classifier, public=False)
-    pack(db, private, adapter_file(classifier._adapter, config))
-    generation = 1 if there is None else there.generation + 1
-    new = Mark(generation, secrets.token_bytes(16), key is not None)
+    return private, adapter_file(adapter, describe(adapter, classifier, public=False))
+
+
+def _write(
+    db: Database, private: Private, adapter: bytes, there: Mark | None, key: bytes | str | None
+) -> Mark:
+    """Write a new generation."""
+    pack(db, private, adapter)
+    new = Mark(1 if there is None else there.generation + 1, secrets.token_bytes(16), key is not None)
     db.replace("saves", [new[:2]])
     return new
 
@@ -133,8 +138,8 @@ def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
     )
     return (
         f"{name} was saved by another estimator since this one was loaded, or never was its own: "
-        f"{what}. Nothing was written. Load the file again and repeat the change (FastNTKClassifier.open "
-        "does both), save to another file, or pass overwrite=True."
+        f"{what}. Nothing was written. Load the file again and repeat the change "
+        "(FastNTKClassifier.open does both), save to another file, or pass overwrite=True."
     )
 
 
