@@ -37,5 +37,5 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def forge(saved, tmp_path):
-    """What changes the parts of one of them, signs it again and loads it."""
+    """What changes the parts of one of them, writes it with checksums that fit, and loads it."""
     return hostile.Forge(saved, tmp_path / "forged")

@@ -12,6 +12,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, errors
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError
 from .adapter import Adapter
@@ -59,7 +64,7 @@ def pull(
     copy and no connection.
     """
     api = HfApi(token=_checked(token))
-    with _named(repo_id):
+    with _calling(repo_id):
         commit = _commit(api, repo_id, revision)
         file = api.hf_hub_download(
             repo_id,
@@ -87,7 +92,7 @@ def push(
 ) -> str:
     """Publish files as one commit, and return it; see :meth:`FastNTKClassifier.push_to_hub`."""
     api = HfApi(token=_checked(token))
-    with _named(repo_id):
+    with _calling(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise PublicationError(
@@ -106,8 +111,9 @@ def push(
                 f"{repo_id!r} holds another model: its {CONFIG} would be overwritten. Push to another "
                 "repository. Nothing was uploaded."
             )
-        earlier = _earlier(api, repo_id, parent) if ADAPTER in there else None
+        earlier = None
         if ADAPTER in there:
+            earlier = _earlier(api, repo_id, parent)
             _warn(repo_id, adapter, earlier, purge_history)
         # after a lost answer the user calls again, and what is there already is no second commit
         api.create_commit(
@@ -238,11 +244,16 @@ def _status(error: Exception) -> int | None:
 
 
 @contextmanager
-def _named(repo_id: str) -> Iterator[None]:
-    """Turn what the client raises into errors that say what to do."""
+def _calling(repo_id: str) -> Iterator[None]:
+    """Keep the client from drawing bars, and turn what it raises into errors that say what to do."""
+    silent = are_progress_bars_disabled()
+    disable_progress_bars()
     try:
         yield
     except (_HTTPError, *_OTHERS) as error:
         causes = [*type(error).__mro__, _status(error)]
         advice = next((_ADVICE[cause] for cause in causes if cause in _ADVICE), _AGAIN)
         raise HubError(f"{type(error).__name__} for {repo_id!r}. {advice}") from error
+    finally:
+        if not silent:
+            enable_progress_bars()

@@ -125,11 +125,10 @@ def test_backbones_that_nobody_may_name(monkeypatch, saved, tmp_path):
         assert isinstance(outcome(parts.write(tmp_path / "x"), backbone=None), NAMED), name
 
 
-@pytest.mark.parametrize("key", ["trust_remote_code", "auto_map", "custom_code"])
+@pytest.mark.parametrize("key", ["trust_remote_code", "backbone auto_map", "settings custom_code"])
 def test_code_that_a_file_asks_for(forge, key):
-    for path in (f"config {key}", f"config backbone {key}"):
-        assert isinstance(found := forge(ADAPTER, put(path, False)), StateFormatError)
-        assert "code" in str(found)
+    assert isinstance(found := forge(ADAPTER, put(f"config {key}", False)), StateFormatError)
+    assert "code" in str(found)
 
 
 def test_a_file_starts_no_processes(saved, tmp_path):
@@ -201,12 +200,6 @@ WRONG = {
 }
 
 
-def test_values_that_no_estimator_writes(forge):
-    for path, values in WRONG.items():
-        for value in values:
-            assert isinstance(forge(ADAPTER, put(f"config {path}", value)), NAMED), (path, value)
-
-
 LABELS = {
     "<i8": [[0, 1, 1], [0, 1, True], [0.5, 1, 2], ["0", "1", "2"], [0, 1]],
     "<u1": [[0, 1, 300]],
@@ -215,11 +208,11 @@ LABELS = {
 } | {kind: [[0, 1, 2]] for kind in ("|b1", "<M8", "i8,i8", "os.system")}
 
 
-def test_class_labels(forge):
-    for kind, lists in LABELS.items():
-        for values in lists:
-            found = forge(ADAPTER, put("config classes", {"values": values, "kind": kind}))
-            assert isinstance(found, StateFormatError), (values, kind)
+def test_values_that_no_estimator_writes(forge):
+    classes = [{"values": v, "kind": kind} for kind, values in LABELS.items() for v in values]
+    for path, values in (WRONG | {"classes": classes}).items():
+        for value in values:
+            assert isinstance(forge(ADAPTER, put(f"config {path}", value)), NAMED), (path, value)
 
 
 # what would be allocated
