@@ -1348,9 +1348,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                     name: copy.copy(value) if isinstance(value, (dict, list)) else value
                     for name, value in self.get_params(deep=False).items()
                 }
-                for name in [name for name in vars(self) if name.endswith("_")]:
-                    if name not in attributes:
-                        delattr(self, name)
+                for name in {name for name in vars(self) if name.endswith("_")} - attributes.keys():
+                    delattr(self, name)
             self.__dict__.update(attributes)
             self._adapter = adapter
             self._private = private  # the last one: who reads it first finds the rest as new, or newer
