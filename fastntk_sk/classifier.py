@@ -1348,6 +1348,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                     name: copy.copy(value) if isinstance(value, (dict, list)) else value
                     for name, value in self.get_params(deep=False).items()
                 }
+            if found is not None:
                 for name in {name for name in vars(self) if name.endswith("_")} - attributes.keys():
                     delattr(self, name)
             self.__dict__.update(attributes)
