@@ -1407,9 +1407,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 }
                 self._mark = None  # it goes on from no file
             if found is not None:
-                for name in [name for name in vars(self) if name.endswith("_")]:
-                    if name not in attributes:
-                        delattr(self, name)
+                for name in {name for name in vars(self) if name.endswith("_")} - attributes.keys():
+                    delattr(self, name)
             self.__dict__.update(attributes)
             self._adapter = adapter
             self._private = private  # the last one: who reads it first finds the rest as new, or newer

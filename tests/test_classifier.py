@@ -218,8 +218,9 @@ def test_parameters_are_fixed_at_fit(blobs):
     with pytest.warns(UserWarning, match="alpha.*next fit"):
         clf.unlearn(X[:5])
     assert gap(clf, small().fit(X[5:], y[5:])) < 1e-11
-    with pytest.warns(UserWarning, match="alpha.*next fit"):
+    with pytest.warns(UserWarning, match="alpha.*next fit") as caught:
         clf.partial_fit(X[:5], y[:5])
+    assert caught[0].filename == __file__
     clf.fit(X, y).unlearn(X[:5])
 
 
@@ -435,8 +436,9 @@ def test_unlearn_in_a_pipeline(blobs):
     with pytest.raises(InexactDeletionError, match="standardscaler"):
         unlearn(scaled, X[:4], strict=True)
     assert scaled[-1].n_samples_learned_ == 60
-    with pytest.warns(InexactDeletionWarning, match="StandardScaler"):
+    with pytest.warns(InexactDeletionWarning, match="StandardScaler") as caught:
         unlearn(scaled, X[:4])
+    assert caught[0].filename == __file__
     assert not scaled[-1].receipts_[0]["exactness"]["exact"]
     with pytest.raises(TypeError, match="got StandardScaler"):
         unlearn(StandardScaler().fit(X), X)
