@@ -11,14 +11,9 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ..exceptions import BackboneNotFoundError
-
-
-def _nothing() -> Mapping[str, Any]:
-    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,9 @@ class Recipe:
     n_weights: int | None = None
     n_features: int | None = None
     n_pooled: int | None = None
-    trainable: Mapping[str, int] = field(default_factory=_nothing)
+    trainable: Mapping[str, int] = field(default_factory=dict)
     weights_package: str | None = None
-    results: Mapping[str, Any] = field(default_factory=_nothing)
+    results: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def license(self) -> str | None:
@@ -116,8 +111,7 @@ def _shipped() -> dict[str, Recipe]:
         if not file.name.endswith(".toml"):
             continue
         for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():
-            tables = {k: MappingProxyType(v) for k, v in table.items() if isinstance(v, dict)}
-            found[name] = Recipe(name, **table | tables)
+            found[name] = Recipe(name, **table)
     return found
 
 

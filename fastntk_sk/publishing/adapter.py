@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..settings import Settings
-from ..tangents.jacobians import plain_copy
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
 from .exports import with_readout
@@ -143,5 +143,5 @@ class Adapter:
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:
-            return with_readout(plain_copy(self.model.ladder), W)
+            return with_readout(copy.deepcopy(self.model.ladder), W)
         return with_readout(self.model.displaced_copy(self.parameters.delta), W)

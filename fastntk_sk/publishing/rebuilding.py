@@ -230,19 +230,19 @@ def _check_outline(backbone: str, config: Config, V: Tensor) -> None:
     """Check that a named network fits V and memory, before it is built."""
     size = config.preprocessing.size
     try:
-        found = outline(backbone, size)
+        n_features, n_bytes = outline(backbone, size)
     except BackboneNotFoundError as error:
         raise StateFormatError(f"What was saved names something that is not here. {error}") from error
     except FastNTKError:
         raise
     except _UNFIT as error:
         raise _cannot_be_built(config, error) from error
-    if found.n_features != V.shape[1]:
+    if n_features != V.shape[1]:
         raise StateMismatchError(
-            f"Expected a backbone with {V.shape[1]} features, got {found.n_features} from "
+            f"Expected a backbone with {V.shape[1]} features, got {n_features} from "
             f"{backbone!r:.100}. Pass the backbone that was saved: backbone=..."
         )
-    n_bytes = found.n_bytes * working_dtype(config.settings.precision).itemsize // torch.float32.itemsize
+    n_bytes = n_bytes * working_dtype(config.settings.precision).itemsize // torch.float32.itemsize
     require(n_bytes, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -56,7 +55,7 @@ class TangentNetwork(nn.Module):
         super().__init__()
         self.subset = subset
         check_rows_are_independent(net, probe, type(net).__name__)
-        self.net = frozen_copy(net)
+        self.net = shared_copy(net)
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
@@ -194,24 +193,6 @@ def _load_forward_rules() -> None:
         import_module("torch._decomp.decompositions_for_jvp")
 
 
-class _UnpaddedConv2dSame(nn.Conv2d):
-    """TensorFlow's convolution without a padded copy of its input in either direction.
-
-    Where the input lacks one row more after it than before it, a row of zeros before the kernel makes
-    the padding even.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve."""
-        lacking = [
-            max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            for size, kernel, stride in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
-        ]
-        kernel = nn.functional.pad(self.weight, (lacking[1] % 2, 0, lacking[0] % 2, 0))
-        padding = [(rows + 1) // 2 for rows in lacking]
-        return nn.functional.conv2d(x, kernel, self.bias, self.stride, padding, 1, self.groups)
-
-
 def _pulled(features: Tensor, leaves: list[Tensor], cotangents: Tensor, keep: bool) -> Tensor:
     """Return the rows (n, p) of one backward pass; `keep` the graph for another."""
     rows = torch.autograd.grad(
@@ -230,30 +211,6 @@ def check_rows_are_independent(function: Callable[[Tensor], Tensor], probe: Tens
             "influence each other, or its output is random. Use a backbone whose norm layers have "
             "running statistics, in eval mode."
         )
-
-
-def frozen_copy(net: nn.Module) -> nn.Module:
-    """Return a copy of shared parameters and buffers, in which TensorFlow's convolutions are faster."""
-    copied = shared_copy(net)
-    padded = getattr(sys.modules.get("timm.layers"), "Conv2dSame", None)  # timm is never imported here
-    for module in copied.modules():
-        if type(module) is padded and module.dilation == (1, 1):
-            module.__class__ = _UnpaddedConv2dSame
-    return copied
-
-
-def plain_copy(net: nn.Module) -> nn.Module:
-    """Return an independent copy of a `frozen_copy` with TensorFlow's convolutions as they were.
-
-    Exporters know these, and not a kernel that is padded in the pass.
-    """
-    copied = copy.deepcopy(net)
-    for module in copied.modules():
-        if type(module) is _UnpaddedConv2dSame:
-            from timm.layers import Conv2dSame
-
-            module.__class__ = Conv2dSame  # type: ignore[assignment]
-    return copied
 
 
 def _owners(names: tuple[str, ...]) -> list[str]:

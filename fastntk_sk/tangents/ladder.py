@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ..exceptions import StateMismatchError
 from ..randomness import generator
-from .jacobians import check_rows_are_independent, frozen_copy
+from .jacobians import check_rows_are_independent
 from .rungs import Rung, changed_shape, find_rungs, tensors_of
+from .taps import shared_copy
 
 TENSORS = ("units", "order", "signs", "sizes")
 
@@ -88,7 +89,7 @@ class Ladder(nn.Module):
 
     def __init__(self, net: nn.Module, sides: Sequence[str], probe: Tensor) -> None:
         super().__init__()
-        self.net = frozen_copy(net)
+        self.net = shared_copy(net)
         self.rungs = find_rungs(self.net, probe, sides)
         self.sides = tuple(dict.fromkeys(rung.side for rung in self.rungs))
         hooked: dict[tuple[str, str], dict[int, list[tuple[int, Rung]]]] = {}
