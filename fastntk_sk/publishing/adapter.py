@@ -118,7 +118,7 @@ class Adapter:
         """Return what is published: with the source of the backbone, all that predictions need.
 
         They are "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what
-        the source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the units and
+        the source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the scales and
         the sketch of a ladder. At the pretrained anchor "probe_directions" (V) is added; at the
         fine-tuned one the solved values of the subset, and nothing of the anchor, which has seen rows
         that may be forgotten.

@@ -56,6 +56,7 @@ class TangentNetwork(nn.Module):
         self.subset = subset
         check_rows_are_independent(net, probe, type(net).__name__)
         self.net = shared_copy(net)
+        self._theta = {name: net.get_parameter(name) for name in subset.names}
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
@@ -87,9 +88,7 @@ class TangentNetwork(nn.Module):
 
     def _disagreement(self, net: nn.Module, probe: Tensor) -> str | None:
         """Compare two rows with their own plain gradients, parameter by parameter."""
-        parameters = {
-            name: net.get_parameter(name).detach().requires_grad_() for name in self.subset.names
-        }
+        parameters = {name: theta.detach().requires_grad_() for name, theta in self._theta.items()}
         draws, copied = torch.Generator().manual_seed(0), shared_copy(net)
         with torch.enable_grad():
             features = [functional_call(copied, parameters, (row[None],)) for row in probe[:2]]
@@ -121,10 +120,6 @@ class TangentNetwork(nn.Module):
         except (JacobianError, RuntimeError, TypeError, ValueError, AssertionError):
             return problem  # also of a network or a device that takes no float64
         return None if twin._taps.keys() == self._taps.keys() else problem
-
-    def _parameter(self, name: str) -> Tensor:
-        prefix = next(prefix for prefix in self._taps if name.startswith(prefix))
-        return self._taps[prefix].module.get_parameter(name.removeprefix(prefix))
 
     def _by_tap(self, tensors: dict[str, Tensor]) -> dict[Tap, dict[str, Tensor]]:
         return {
@@ -167,10 +162,10 @@ class TangentNetwork(nn.Module):
 
     def _recorded(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the features with their graph, and the leaves that stand for every row's parameters."""
-        leaves = {}
-        for name in self.subset.names:
-            parameter = self._parameter(name).detach()
-            leaves[name] = parameter.expand(len(x), *parameter.shape).requires_grad_()
+        leaves = {
+            name: theta.detach().expand(len(x), *theta.shape).requires_grad_()
+            for name, theta in self._theta.items()
+        }
         with handed(LEAVES, self._by_tap(leaves)), torch.enable_grad():
             return self.net(x), list(leaves.values())
 

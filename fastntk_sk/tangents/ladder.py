@@ -23,7 +23,7 @@ from .jacobians import check_rows_are_independent
 from .rungs import Rung, changed_shape, find_rungs, tensors_of
 from .taps import shared_copy
 
-TENSORS = ("units", "order", "signs", "sizes")
+TENSORS = ("scales", "order", "signs", "sizes")
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Ladder(nn.Module):
     widths : list of int
         Numbers that each rung pools, h the last.
 
-    units : Tensor of shape (T,)
+    scales : Tensor of shape (T,)
         u; ones until `calibrate`.
 
     order : int32 Tensor of shape (m,)
@@ -80,7 +80,7 @@ class Ladder(nn.Module):
     torch.Size([5, 3])
     """
 
-    units: Tensor
+    scales: Tensor
     order: Tensor
     signs: Tensor
     sizes: Tensor
@@ -107,8 +107,8 @@ class Ladder(nn.Module):
         check_rows_are_independent(lambda x: torch.cat(self.pooled(x), dim=1), probe, type(net).__name__)
         places = torch.cat(self._places()).int()
         ones = torch.ones_like(places)
-        units = probe.new_ones(len(self.widths))
-        self.install({"units": units, "order": places, "signs": ones.to(torch.int8), "sizes": ones})
+        scales = probe.new_ones(len(self.widths))
+        self.install({"scales": scales, "order": places, "signs": ones.to(torch.int8), "sizes": ones})
 
     @property
     def width(self) -> int:
@@ -141,17 +141,17 @@ class Ladder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a batch, of shape (n, k)."""
-        parts = zip(self.pooled(x), self.units, strict=True)
-        numbers = torch.cat([part.T / unit for part, unit in parts])  # each row of the batch a column
+        parts = zip(self.pooled(x), self.scales, strict=True)
+        numbers = torch.cat([part.T / scale for part, scale in parts])  # each row of the batch a column
         groups = numbers.index_select(0, self._gathered.flatten()).unflatten(0, self._gathered.shape)
         return (groups * self._factors[:, :, None]).sum(1).T
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set the units from the mean energy (squared norm) of each rung on synthetic inputs."""
+        """Set the scales from the mean energy (squared norm) of each rung on synthetic inputs."""
         parts = zip(*(self.pooled(batch) for batch in batches), strict=True)
         energies = torch.stack([torch.cat(part).double().square().sum(1).mean() for part in parts])
-        unit = (len(energies) * energies).sqrt()
-        self.units = torch.where(unit > 0, unit, 1.0).to(self.units)
+        scales = (len(energies) * energies).sqrt()
+        self.scales = torch.where(scales > 0, scales, 1.0).to(self.scales)
 
     def draw_sketch(self, k: int, seed: int) -> None:
         """Draw S for k features, at least one a side, and at most one for each number."""
@@ -164,21 +164,21 @@ class Ladder(nn.Module):
             sizes[-1][: len(places) % k_side] += 1
         order = torch.cat(orders).int()
         signs = torch.randint(0, 2, order.shape, generator=draws, dtype=torch.int8) * 2 - 1
-        drawn = {"units": self.units, "order": order, "signs": signs, "sizes": torch.cat(sizes).int()}
+        drawn = {"scales": self.scales, "order": order, "signs": signs, "sizes": torch.cat(sizes).int()}
         self.install(drawn)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is published: `units`, `order`, `signs` and `sizes`."""
+        """Return what is published: `scales`, `order`, `signs` and `sizes`."""
         return {name: getattr(self, name).cpu() for name in TENSORS}
 
     def install(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take units and sketch of `tensors`, or raise StateMismatchError if they do not fit."""
-        units, order, signs, sizes = (tensors[name].cpu() for name in TENSORS)
+        """Take scales and sketch of `tensors`, or raise StateMismatchError if they do not fit."""
+        scales, order, signs, sizes = (tensors[name].cpu() for name in TENSORS)
         n_places, n_numbers = sum(self.widths), sum(map(len, self._places()))
         fits = (
-            units.shape == (len(self.widths),)
-            and units.dtype == self._dtype
-            and bool((units > 0).all() and units.isfinite().all())
+            scales.shape == (len(self.widths),)
+            and scales.dtype == self._dtype
+            and bool((scales > 0).all() and scales.isfinite().all())
             and order.shape == signs.shape == (n_numbers,)
             and (order.dtype, signs.dtype, sizes.dtype) == (torch.int32, torch.int8, torch.int32)
             and bool(((order >= 0) & (order < n_places)).all() and (signs.abs() == 1).all())
@@ -197,15 +197,15 @@ class Ladder(nn.Module):
         places = torch.arange(int(sizes.max()))
         inside = places < sizes[:, None]
         at = torch.where(inside, (sizes.cumsum(0) - sizes)[:, None] + places, 0)
-        device = next(iter(self.net.parameters()), units).device
-        for name, tensor in zip(TENSORS, (units, order, signs, sizes), strict=True):
+        device = next(iter(self.net.parameters()), scales).device
+        for name, tensor in zip(TENSORS, (scales, order, signs, sizes), strict=True):
             self.register_buffer(name, tensor.to(device))
         self.register_buffer("_gathered", order.long()[at].to(device), persistent=False)
-        factors = torch.where(inside, signs[at], 0).to(units.dtype)
+        factors = torch.where(inside, signs[at], 0).to(scales.dtype)
         self.register_buffer("_factors", factors.to(device), persistent=False)
 
     def digest(self) -> str:
-        """Return a fingerprint of rungs, units and sketch."""
+        """Return a fingerprint of rungs, scales and sketch."""
         state = hashlib.blake2b(repr([astuple(rung) for rung in self.rungs]).encode(), digest_size=16)
         for tensor in self.tensors().values():
             state.update(tensor.contiguous().numpy().tobytes())

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -123,11 +122,11 @@ class LinearizedModel:
         return block_sizes(self.settings.kernel, self.d, self.projection.k, len(self.directions))
 
     @property
-    def units(self) -> Tensor:
+    def column_scales(self) -> Tensor:
         """What the columns of the shared block are divided by, of shape (width + 1,)."""
-        units = self.directions.new_full((self.sizes[0] + 1,), self.scale_h).cpu()
-        units[self.d : -1] = self.scale_J
-        return units
+        scales = self.directions.new_full((self.sizes[0] + 1,), self.scale_h).cpu()
+        scales[self.d : -1] = self.scale_J
+        return scales
 
     def centre(self) -> Tensor | None:
         r"""Return where the ridge on z is centred: the pretrained values, as seen from the anchor.
@@ -200,17 +199,14 @@ class LinearizedModel:
                 batch = batch.contiguous(memory_format=torch.channels_last)
         low = self.settings.precision == "bfloat16" and not full_precision
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
-            if self.ladder is None:
-                h, J = self.tangent.jacobian(batch, self.directions, self._project)
+            if self.tangent.subset.names or self.ladder is None:
+                project = lambda rows: self.projection.project(rows.to(self.directions.dtype).cpu())  # noqa: E731
+                h, J = self.tangent.jacobian(batch, self.directions, project)
             else:
+                J = self.directions.new_zeros(len(batch), len(self.directions), 0)
+            if self.ladder is not None:
                 h = self.ladder(batch)
-                J = h.new_zeros(len(h), len(self.directions), 0)
-                if self.tangent.subset.names:
-                    _, J = self.tangent.jacobian(batch, self.directions, self._project)
         return h[:n].to(self.directions.dtype).cpu(), J[:n]
-
-    def _project(self, rows: Tensor) -> Tensor:
-        return self.projection.project(rows.to(self.directions.dtype).cpu())
 
     def tangents(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return the rows of the linear problem, in energy units.
@@ -282,29 +278,21 @@ class LinearizedModel:
         0 to n - 1. Return the rows' energies, float64 of shape (n,),
         :math:`w_i (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
-        capacity = rows_at_once(*self.sizes, self.settings.n_classes, self.settings.batch_size)
-        held: list[tuple[Tensor, Tensor]] = []
+        size = self.settings.batch_size
+        n_batches = -(-rows_at_once(*self.sizes, self.settings.n_classes, size) // size)
         numbers = np.arange(len(labels)) if numbers is None else numbers
-        energies = [np.zeros(0)]
-        start = stop = 0
-
-        def flush() -> None:
-            nonlocal start
+        energies, start = [np.zeros(0)], 0
+        passes = self.all_tangents(rows, n_threads)
+        while held := list(islice(passes, n_batches)):
             h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
+            del held
+            stop = start + len(h)
             check_finite(h, J, numbers[start:stop])
             w = torch.from_numpy(weights[start:stop])
             statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
             energies.append(row_energies(h, J, w))
-            held.clear()
+            del h, J  # not beside those of the next batches
             start = stop
-
-        for tangents in self.all_tangents(rows, n_threads):
-            held.append(tangents)
-            stop += len(tangents[0])
-            if stop - start >= capacity:
-                flush()
-        if held:
-            flush()
         return np.concatenate(energies)
 
     def batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
@@ -324,7 +312,7 @@ class LinearizedModel:
         delta = z
         if self.settings.kernel == "full":
             delta = self.projection.expand(z) * (math.sqrt(self.settings.tangent_scale) / self.scale_J)
-        return self.parameters((W / self.units).to(dtype), delta.to(dtype))
+        return self.parameters((W / self.column_scales).to(dtype), delta.to(dtype))
 
     @torch.no_grad()
     def scores(
@@ -343,35 +331,28 @@ class LinearizedModel:
         """
         settled_threads()
         W, delta = (t.to(self.directions.device) for t in (parameters.W, parameters.delta))
-        if self.settings.kernel == "pseudo":
-            score = self._pseudo_scores
-        elif (predict_with or self.settings.predict_with) == "network":
+        net = None
+        if self.settings.kernel == "full" and (predict_with or self.settings.predict_with) == "network":
             net = parameters.network or self.displaced_copy(delta, shared=True)
-            score = partial(self._network_scores, net)
-        else:
-            score = self._linear_scores
         batches = self.batches(rows)
         with torch.autocast(W.device.type, enabled=False):  # the caller's
-            return np.concatenate([score(W, delta, batch).double().cpu().numpy() for batch in batches])
+            parts = (self._scores(W, delta, net, batch) for batch in batches)
+            return np.concatenate([part.double().cpu().numpy() for part in parts])
 
-    def _pseudo_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-        return self.tangents(batch, full_precision=True)[0] @ (W.cpu() * self.units).T
-
-    def _network_scores(self, net: nn.Module, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-        h = net(batch)
-        scores = h @ W[:, :-1].T + W[:, -1]
-        if self.moved is None and self.tangent.subset.names:
-            scores = scores + (h - self.backbone.net(batch)) @ self.directions.T
-        return scores
-
-    def _linear_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-        has_tangents = bool(self.tangent.subset.names)
-        if has_tangents or self.ladder is None:
+    def _scores(self, W: Tensor, delta: Tensor, net: nn.Module | None, batch: Tensor) -> Tensor:
+        if self.settings.kernel == "pseudo":
+            return self.tangents(batch, full_precision=True)[0] @ (W.cpu() * self.column_scales).T
+        displaced = bool(self.tangent.subset.names)
+        if net is not None:
+            h = net(batch)
+            displaced = displaced and self.moved is None
+            change = h - self.backbone.net(batch) if displaced else h
+        elif displaced or self.ladder is None:
             h, change = self.tangent.directional(batch, delta)
         if self.ladder is not None:
             h = self.ladder(batch)
         scores = h @ W[:, :-1].T + W[:, -1]
-        return scores + change @ self.directions.T if has_tangents else scores
+        return scores + change @ self.directions.T if displaced else scores
 
 
 def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:

@@ -291,13 +291,13 @@ def test_a_sketch_of_another_network_is_refused():
     for name, bad in {
         "order": good["order"] + 1,
         "signs": good["signs"] * 2,
-        "units": -good["units"],
+        "scales": -good["scales"],
         "sizes": good["sizes"][1:],
     }.items():
         with pytest.raises(StateMismatchError, match="sketch"):
             ladder.install(good | {name: bad})
     with pytest.raises(StateMismatchError, match="sketch"):
-        ladder.install(good | {"units": good["units"].double()})
+        ladder.install(good | {"scales": good["scales"].double()})
 
 
 class Reversed(Block):
