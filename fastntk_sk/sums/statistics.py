@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from scipy.linalg.blas import dsymm
 from torch import Tensor
 
 _FIELDS = ("A", "B", "G", "H", "r")
@@ -66,6 +67,11 @@ class Statistics:
     def n_bytes(d: int, k: int, n_classes: int) -> int:
         """Return the bytes that one set of statistics takes."""
         return 8 * ((d + 1) ** 2 + n_classes * (d + 1) * (k + 1) + k * k + k)
+
+    @property
+    def has_tangents(self) -> bool:
+        """Whether there are any, of classes or shared ones."""
+        return bool(len(self.r) or self.n_tangents)
 
     @property
     def counts(self) -> Tensor:
@@ -145,11 +151,7 @@ def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block:
         out[start:stop, :stop].addmm_(left[:, start:stop].T, right[:, :stop], alpha=sign)
 
 
-def multiply_symmetric(lower: Tensor, right: Tensor, block: int = 512) -> Tensor:
+def multiply_symmetric(lower: Tensor, right: Tensor) -> Tensor:
     """Return the product of a symmetric matrix, as `add_gram` leaves it, and `right` of shape (k, m)."""
-    product = torch.zeros_like(right)
-    for start in range(0, len(lower), block):
-        stop = min(start + block, len(lower))
-        product[start:stop] += lower[start:stop, :stop] @ right[:stop]
-        product[:start] += lower[start:stop, :start].T @ right[start:stop]
-    return product
+    # its lower triangle by rows is the upper one by columns, as BLAS reads it without a copy
+    return torch.from_numpy(dsymm(1.0, lower.numpy().T, right.numpy()))

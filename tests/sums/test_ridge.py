@@ -11,8 +11,8 @@ from fastntk_sk.sums.ridge import (
     Tridiagonal,
     evidence_path,
     first_minimum,
-    solve_grid,
-    solve_shared,
+    solve,
+    solve_each,
 )
 from fastntk_sk.sums.statistics import Statistics
 
@@ -33,7 +33,7 @@ def problem(n, d, n_classes, seed=0, constant=0.25):
 @pytest.mark.parametrize("alpha", [1e-3, 2.0])
 def test_the_intercept_is_free(n, d, alpha):
     x, labels, weights, learned = problem(n, d, 3)
-    found = solve_shared(learned, alpha=alpha, target_scale=2.0)
+    found = solve(learned, alpha=alpha, tangent_scale=1.0, target_scale=2.0)
     design = np.hstack([x, np.ones((n, 1))]) * np.sqrt(weights)[:, None]
     target = 2.0 * (np.eye(3)[labels] - 1 / 3) * np.sqrt(weights)[:, None]
     penalty = np.sqrt(alpha) * np.eye(d + 1)[:-1]
@@ -89,7 +89,9 @@ def test_alpha_of_few_rows_that_are_left_does_not_hang_on_rounding(scale):
         less.add(x, own, labels, weights)
         less.add(x[:-n_left], own[:-n_left], labels[:-n_left], -weights[:-n_left])
         refit.add(x[-n_left:], own[-n_left:], labels[-n_left:], weights[-n_left:])
-        found, expected = (solve_shared(each, alpha=None, target_scale=1.0) for each in (less, refit))
+        found, expected = (
+            solve(each, alpha=None, tangent_scale=1.0, target_scale=1.0) for each in (less, refit)
+        )
         assert found.alpha == expected.alpha
         assert float((found.W - expected.W).norm() / expected.W.norm()) < 1e-9
 
@@ -107,7 +109,7 @@ def test_one_class_alone_takes_the_largest_alpha():
     learned = Statistics(4, 0, 2)
     h = torch.from_numpy(np.hstack([x, np.ones((10, 1))]))
     learned.add(h, torch.zeros(10, 2, 0), torch.zeros(10).long(), torch.from_numpy(weights))
-    found = solve_shared(learned, alpha=None, target_scale=1.0)
+    found = solve(learned, alpha=None, tangent_scale=1.0, target_scale=1.0)
     assert found.alpha == GRID[-1]
     assert found.W.isfinite().all()
 
@@ -115,8 +117,10 @@ def test_one_class_alone_takes_the_largest_alpha():
 def test_a_grid_has_the_solutions_of_its_values():
     *_, learned = problem(20, 6, 3)
     alphas = [0.1, None, 3.0]
-    for alpha, found in zip(alphas, solve_grid(learned, alphas, target_scale=2.0), strict=True):
-        expected = solve_shared(learned, alpha=alpha, target_scale=2.0)
+    for alpha, found in zip(
+        alphas, solve_each(learned, alphas, tangent_scale=1.0, target_scale=2.0), strict=True
+    ):
+        expected = solve(learned, alpha=alpha, tangent_scale=1.0, target_scale=2.0)
         np.testing.assert_allclose(found.W, expected.W, rtol=1e-9, atol=1e-12)
         assert (found.alpha, found.path) == (expected.alpha, expected.path)
         assert found.residual < 1e-10
@@ -132,7 +136,7 @@ def test_used_up_statistics_are_a_named_error(alpha):
     *_, learned = problem(20, 4, 3)
     learned.A[:-1, :-1] -= 1e4 * torch.eye(4)
     with pytest.raises(SolveError, match="rebuild"):
-        solve_shared(learned, alpha=alpha, target_scale=1.0)
+        solve(learned, alpha=alpha, tangent_scale=1.0, target_scale=1.0)
 
 
 @pytest.mark.parametrize("alpha", ["auto", 0.5])
