@@ -32,7 +32,7 @@ from .sums.memory import require
 from .sums.ridge import number, solve_each
 from .sums.solvers import Solution
 from .sums.statistics import Statistics
-from .tangents.model import check_finite, row_energies
+from .tangents.model import row_energies
 from .validation import CONSTRAINTS
 
 _SCALES = (0.25, 1.0, 4.0)
@@ -328,8 +328,8 @@ class _TangentRows:
         )
 
         shown, start = estimator._progress(rows, "learning", len(rows)), 0
-        for shared, own in model.all_tangents(ledger.noted(shown, self.digests)):
-            check_finite(shared, own, training.checked.numbers[start:])
+        noted = ledger.noted(shown, self.digests)
+        for shared, own in model.all_tangents(noted, training.checked.numbers):
             if not start:  # at full size, so that no second copy is ever made
                 self.shared = shared.new_empty(len(rows), *shared.shape[1:])
                 self.own = own.new_empty(len(rows), *own.shape[1:])

@@ -8,10 +8,11 @@ kernel is constant, and the linearised model is the model.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,11 +93,11 @@ class Ladder(nn.Module):
         self.net = shared_copy(net)
         self.rungs = find_rungs(self.net, probe, sides)
         self.sides = tuple(dict.fromkeys(rung.side for rung in self.rungs))
-        hooked: dict[tuple[str, str], dict[int, list[tuple[int, Rung]]]] = {}
+        hooked = defaultdict(list)
         for slot, rung in enumerate(self.rungs):
-            hooked.setdefault((rung.path, rung.of), {}).setdefault(rung.index, []).append((slot, rung))
+            hooked[rung.path, rung.of].append((slot, rung))
         for (path, of), rungs in hooked.items():
-            module, hook = self.net.get_submodule(path), _Hook((path, of), rungs)
+            module, hook = self.net.get_submodule(path), partial(_pool, rungs)
             if of == "output":
                 module.register_forward_hook(hook)
             else:
@@ -222,17 +223,14 @@ class Ladder(nn.Module):
         ]
 
 
-class _Hook:
-    """Pool the tensors of one module that are rungs."""
-
-    def __init__(self, name: tuple[str, str], rungs: Mapping[int, list[tuple[int, Rung]]]) -> None:
-        self.name, self.rungs = name, rungs
-
-    def __call__(self, module: nn.Module, given: Any, out: Any = None) -> None:
-        current = _PASS.get()
-        if current is None:
-            return
-        for tensor in tensors_of(given if self.name[1] == "input" else out):
-            for slot, rung in self.rungs.get(current.n_seen[self.name], ()):
+def _pool(rungs: list[tuple[int, Rung]], module: nn.Module, given: Any, out: Any = None) -> None:
+    """Pool the tensors of one module that are rungs: a hook on what it takes, or on what it gives."""
+    current, (_, first) = _PASS.get(), rungs[0]
+    if current is None:
+        return
+    name = (first.path, first.of)
+    for tensor in tensors_of(given if first.of == "input" else out):
+        for slot, rung in rungs:
+            if rung.index == current.n_seen[name]:
                 current.pooled[slot] = rung.pool(tensor)
-            current.n_seen[self.name] += 1
+        current.n_seen[name] += 1

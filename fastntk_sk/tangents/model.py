@@ -227,15 +227,30 @@ class LinearizedModel:
         return torch.cat([h, phi, constant], 1), none
 
     def all_tangents(
-        self, rows: Iterable[np.ndarray], n_threads: int | None = None
+        self,
+        rows: Iterable[np.ndarray],
+        numbers: np.ndarray | None = None,
+        n_threads: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the `tangents` of each batch of contents, computed in a thread of their own.
 
-        Rows are read in the calling thread.
+        Rows are read in the calling thread. A JacobianError calls a row without finite tangents by its
+        number, by default its place.
         """
+        start = 0
         with own_thread(n_threads) as call:
             for batch in self.batches(rows):
-                yield call(self.tangents, batch)
+                h, J = call(self.tangents, batch)
+                finite = h.isfinite().all(1) & J.isfinite().flatten(1).all(1)
+                if not finite.all():
+                    row = start + int((~finite).nonzero()[0])
+                    raise JacobianError(
+                        "Expected finite features and Jacobians of every row, got NaN or infinity in "
+                        f"row {row if numbers is None else numbers[row]}. Repair that row, or the "
+                        'backbone; precision="float64" helps where float32 overflows.'
+                    )
+                start += len(h)
+                yield h, J
 
     def synthetic(self, n: int) -> Tensor:
         """Return a batch of n synthetic rows, the same each time."""
@@ -280,18 +295,15 @@ class LinearizedModel:
         """
         size = self.settings.batch_size
         n_batches = -(-rows_at_once(*self.sizes, self.settings.n_classes, size) // size)
-        numbers = np.arange(len(labels)) if numbers is None else numbers
         energies, start = [np.zeros(0)], 0
-        passes = self.all_tangents(rows, n_threads)
+        passes = self.all_tangents(rows, numbers, n_threads)
         while held := list(islice(passes, n_batches)):
             h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
-            del held
             stop = start + len(h)
-            check_finite(h, J, numbers[start:stop])
             w = torch.from_numpy(weights[start:stop])
             statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
             energies.append(row_energies(h, J, w))
-            del h, J  # not beside those of the next batches
+            del held, h, J  # not beside those of the next batches
             start = stop
         return np.concatenate(energies)
 
@@ -368,17 +380,6 @@ def row_energies(h: Tensor, J: Tensor, weights: Tensor) -> np.ndarray:
     """Return the weighted squared norms of rows of the linear problem, float64 of shape (n,)."""
     energy = sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
     return (weights * energy).numpy()
-
-
-def check_finite(h: Tensor, J: Tensor, numbers: np.ndarray) -> None:
-    """Raise JacobianError, naming the row, where features or Jacobians are NaN or infinite."""
-    finite = h.isfinite().all(1) & J.isfinite().flatten(1).all(1)
-    if not finite.all():
-        row = numbers[int((~finite).nonzero()[0])]
-        raise JacobianError(
-            f"Expected finite features and Jacobians of every row, got NaN or infinity in row {row}. "
-            'Repair that row, or the backbone; precision="float64" helps where float32 overflows.'
-        )
 
 
 def working_dtype(precision: str) -> torch.dtype:
