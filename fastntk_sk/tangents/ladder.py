@@ -54,21 +54,9 @@ class Ladder(nn.Module):
     The network maps a batch to features of shape (n, d), row by row, in eval mode; its parameters are
     shared, never changed. Rungs are found in a `probe` of at least two inputs.
 
-    Attributes
-    ----------
-    widths : list of int
-        Numbers that each rung pools, h the last.
-
-    scales : Tensor of shape (T,)
-        u; ones until `calibrate`.
-
-    order : int32 Tensor of shape (m,)
-        Places among the pooled numbers, group by group of the sketch.
-
-    signs : int8 Tensor of shape (m,)
-
-    sizes : int32 Tensor of shape (k,)
-        Of the groups.
+    `widths` are how many numbers each rung pools, h the last, and `scales` of shape (T,) are u: ones until
+    `calibrate`. Group by group of the sketch, `order` of shape (m,) has the places among the pooled
+    numbers, `signs` their signs, and `sizes` of shape (k,) the sizes of the groups.
 
     Examples
     --------
@@ -132,13 +120,9 @@ class Ladder(nn.Module):
             where = self.rungs[i].path if i < len(self.rungs) else "the last features"
             raise changed_shape(where, f"{self.widths[i]} pooled numbers", widths[i])
         dtype = features.dtype if features.dtype == torch.float64 else torch.float32
-        return [self.root(part.to(dtype)) for part in parts if part is not None]
-
-    @staticmethod
-    def root(pooled: Tensor) -> Tensor:
-        """Return the signed square root."""
+        pooled = [part.to(dtype) for part in parts if part is not None]
         # the sign makes zeros zeros again, whose own root takes much longer and has no derivative
-        return pooled.sign() * pooled.abs().clamp_min(1e-30).sqrt()
+        return [part.sign() * part.abs().clamp_min(1e-30).sqrt() for part in pooled]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a batch, of shape (n, k)."""

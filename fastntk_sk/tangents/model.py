@@ -30,16 +30,9 @@ _PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
 class Parameters:
     """What predicts, in the precision of the backbone's passes; this is what is published.
 
-    Parameters
-    ----------
-    W : Tensor of shape (C, d + 1), or (C, d + r k + 1) for the pseudo kernel
-        Readout on [features, 1], or on [features, tangent features, 1].
-
-    delta : Tensor of shape (p,), or (0,) for the pseudo kernel
-        Displacement of the trainable parameters from the anchor.
-
-    network : nn.Module, default=None
-        The displaced network, where it predicts; see `LinearizedModel.parameters`.
+    W of shape (C, d + 1) reads [features, 1], and delta of shape (p,) displaces the trainable parameters
+    from the anchor. For the pseudo kernel W of shape (C, d + r k + 1) reads the tangent features too, and
+    delta is empty. `network` is the displaced network, where it predicts.
     """
 
     W: Tensor
@@ -65,38 +58,16 @@ class LinearizedModel:
 
     Any number of threads may predict and learn with it at once.
 
-    Parameters
-    ----------
-    backbone : Backbone
+    The probe directions V of shape (C, d), or (r, d) for the pseudo kernel, are N(0, 1/d) at the
+    pretrained anchor, seeded for each row by its index, never a function of the data, and without rows
+    where no parameter is displaced; at a fine-tuned one they are what SGD learned, and `moved` of shape
+    (k,) is how far it went within span(Q). W reads the features of `ladder` in place of h where there is
+    one; V still reads h.
 
-    tangent : TangentNetwork
-
-    projection : Projection
-        Q, from p trainable parameters to k components.
-
-    directions : Tensor of shape (C, d), or (r, d) for the pseudo kernel
-        V, the probe directions. At the pretrained anchor N(0, 1/d), seeded for each row by its index,
-        never a function of the data, and without rows where no parameter is displaced; at a
-        fine-tuned one what SGD learned.
-
-    settings : Settings
-
-    origin : dict
-        "base_model" and "revision" of the backbone's weights, as far as they are known.
-
-    scale_h, scale_J : float
-        Powers of two that bring the mean energy (squared norm of a row) of augmented features and
-        of projected Jacobians near 1 on synthetic inputs.
-
-    position_gap : float
-        Relative change of synthetic rows' Jacobians when they change places in their batch; 0 where
-        it is within float64 rounding.
-
-    moved : Tensor of shape (k,), default=None
-        For a fine-tuned anchor: its displacement from the pretrained values, within span(Q).
-
-    ladder : Ladder, default=None
-        Gives the features that W reads in place of h; V still reads h.
+    `scale_h` and `scale_J` are powers of two that bring the mean energy (squared norm of a row) of
+    augmented features and of projected Jacobians near 1 on synthetic inputs, `position_gap` is the
+    relative change of their Jacobians when they change places in their batch, 0 where it is within
+    float64 rounding. `origin` is what is known of "base_model" and "revision" of the weights.
     """
 
     backbone: Backbone

@@ -43,6 +43,10 @@ class Net(nn.Module):
         return (x["out"] if isinstance(x, dict) else x).mean((2, 3))
 
 
+def root(numbers):
+    return numbers.sign() * numbers.abs().sqrt()
+
+
 def plain():
     torch.manual_seed(0)
     return Net(nn.ModuleList([Block(), Block()])).eval().requires_grad_(False)
@@ -130,7 +134,7 @@ def test_what_is_pooled_is_what_plain_torch_pools():
     h = seen.mean((2, 3))
     wanted = [*expected["ladder-grid"], *expected["ladder-gap"], h]
     for found, part in zip(ladder.pooled(x), wanted, strict=True):
-        torch.testing.assert_close(found, part.sign() * part.abs().sqrt())
+        torch.testing.assert_close(found, root(part))
 
 
 def test_class_token_and_grid_of_a_transformer():
@@ -142,7 +146,7 @@ def test_class_token_and_grid_of_a_transformer():
         maps, prefix = tokens[0]
         found = ladder.pooled(x)[0]
     expected = torch.cat([prefix[:, 0], nn.functional.adaptive_avg_pool2d(maps, 3).flatten(1)], 1)
-    torch.testing.assert_close(found, expected.sign() * expected.abs().sqrt())
+    torch.testing.assert_close(found, root(expected))
 
 
 def test_channels_of_one_dimensional_convolutions_are_kept_apart():
@@ -161,8 +165,8 @@ def test_channels_of_one_dimensional_convolutions_are_kept_apart():
     first = net.blocks[0]
     grid, gap = (Ladder(net, [side], x).pooled(x)[0] for side in SIDES)
     expected = nn.functional.adaptive_avg_pool1d(first(x[:, None]), 4).flatten(1)
-    torch.testing.assert_close(grid, Ladder.root(expected))
-    torch.testing.assert_close(gap, Ladder.root(first[:2](x[:, None]).mean(2)))
+    torch.testing.assert_close(grid, root(expected))
+    torch.testing.assert_close(gap, root(first[:2](x[:, None]).mean(2)))
 
 
 @pytest.mark.parametrize("n_leading", [0, 1, 2, 5, 11])
