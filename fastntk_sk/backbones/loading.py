@@ -120,7 +120,8 @@ def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str |
         return {"base_model": None, "revision": "random weights"}
     named = source_of(source)
     if named.startswith(torchvision_models.PREFIX):
-        return {"base_model": None, "revision": torchvision_models.revision(named)}
+        weights = torchvision_models.weights_of(named.removeprefix(torchvision_models.PREFIX))
+        return {"base_model": None, "revision": str(weights)}
     base: str | None
     revision: str | None = None
     if named.startswith(("hf-hub:", "hf_hub:")):

@@ -78,9 +78,9 @@ class Recipe:
         """Side of the pictures that the weights were trained at, in pixels; None for vectors."""
         kind, _, name = self.source.partition(":")
         if kind == "torchvision":
-            from .torchvision_models import native_size
+            from .torchvision_models import weights_of
 
-            return native_size(name)
+            return weights_of(name).transforms().crop_size[0]
         config = self._timm_config()
         return None if config is None else config.input_size[-1]
 

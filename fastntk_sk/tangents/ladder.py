@@ -54,8 +54,8 @@ class Ladder(nn.Module):
     The network maps a batch to features of shape (n, d), row by row, in eval mode; its parameters are
     shared, never changed. Rungs are found in a `probe` of at least two inputs.
 
-    `widths` are how many numbers each rung pools, h the last, and `scales` of shape (T,) are u: ones until
-    `calibrate`. Group by group of the sketch, `order` of shape (m,) has the places among the pooled
+    `widths` are how many numbers each rung pools, h the last, and `scales` of shape (T,) are u: ones
+    until `calibrate`. Group by group of the sketch, `order` of shape (m,) has the places among the pooled
     numbers, `signs` their signs, and `sizes` of shape (k,) the sizes of the groups.
 
     Examples

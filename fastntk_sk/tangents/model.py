@@ -30,9 +30,9 @@ _PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
 class Parameters:
     """What predicts, in the precision of the backbone's passes; this is what is published.
 
-    W of shape (C, d + 1) reads [features, 1], and delta of shape (p,) displaces the trainable parameters
-    from the anchor. For the pseudo kernel W of shape (C, d + r k + 1) reads the tangent features too, and
-    delta is empty. `network` is the displaced network, where it predicts.
+    W of shape (C, d + 1) reads [features, 1], and delta of shape (p,) displaces the trainable
+    parameters from the anchor. For the pseudo kernel W of shape (C, d + r k + 1) reads the tangent
+    features too, and delta is empty. `network` is the displaced network, where it predicts.
     """
 
     W: Tensor

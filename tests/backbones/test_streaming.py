@@ -138,8 +138,6 @@ def test_errors_of_workers_are_those_of_reading(pictures, tmp_path):
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="Image 1 cannot be read"):
         tiny_cnn(num_workers=1).fit([tmp_path / "a.png", tmp_path / "b.png"], [0, 1])
-    with pytest.raises(ValueError, match="'num_workers' parameter"):
-        tiny_cnn(num_workers=-1).fit(*pictures)
 
 
 def test_items_that_hold_no_single_picture(pictures):
