@@ -55,8 +55,8 @@ class Ladder(nn.Module):
     shared, never changed. Rungs are found in a `probe` of at least two inputs.
 
     `widths` are how many numbers each rung pools, h the last, and `scales` of shape (T,) are u: ones
-    until `calibrate`. Group by group of the sketch, `order` of shape (m,) has the places among the pooled
-    numbers, `signs` their signs, and `sizes` of shape (k,) the sizes of the groups.
+    until `calibrate`. Group by group of the sketch, `order` of shape (m,) has the places among the
+    pooled numbers, `signs` their signs, and `sizes` of shape (k,) the sizes of the groups.
 
     Examples
     --------
@@ -120,9 +120,13 @@ class Ladder(nn.Module):
             where = self.rungs[i].path if i < len(self.rungs) else "the last features"
             raise changed_shape(where, f"{self.widths[i]} pooled numbers", widths[i])
         dtype = features.dtype if features.dtype == torch.float64 else torch.float32
-        pooled = [part.to(dtype) for part in parts if part is not None]
+        return [self.root(part.to(dtype)) for part in parts if part is not None]
+
+    @staticmethod
+    def root(pooled: Tensor) -> Tensor:
+        """Return the signed square root."""
         # the sign makes zeros zeros again, whose own root takes much longer and has no derivative
-        return [part.sign() * part.abs().clamp_min(1e-30).sqrt() for part in pooled]
+        return pooled.sign() * pooled.abs().clamp_min(1e-30).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a batch, of shape (n, k)."""

@@ -30,7 +30,8 @@ def tune(
     """Fine-tune, and return the model that is linearised where SGD ended.
 
     With `rescale` the scale of the targets becomes the mean margin that SGD left, or 1 where there is
-    less. `training` are further arguments of `finetune`. Every rank trains on all rows and takes the result of rank 0.
+    less. `training` are further arguments of `finetune`. Every rank trains on all rows and takes the
+    result of rank 0.
     """
     settings = model.settings
     start = model.directions.new_zeros(settings.n_classes, model.d + 1)
