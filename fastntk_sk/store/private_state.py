@@ -190,7 +190,7 @@ def restore(
     path = [math.inf if value is None else value for value in records.alpha_path]
     state = State(
         model,
-        Statistics.from_tensors(tensors, empty.constant, empty.n_tangents),
+        Statistics(**tensors, constant=empty.constant, n_tangents=empty.n_tangents),
         class_rows=np.array(counted, dtype=np.int64),
         parameters=model.parameters(W, delta),
         environment=msgspec.structs.asdict(records.environment),

@@ -50,7 +50,7 @@ def solve(
     >>> import torch
     >>> from fastntk_sk.sums.ridge import solve
     >>> from fastntk_sk.sums.statistics import Statistics
-    >>> learned = Statistics(1, 0, 2)
+    >>> learned = Statistics.zeros(1, 0, 2)
     >>> x = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
     >>> learned.add(x, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))
     >>> solve(learned, alpha=2.0, tangent_scale=1.0, target_scale=1.0).W

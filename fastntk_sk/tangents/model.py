@@ -154,8 +154,8 @@ class LinearizedModel:
 
     def empty_statistics(self) -> Statistics:
         """Return zero sums of the right size."""
-        width, components = self.sizes
-        return Statistics(width, components, self.settings.n_classes, 1 / self.scale_h, width - self.d)
+        n_tangents = self.sizes[0] - self.d
+        return Statistics.zeros(*self.sizes, self.settings.n_classes, 1 / self.scale_h, n_tangents)
 
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and projected Jacobians (n, rows of V, k), not scaled.

@@ -22,7 +22,7 @@ def problem(n, d, n_classes, seed=0, constant=0.25):
     x, labels = draws.normal(size=(n, d)) + 1, draws.integers(n_classes, size=n)
     weights = draws.uniform(0.2, 3, size=n)
     x[:, 0] += labels
-    learned = Statistics(d, 0, n_classes, constant=constant)
+    learned = Statistics.zeros(d, 0, n_classes, constant=constant)
     h = torch.from_numpy(np.hstack([x, np.full((n, 1), constant)]))
     nothing = torch.zeros(n, n_classes, 0)
     learned.add(h, nothing, torch.from_numpy(labels), torch.from_numpy(weights))
@@ -85,7 +85,7 @@ def test_alpha_of_few_rows_that_are_left_does_not_hang_on_rounding(scale):
         x = rng.normal(size=(3, 48))[y] / 2 + rng.normal(size=(300, 48))
         x = torch.from_numpy(np.c_[x / 7 * scale, np.ones(300)].astype(np.float32))
         own, labels, weights = torch.zeros(300, 3, 0), torch.from_numpy(y), torch.ones(300)
-        less, refit = Statistics(48, 0, 3), Statistics(48, 0, 3)
+        less, refit = Statistics.zeros(48, 0, 3), Statistics.zeros(48, 0, 3)
         less.add(x, own, labels, weights)
         less.add(x[:-n_left], own[:-n_left], labels[:-n_left], -weights[:-n_left])
         refit.add(x[-n_left:], own[-n_left:], labels[-n_left:], weights[-n_left:])
@@ -106,7 +106,7 @@ def test_one_row_a_class_is_finite():
 
 def test_one_class_alone_takes_the_largest_alpha():
     x, _, weights, _ = problem(10, 4, 2)
-    learned = Statistics(4, 0, 2)
+    learned = Statistics.zeros(4, 0, 2)
     h = torch.from_numpy(np.hstack([x, np.ones((10, 1))]))
     learned.add(h, torch.zeros(10, 2, 0), torch.zeros(10).long(), torch.from_numpy(weights))
     found = solve(learned, alpha=None, tangent_scale=1.0, target_scale=1.0)

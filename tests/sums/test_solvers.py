@@ -29,7 +29,7 @@ def problem(n, d, k, n_classes, *, weights=False, duplicates=False, seed=0):
 
 
 def learned(h, J, labels, weights):
-    statistics = Statistics(h.shape[1] - 1, J.shape[2], J.shape[1], constant=float(h[0, -1]))
+    statistics = Statistics.zeros(h.shape[1] - 1, J.shape[2], J.shape[1], constant=float(h[0, -1]))
     statistics.add(h, J, labels, weights)
     return statistics
 

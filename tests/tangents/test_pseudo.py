@@ -52,7 +52,7 @@ def test_shared_tangents_are_scaled_by_the_solver(tangent_scale):
     draws = np.random.default_rng(0)
     h = np.hstack([draws.normal(size=(30, 9)), np.full((30, 1), 0.5)])
     labels, w = draws.integers(3, size=30), draws.uniform(0.5, 2, 30)
-    statistics = Statistics(9, 0, 3, constant=0.5, n_tangents=5)
+    statistics = Statistics.zeros(9, 0, 3, constant=0.5, n_tangents=5)
     parts = [torch.from_numpy(part) for part in (h, np.zeros((30, 3, 0)), labels, w)]
     statistics.add(*parts)
     scales = {"alpha": 0.4, "target_scale": 2.0}
