@@ -23,7 +23,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from .backbones.inputs import Rows, content
+from .backbones.inputs import Rows, check_images, content
 from .backbones.loading import has_not_seen, pair, takes_vectors
 from .distributed import ranks
 from .exceptions import (
@@ -1368,6 +1368,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         model = self._adapter.model if model is None else model
         if model.settings.n_features is not None:
             X = validate_data(self, X, dtype=np.float32, reset=False)
+        else:
+            X = check_images(X)
         return Rows(X, model.backbone.spec, self.num_workers)
 
     def _scores(self, X: Any) -> Scored:

@@ -31,7 +31,7 @@ from .sums.memory import require
 from .sums.ridge import number, solve_each
 from .sums.solvers import Solution
 from .sums.statistics import Statistics
-from .tangents.model import check_finite, row_energies
+from .tangents.model import row_energies
 from .validation import CONSTRAINTS
 
 _SCALES = (0.25, 1.0, 4.0)
@@ -315,9 +315,8 @@ class _TangentRows:
         self.own = torch.empty(n, n_classes, components, dtype=dtype)
         self.energies, start = np.empty(n), 0
         shown = ledger.noted(estimator._progress(training.rows, "learning", n), self.digests)
-        for shared, own in model.all_tangents(shown):
+        for shared, own in model.all_tangents(shown, training.checked.numbers):
             here = slice(start, start + len(shared))
-            check_finite(shared, own, training.checked.numbers[here])
             self.shared[here], self.own[here] = shared, own
             self.energies[here] = row_energies(shared, own, self.weights[here])
             start = here.stop

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 # name, timm architecture, arguments, image side, trainable
 JACOBIANS = [
@@ -45,3 +46,28 @@ def randomise(net, seed=0):
             module.weight.data.uniform_(0.5, 1.5, generator=draws)
             module.bias.data.normal_(generator=draws)
     return net
+
+
+class Transformer(nn.Module):
+    """torch's own layers, whose fused path has no derivatives; tokens are the first numbers of a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 8)
+        encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
+
+    def forward(self, x):
+        return self.encoder(self.layer(x.flatten(1)[:, :8, None])).mean(1)
+
+
+class SharedWeight(nn.Module):
+    """A weight is used without calling its layer, so that only a tap on the whole network sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm, self.last = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        h = nn.functional.linear(x.flatten(1)[:, :4], self.layer.weight)
+        return self.last(torch.tanh(self.norm(h)))

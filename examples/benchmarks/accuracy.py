@@ -26,7 +26,7 @@ from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table, with
 from one_pass import ROWS_AT_ONCE, Linear, OnePass
 
 from fastntk_sk.backbones.inputs import Rows
-from fastntk_sk.sums.ridge import solve_grid
+from fastntk_sk.sums.ridge import solve_each
 from fastntk_sk.sums.statistics import Statistics
 
 RESULTS = Path(__file__).with_suffix(".csv")
@@ -263,7 +263,7 @@ def measure_linear(results: Results, task: Task, draw: int) -> None:
                 add(sums[linear], x, y[part])
         for linear, settings in todo[n].items():
             alphas = [None if s == AUTO else float(s.removeprefix("alpha ")) for s in settings]
-            solutions = solve_grid(sums[linear], alphas, target_scale=1.0)
+            solutions = solve_each(sums[linear], alphas, tangent_scale=1.0, target_scale=1.0)
             readouts[linear] += [solution.W for solution in solutions]
             new = [(n, draw, linear.name, setting) for setting in settings]
             keys[linear] += new

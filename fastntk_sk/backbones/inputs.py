@@ -23,7 +23,7 @@ Colours = Annotated[
     tuple[Annotated[float, Meta(gt=-1e6, lt=1e6)], ...], Meta(min_length=1, max_length=4)
 ]
 _READ_AHEAD = 32  # rows that a worker returns at once
-_HELD = (str, bytes, list, tuple, np.ndarray, dict)  # kept in memory; other sequences are read lazily
+_HELD = (list, tuple, np.ndarray, dict)  # kept in memory; other sequences are read lazily
 _SHAPES = (
     "Expected images as an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or "
     "a list of PIL images or of file paths"
@@ -93,27 +93,24 @@ def _decoded(item: Any) -> np.ndarray:
     if isinstance(item, (str, os.PathLike)):
         with Image.open(item) as opened:
             return _decoded(opened)
-    return np.asarray(_eight_bit(item)) if isinstance(item, Image.Image) else item
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+    if not isinstance(item, Image.Image):
+        return item
+    if item.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         raise ValueError(
-            f"expected a picture of 8 bits a channel, got mode {image.mode!r}. Scale it to floats in "
+            f"expected a picture of 8 bits a channel, got mode {item.mode!r}. Scale it to floats in "
             "[0, 1] and pass an array."
         )
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return np.asarray(item.convert("L" if item.mode in ("1", "L") else "RGB"))
 
 
 class Rows:
-    """Checked rows of X, decoded one at a time, so that X may be larger than memory.
+    """Rows of X, decoded one at a time, so that X may be larger than memory.
 
-    Vectors must already be a 2-D float32 array. `n_workers` processes read and decode ahead.
+    X is 2-D, float32, or what `check_images` returns. `n_workers` processes read and decode ahead.
     """
 
     def __init__(self, X: Any, spec: InputSpec, n_workers: int = 0) -> None:
-        self.spec, self.n_workers = spec, n_workers
-        self.items = X if spec.size is None else check_images(X)
+        self.items, self.spec, self.n_workers = X, spec, n_workers
 
     def __len__(self) -> int:
         return len(self.items)
@@ -137,21 +134,13 @@ class Rows:
             raise ValueError(f"Image {i} cannot be read: {file}{error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle a memory map as its file name and offset, unless the file has other content by now."""
-        items = self.items
-        found = items if isinstance(items, np.memmap) and items.flags.c_contiguous else None
-        while found is not None and not isinstance(found.base, mmap.mmap):
-            found = found.base if isinstance(found.base, np.memmap) else None
-        if found is None or found.filename is None or found.mode == "c":
+        """Pickle a memory map as the name of its file, but not a view of one."""
+        X = self.items
+        if not isinstance(X, np.memmap) or not isinstance(X.base, mmap.mmap) or X.mode == "c":
             return self.__dict__
-        start = found.offset + items.ctypes.data - found.ctypes.data
-        mapped = partial(np.memmap, found.filename, items.dtype, "r", start, items.shape)
-        try:
-            opened = mapped()
-            same = all(np.array_equal(opened[i], items[i]) for i in (0, -1))
-        except (OSError, ValueError):  # the file is gone or was replaced
-            same = False
-        return self.__dict__ | {"items": mapped} if same else self.__dict__
+        order = "C" if X.flags.c_contiguous else "F"
+        mapped = partial(np.memmap, X.filename, X.dtype, "r", X.offset, X.shape, order)
+        return self.__dict__ | {"items": mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -182,38 +171,34 @@ def content(row: np.ndarray) -> bytes:
 
 
 def check_images(X: Any) -> Any:
-    """Check a collection of images without decoding it, and return it indexable by row.
+    """Check a collection of images, and return it indexable by row.
 
-    Memory maps, datasets and other sequences that make their items on demand are not read; their
-    pictures are checked one by one later.
+    Of arrays, datasets and other sequences only the first item is looked at, and of lists that files
+    are there: `Rows` checks every item when it is read.
     """
     if hasattr(X, "iloc"):
         if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
             X = X.iloc[:, 0]
         X = X.to_numpy()
-    if isinstance(X, Tensor):
-        X = X.numpy()
-    if isinstance(X, np.ndarray) and X.dtype != object and X.dtype.kind not in "US":
-        if X.ndim not in (3, 4):
-            raise ValueError(
-                f"{_SHAPES}; got an array of shape {X.shape}. Reshape flattened pictures first, "
-                'for example X.reshape(-1, 28, 28), or use backbone="mlp" for plain vectors.'
-            )
-        _check_empty(len(X))
-        return _check_pixels(X, "X", batch=True)
-    if hasattr(X, "__getitem__") and hasattr(X, "__len__") and not isinstance(X, _HELD):
-        _check_empty(len(X))
-        _picture(X[0], 0)
-        return X
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise ValueError(f"{_SHAPES}; got a single {type(X).__name__}. Pass a list of one.")
-    items = list(X)
-    _check_empty(len(items))
-    for i, item in enumerate(items):
-        if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
-            raise ValueError(f"{_SHAPES}; got {type(item).__name__} in row {i}.")
-        if isinstance(item, (str, os.PathLike)) and not os.path.isfile(item):
-            raise FileNotFoundError(f"Row {i}: no file at {str(item)!r}.")
+    array = isinstance(X, np.ndarray) and X.dtype.kind not in "OUS"
+    on_demand = hasattr(X, "__getitem__") and hasattr(X, "__len__") and not isinstance(X, _HELD)
+    items = X if array or on_demand else list(X)
+    if not len(items):
+        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
+    if array and X.ndim not in (3, 4):
+        raise ValueError(
+            f"{_SHAPES}; got an array of shape {X.shape}. Reshape flattened pictures first, "
+            'for example X.reshape(-1, 28, 28), or use backbone="mlp" for plain vectors.'
+        )
+    first = _picture(items[0], 0)
+    if isinstance(first, np.ndarray):
+        _check_pixels(first, "image 0")
+    for i, item in enumerate(items if isinstance(items, list) else ()):
+        picture = _picture(item, i)
+        if isinstance(picture, (str, os.PathLike)) and not os.path.isfile(picture):
+            raise FileNotFoundError(f"Row {i}: no file at {str(picture)!r}.")
     return items
 
 
@@ -243,25 +228,19 @@ def drawable(item: Any) -> np.ndarray:
     return _decoded(_picture(item, 0))
 
 
-def _check_empty(n: int) -> None:
-    if n == 0:
-        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
-
-
-def _check_pixels(array: np.ndarray, name: str, batch: bool = False) -> np.ndarray:
-    first = 1 if batch else 0
-    shape = array.shape[first:]
+def _check_pixels(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array of shape (H, W) or (H, W, 3), uint8 or floats in [0, 1]."""
+    shape = array.shape
     if len(shape) == 3 and shape[-1] == 1:
-        return _check_pixels(array[..., 0], name, batch)
+        return _check_pixels(array[..., 0], name)
     if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[-1] != 3):
         hint = ""
         if len(shape) == 3 and shape[0] in (1, 3):
-            axes = (0, 2, 3, 1) if batch else (1, 2, 0)
-            hint = f" Channels come last: use X.transpose{axes}."
+            hint = " Channels come last: use numpy.moveaxis(X, -3, -1)."
         elif len(shape) == 3 and shape[-1] == 4:
             hint = " Drop the alpha channel: X[..., :3]."
-        raise ValueError(f"{_SHAPES}; got {name} of shape {array.shape}.{hint}")
-    if array.dtype == np.uint8 or (batch and isinstance(array, np.memmap)):
+        raise ValueError(f"{_SHAPES}; got {name} of shape {shape}.{hint}")
+    if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f":
         raise ValueError(

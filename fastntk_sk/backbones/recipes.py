@@ -11,14 +11,9 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module, resources
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from ..exceptions import BackboneNotFoundError
-
-
-def _nothing() -> Mapping[str, Any]:
-    return MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,9 @@ class Recipe:
     n_weights: int | None = None
     n_features: int | None = None
     n_pooled: int | None = None
-    trainable: Mapping[str, int] = field(default_factory=_nothing)
+    trainable: Mapping[str, int] = field(default_factory=dict)
     weights_package: str | None = None
-    results: Mapping[str, Any] = field(default_factory=_nothing)
+    results: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def license(self) -> str | None:
@@ -83,24 +78,24 @@ class Recipe:
         """Side of the pictures that the weights were trained at, in pixels; None for vectors."""
         kind, _, name = self.source.partition(":")
         if kind == "torchvision":
-            from .torchvision_models import native_size
+            from .torchvision_models import weights_of
 
-            return native_size(name)
+            return weights_of(name).transforms().crop_size[0]
         config = self._timm_config()
         return None if config is None else config.input_size[-1]
 
     def _timm_config(self) -> Any:
         kind, _, name = self.source.partition(":")
-        return import_timm().get_pretrained_cfg(name) if kind == "timm" else None
+        return import_quietly("timm").get_pretrained_cfg(name) if kind == "timm" else None
 
 
-def import_timm() -> Any:
-    """Import timm without the deprecation warnings of torch.jit.script, which some versions call."""
-    if "timm" not in sys.modules:
+def import_quietly(name: str) -> Any:
+    """Import a module without the deprecation warning of torch.jit.script, which some versions call."""
+    if name not in sys.modules:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".torch\.jit\.script")
-            import_module("timm")
-    return import_module("timm")
+            import_module(name)
+    return sys.modules[name]
 
 
 _registered: dict[str, Recipe] = {}
@@ -116,8 +111,7 @@ def _shipped() -> dict[str, Recipe]:
         if not file.name.endswith(".toml"):
             continue
         for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():
-            tables = {k: MappingProxyType(v) for k, v in table.items() if isinstance(v, dict)}
-            found[name] = Recipe(name, **table | tables)
+            found[name] = Recipe(name, **table)
     return found
 
 

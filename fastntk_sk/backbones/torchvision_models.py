@@ -22,7 +22,7 @@ def create(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[n
     """
     from torchvision import models
 
-    name, _, tag = name.partition(".")
+    wanted, name = name, name.partition(".")[0]
     names = set(models.list_models(module=models)) - _UNSUITED
     if name not in names:
         hint = did_you_mean(name, names)
@@ -30,7 +30,7 @@ def create(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[n
             f"Expected a classification model of torchvision, got {name!r}.{hint} "
             "torchvision.models.list_models(module=torchvision.models) lists the names."
         )
-    weights = _weights(name, tag)
+    weights = weights_of(wanted)
     preset = weights.transforms()
     size = size or (preset.crop_size[0], preset.crop_size[0])
     sized: dict[str, Any] = {}
@@ -62,20 +62,12 @@ def create(name: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[n
     return net, InputSpec(size, 3, mean, std, preset.interpolation.value)
 
 
-def revision(name: str) -> str:
-    """Return torchvision's name of the weights that a name with its prefix stands for."""
-    return str(_weights(*name.removeprefix(PREFIX).partition(".")[::2]))
-
-
-def native_size(name: str) -> int:
-    """Return the side of the pictures of the pretrained weights; `name` has no prefix."""
-    return _weights(*name.partition(".")[::2]).transforms().crop_size[0]
-
-
-def _weights(name: str, tag: str) -> Any:
+def weights_of(name: str) -> Any:
+    """Return torchvision's description of the weights that a name without its prefix stands for."""
     from torchvision.models import get_model_weights
 
-    known = get_model_weights(name)
+    architecture, _, tag = name.partition(".")
+    known = get_model_weights(architecture)
     if tag and tag not in known.__members__:
         raise BackboneNotFoundError(
             f"Expected one of the pretrained weights {list(known.__members__)}, got {tag!r}."

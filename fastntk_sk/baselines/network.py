@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
-from ..backbones.inputs import Rows
+from ..backbones.inputs import Rows, check_images
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
 from ..training.finetuning import SubspaceNetwork
@@ -278,6 +278,6 @@ def untrained(estimator: Any) -> BaselineClassifier:
 
 def rows_of(model: LinearizedModel, X: Any) -> Rows:
     """Return checked rows, decoded one at a time."""
-    if model.backbone.spec.size is None:
-        X = np.asarray(X, dtype=np.float32)
+    vectors = model.backbone.spec.size is None
+    X = np.asarray(X, dtype=np.float32) if vectors else check_images(X)
     return Rows(X, model.backbone.spec)

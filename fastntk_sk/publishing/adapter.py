@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..settings import Settings
-from ..tangents.jacobians import plain_copy
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
 from .exactness import exactness_text
@@ -106,7 +106,7 @@ class Adapter:
         """Return what is published: with the source of the backbone, all that predictions need.
 
         They are "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what
-        the source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the units and
+        the source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the scales and
         the sketch of a ladder. At the pretrained anchor "probe_directions" (V) is added; at the
         fine-tuned one the solved values of the subset, and nothing of the anchor, which has seen rows
         that may be forgotten.
@@ -131,5 +131,5 @@ class Adapter:
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:
-            return with_readout(plain_copy(self.model.ladder), W)
+            return with_readout(copy.deepcopy(self.model.ladder), W)
         return with_readout(self.model.displaced_copy(self.parameters.delta), W)

@@ -30,7 +30,7 @@ _MAX = 2**53  # up to which every integer is a float too
 Source = Annotated[str, Meta(pattern=_BACKBONE)]
 Checksum = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 Count = Annotated[int, Meta(ge=0, le=_MAX)]
-Rows = Annotated[int, Meta(ge=1, le=_MAX)]
+RowCount = Annotated[int, Meta(ge=1, le=_MAX)]
 Size = Annotated[float, Meta(ge=1e-150, le=1e300)]
 
 
@@ -100,7 +100,7 @@ class Config(Struct, kw_only=True):
     classes: Classes
     without_rows: list[Count]
     feature_names: list[str] | None
-    n_samples_learned: Rows
+    n_samples_learned: RowCount
     n_samples_forgotten: Count
     exactness: Exactness
     receipts: list[Checksum]

@@ -178,13 +178,13 @@ def _check_size(backbone: Any, config: Config, saved: Saved) -> None:
     if backbone == "mlp":
         saved.check_mlp(config.settings.n_features)
     elif isinstance(backbone, str):
-        found = outline(backbone, size)
-        if found.n_features != V.shape[1]:
+        n_features, n_bytes = outline(backbone, size)
+        if n_features != V.shape[1]:
             raise StateMismatchError(
-                f"Expected a backbone with {V.shape[1]} features, got {found.n_features} from "
+                f"Expected a backbone with {V.shape[1]} features, got {n_features} from "
                 f"{backbone!r:.100}. Pass the backbone that was saved: backbone=..."
             )
-        n_bytes = found.n_bytes * V.itemsize // torch.float32.itemsize
+        n_bytes = n_bytes * V.itemsize // torch.float32.itemsize
         require(n_bytes, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE)
     elif size:
         n_bytes = 2 * _PLANES * math.prod(size) * V.itemsize

@@ -267,7 +267,7 @@ def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> St
             if name in _TRIANGLES
             else torch.from_numpy(numbers.copy()).view(expected.shape)
         )
-    return Statistics.from_tensors(tensors, empty.constant, empty.n_tangents)
+    return Statistics(**tensors, constant=empty.constant, n_tangents=empty.n_tangents)
 
 
 def _unpack_ledger(db: Database, name: str) -> Ledger:

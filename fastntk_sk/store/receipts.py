@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from ..exceptions import ReceiptError, StateFormatError
 from ..publishing import files
-from ..publishing.config import Checksum, Count, Exactness, Rows
+from ..publishing.config import Checksum, Count, Exactness, RowCount
 
 Measured = Annotated[float, Meta(ge=0)]
 
@@ -22,7 +22,7 @@ class Receipt(Struct):
     """What every receipt holds; others of its keys say where it was made."""
 
     time: str
-    n_rows: Rows
+    n_rows: RowCount
     n_samples_learned: Count
     exactness: Exactness
     residual: Measured

@@ -58,7 +58,7 @@ def memory_needed(width: int, components: int, n_classes: int, batch_bytes: int,
     # batches, their concatenation in float64, and that times the weights
     buffer = 3 * 8 * rows * (width + 1 + n_classes * components)
     # solve_schur: the factor of A, then one X or S and the two matrices of its factorisation;
-    # solve_shared and solve_grid: S and two matrices of its factorisation or reduction
+    # solve_each: S and two matrices of its factorisation or reduction
     matrices = max(2 * A, A + G + X, A + 3 * G) if components else 3 * A
     solve = 8 * (matrices + 6 * (width + 1) * n_classes)
     # pass and solve are not at the same time, but the allocator may keep what the first has freed

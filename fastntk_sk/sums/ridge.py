@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,19 +37,38 @@ def solve(
     target_scale: float,
     centre: Tensor | None = None,
 ) -> Solution:
-    """Solve from the statistics: `solve_shared` where W reads plain features, else `solve_schur`.
+    r"""Solve from the statistics: by `solve_schur` where there are tangents, else as this module says.
 
-    With alpha=None `solve_shared` chooses it from the sums, and with tangents it is 0.25.
+    alpha=None is 0.25 with tangents. Without, it is the value of `GRID` at which the evidence of
+    Bayesian ridge regression (MacKay, Neural Computation 4(3), 1992) has its first maximum on the way
+    down from the largest alpha: the global one runs to the edge of the grid where rows are fewer than
+    features. It is a function of the sums alone, so that after a deletion it is what a refit chooses. A
+    SolveError says that the smallest eigenvalue fell below alpha / 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.sums.ridge import solve
+    >>> from fastntk_sk.sums.statistics import Statistics
+    >>> learned = Statistics.zeros(1, 0, 2)
+    >>> x = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
+    >>> learned.add(x, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))
+    >>> solve(learned, alpha=2.0, tangent_scale=1.0, target_scale=1.0).W
+    tensor([[-0.2500,  1.0000],
+            [ 0.2500, -1.0000]], dtype=torch.float64)
     """
-    if _are_shared(statistics):
-        return solve_shared(statistics, alpha=alpha, target_scale=target_scale)
-    return solve_schur(
-        statistics,
-        alpha=TANGENT_ALPHA if alpha is None else alpha,
-        tangent_scale=tangent_scale,
-        target_scale=target_scale,
-        centre=centre,
-    )
+    if statistics.has_tangents:
+        return solve_schur(
+            statistics,
+            alpha=TANGENT_ALPHA if alpha is None else alpha,
+            tangent_scale=tangent_scale,
+            target_scale=target_scale,
+            centre=centre,
+        )
+    if alpha is None:
+        return solve_each(statistics, [None], tangent_scale=1.0, target_scale=target_scale)[0]
+    S, R = _centred(statistics, target_scale)
+    return _solution(statistics, target_scale, S, R, alpha, torch.cholesky_solve(R, factor(S, alpha)))
 
 
 def solve_each(
@@ -58,59 +78,10 @@ def solve_each(
     tangent_scale: float,
     target_scale: float,
 ) -> list[Solution]:
-    """Return the solutions of `solve` at several alphas."""
-    if _are_shared(statistics):
-        return solve_grid(statistics, alphas, target_scale=target_scale)
-    return [
-        solve(statistics, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale)
-        for alpha in alphas
-    ]
-
-
-def _are_shared(statistics: Statistics) -> bool:
-    """Return whether the sums are of plain features, which all classes share."""
-    return not len(statistics.r) and not statistics.n_tangents
-
-
-def number(alpha: float | str) -> float | None:
-    """Return the parameter as `solve` takes it: None for "auto"."""
-    return None if alpha == "auto" else float(alpha)
-
-
-def solve_shared(statistics: Statistics, *, alpha: float | None, target_scale: float) -> Solution:
-    r"""Minimise :math:`\sum w \|W x + b - t\|^2 + \alpha \|W\|^2` over W and b, from the sums.
-
-    alpha=None takes, of `GRID`, the value at which the evidence of Bayesian ridge regression has its
-    first maximum on the way down from the largest alpha (the global one runs to the edge of the grid
-    where rows are fewer than features). It is a function of the sums alone: after a deletion it is what
-    a refit chooses. A SolveError says that the smallest eigenvalue of S + alpha I fell below alpha / 2.
-
-    References
-    ----------
-    MacKay, "Bayesian interpolation", Neural Computation 4(3), 1992.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fastntk_sk.sums.ridge import solve_shared
-    >>> from fastntk_sk.sums.statistics import Statistics
-    >>> learned = Statistics(1, 0, 2)
-    >>> x = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
-    >>> learned.add(x, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))
-    >>> solve_shared(learned, alpha=2.0, target_scale=1.0).W
-    tensor([[-0.2500,  1.0000],
-            [ 0.2500, -1.0000]], dtype=torch.float64)
-    """
-    if alpha is None:
-        return solve_grid(statistics, [None], target_scale=target_scale)[0]
-    S, R = _centred(statistics, target_scale)
-    return _solution(statistics, target_scale, S, R, alpha, torch.cholesky_solve(R, factor(S, alpha)))
-
-
-def solve_grid(
-    statistics: Statistics, alphas: Sequence[float | None], *, target_scale: float
-) -> list[Solution]:
-    """Return the solutions of `solve_shared` at several alphas, from one reduction of the sums."""
+    """Return the solutions of `solve` at several alphas, without tangents from one reduction."""
+    if statistics.has_tangents:
+        fixed = partial(solve, statistics, tangent_scale=tangent_scale, target_scale=target_scale)
+        return [fixed(alpha=alpha) for alpha in alphas]
     S, R = _centred(statistics, target_scale)
     reduced = Tridiagonal(S)
     rotated = reduced.rotate(R.numpy())
@@ -127,6 +98,11 @@ def solve_grid(
         W = torch.from_numpy(reduced.rotate(reduced.solve(alpha, rotated), back=True))
         solutions.append(_solution(statistics, target_scale, S, R, alpha, W, path))
     return solutions
+
+
+def number(alpha: float | str) -> float | None:
+    """Return the parameter as `solve` takes it: None for "auto"."""
+    return None if alpha == "auto" else float(alpha)
 
 
 def _centred(statistics: Statistics, target_scale: float) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def solve_schur(
     >>> import torch
     >>> from fastntk_sk.sums.solvers import solve_schur
     >>> from fastntk_sk.sums.statistics import Statistics
-    >>> learned = Statistics(1, 0, 2)
+    >>> learned = Statistics.zeros(1, 0, 2)
     >>> h = torch.tensor([[-1.0, 1.0], [1.0, 1.0]])
     >>> learned.add(h, torch.zeros(2, 2, 0), torch.tensor([0, 1]), torch.ones(2))
     >>> solve_schur(learned, alpha=0.5, tangent_scale=1.0, target_scale=1.0).W

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from scipy.linalg.blas import dsymm
 from torch import Tensor
 
 _FIELDS = ("A", "B", "G", "H", "r")
 
 
+@dataclass(eq=False)
 class Statistics:
     r"""Weighted float64 sums over the learned rows; rows are added, and subtracted up to rounding.
 
@@ -26,17 +29,8 @@ class Statistics:
     Of A and G only the lower triangle is kept up to date. Precedents of the downdate:
     arXiv:2603.12977, arXiv:2604.13438.
 
-    Parameters
-    ----------
-    d, k, n_classes : int
-        Number of features, of tangent components and of classes.
-
-    constant : float, default=1.0
-        The last entry of every augmented feature row.
-
-    n_tangents : int, default=0
-        How many of the d features, the last ones, are tangent features that all classes share (the
-        pseudo kernel).
+    `constant` is the last entry of every augmented feature row, and `n_tangents` of the features, the
+    last ones, are tangent features that all classes share (the pseudo kernel).
 
     Examples
     --------
@@ -44,28 +38,40 @@ class Statistics:
     >>> from fastntk_sk.sums.statistics import Statistics
     >>> h = torch.cat([torch.randn(5, 2), torch.ones(5, 1)], dim=1)
     >>> J, y = torch.randn(5, 2, 4), torch.tensor([0, 1, 0, 1, 1])
-    >>> learned = Statistics(2, 4, 2)
+    >>> learned = Statistics.zeros(2, 4, 2)
     >>> learned.add(h, J, y, torch.ones(5))
     >>> learned.add(h[3:], J[3:], y[3:], -torch.ones(2))
     >>> learned.counts.tolist()
     [2.0, 1.0]
     """
 
-    def __init__(
-        self, d: int, k: int, n_classes: int, constant: float = 1.0, n_tangents: int = 0
-    ) -> None:
-        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64)  # noqa: E731
-        self.constant, self.n_tangents = constant, n_tangents
-        self.A = zeros(d + 1, d + 1)
-        self.B = zeros(n_classes, d + 1, k)
-        self.G = zeros(k, k)
-        self.H = zeros(d + 1, n_classes)
-        self.r = zeros(k)
+    A: Tensor
+    B: Tensor
+    G: Tensor
+    H: Tensor
+    r: Tensor
+    constant: float = 1.0
+    n_tangents: int = 0
+
+    @classmethod
+    def zeros(
+        cls, d: int, k: int, n_classes: int, constant: float = 1.0, n_tangents: int = 0
+    ) -> Statistics:
+        """Return the sums over no rows: of d features, k tangent components and some classes."""
+        shapes = (d + 1, d + 1), (n_classes, d + 1, k), (k, k), (d + 1, n_classes), (k,)
+        empty = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+        sums = dict(zip(_FIELDS, empty, strict=True))
+        return cls(**sums, constant=constant, n_tangents=n_tangents)
 
     @staticmethod
     def n_bytes(d: int, k: int, n_classes: int) -> int:
         """Return the bytes that one set of statistics takes."""
         return 8 * ((d + 1) ** 2 + n_classes * (d + 1) * (k + 1) + k * k + k)
+
+    @property
+    def has_tangents(self) -> bool:
+        """Whether there are any, of classes or shared ones."""
+        return bool(len(self.r) or self.n_tangents)
 
     @property
     def counts(self) -> Tensor:
@@ -110,28 +116,16 @@ class Statistics:
         """
         H = self.H.new_zeros(len(self.H), n_classes)
         H[:, places] = self.H
-        grown = {"B": self.B.new_zeros(n_classes, *self.B.shape[1:]), "H": H}
-        return self.from_tensors(self.tensors() | grown, self.constant, self.n_tangents)
+        return replace(self, B=self.B.new_zeros(n_classes, *self.B.shape[1:]), H=H)
 
     def copy(self) -> Statistics:
         """Return an independent copy."""
         clones = {name: tensor.clone() for name, tensor in self.tensors().items()}
-        return self.from_tensors(clones, self.constant, self.n_tangents)
+        return Statistics(**clones, constant=self.constant, n_tangents=self.n_tangents)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         return {name: getattr(self, name) for name in _FIELDS}
-
-    @classmethod
-    def from_tensors(
-        cls, tensors: Mapping[str, Tensor], constant: float, n_tangents: int = 0
-    ) -> Statistics:
-        """Make statistics of given sums, which are not copied."""
-        self = cls.__new__(cls)
-        self.constant, self.n_tangents = constant, n_tangents
-        for name in _FIELDS:
-            setattr(self, name, tensors[name])
-        return self
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = 512) -> None:
@@ -145,11 +139,7 @@ def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block:
         out[start:stop, :stop].addmm_(left[:, start:stop].T, right[:, :stop], alpha=sign)
 
 
-def multiply_symmetric(lower: Tensor, right: Tensor, block: int = 512) -> Tensor:
+def multiply_symmetric(lower: Tensor, right: Tensor) -> Tensor:
     """Return the product of a symmetric matrix, as `add_gram` leaves it, and `right` of shape (k, m)."""
-    product = torch.zeros_like(right)
-    for start in range(0, len(lower), block):
-        stop = min(start + block, len(lower))
-        product[start:stop] += lower[start:stop, :stop] @ right[:stop]
-        product[:start] += lower[start:stop, :start].T @ right[start:stop]
-    return product
+    # its lower triangle by rows is the upper one by columns, as BLAS reads it without a copy
+    return torch.from_numpy(dsymm(1.0, lower.numpy().T, right.numpy()))

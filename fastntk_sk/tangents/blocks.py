@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import nn
 
@@ -36,7 +37,7 @@ def find_blocks(net: nn.Module) -> list[str]:
     >>> find_blocks(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU()))
     ['1', '3']
     """
-    for is_block in (_has_weights(2), _has_weights(1), is_activation):
+    for is_block in (partial(_has_weights, n=2), partial(_has_weights, n=1), is_activation):
         for children in (_in_containers, _alike):
             found = _chained(net, "", children, is_block)
             if found:
@@ -44,15 +45,11 @@ def find_blocks(net: nn.Module) -> list[str]:
     return [info["module"] for info in getattr(net, "feature_info", [])]
 
 
-def _has_weights(n: int) -> Callable[[nn.Module], bool]:
-    """Return a test for modules of parts that hold at least n weights."""
-
-    def test(module: nn.Module) -> bool:
-        weights = sum(p.ndim > 1 for p in module.parameters())
-        own = sum(p.ndim > 1 for p in module.parameters(recurse=False))
-        return weights >= n and weights > own
-
-    return test
+def _has_weights(module: nn.Module, n: int) -> bool:
+    """Return whether the parts of a module hold weights, and the module at least n."""
+    weights = sum(p.ndim > 1 for p in module.parameters())
+    own = sum(p.ndim > 1 for p in module.parameters(recurse=False))
+    return weights >= n and weights > own
 
 
 def _in_containers(module: nn.Module) -> Iterator[_Child]:

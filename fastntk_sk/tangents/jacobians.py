@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 import threading
-import warnings
 from collections.abc import Callable
-from importlib import import_module
 
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..backbones.recipes import import_quietly
 from ..exceptions import JacobianError
 from .subsets import Subset
 from .taps import LEAVES, TANGENTS, BatchNormTap, PlainAttention, Tap, handed, make_tap, shared_copy
@@ -56,11 +54,12 @@ class TangentNetwork(nn.Module):
         super().__init__()
         self.subset = subset
         check_rows_are_independent(net, probe, type(net).__name__)
-        self.net = frozen_copy(net)
+        self.net = shared_copy(net)
+        self._theta = {name: net.get_parameter(name) for name in subset.names}
         self._taps: dict[str, Tap] = {}
         if not subset.names:
             return
-        _load_forward_rules()
+        import_quietly("torch._decomp.decompositions_for_jvp")
         for owner in _owners(subset.names):
             self._install(owner)
         _fold_batch_norms(self.net, list(self._taps.values()), probe)
@@ -88,9 +87,7 @@ class TangentNetwork(nn.Module):
 
     def _disagreement(self, net: nn.Module, probe: Tensor) -> str | None:
         """Compare two rows with their own plain gradients, parameter by parameter."""
-        parameters = {
-            name: net.get_parameter(name).detach().requires_grad_() for name in self.subset.names
-        }
+        parameters = {name: theta.detach().requires_grad_() for name, theta in self._theta.items()}
         draws, copied = torch.Generator().manual_seed(0), shared_copy(net)
         with torch.enable_grad():
             features = [functional_call(copied, parameters, (row[None],)) for row in probe[:2]]
@@ -122,10 +119,6 @@ class TangentNetwork(nn.Module):
         except (JacobianError, RuntimeError, TypeError, ValueError, AssertionError):
             return problem  # also of a network or a device that takes no float64
         return None if twin._taps.keys() == self._taps.keys() else problem
-
-    def _parameter(self, name: str) -> Tensor:
-        prefix = next(prefix for prefix in self._taps if name.startswith(prefix))
-        return self._taps[prefix].module.get_parameter(name.removeprefix(prefix))
 
     def _by_tap(self, tensors: dict[str, Tensor]) -> dict[Tap, dict[str, Tensor]]:
         return {
@@ -168,10 +161,10 @@ class TangentNetwork(nn.Module):
 
     def _recorded(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the features with their graph, and the leaves that stand for every row's parameters."""
-        leaves = {}
-        for name in self.subset.names:
-            parameter = self._parameter(name).detach()
-            leaves[name] = parameter.expand(len(x), *parameter.shape).requires_grad_()
+        leaves = {
+            name: theta.detach().expand(len(x), *theta.shape).requires_grad_()
+            for name, theta in self._theta.items()
+        }
         with handed(LEAVES, self._by_tap(leaves)), torch.enable_grad():
             return self.net(x), list(leaves.values())
 
@@ -185,31 +178,6 @@ class TangentNetwork(nn.Module):
         with _ONE_LEVEL, handed(TANGENTS, parts), PlainAttention(), fwd.dual_level():
             features, derivative = fwd.unpack_dual(self.net(x))
         return features, torch.zeros_like(features) if derivative is None else derivative
-
-
-def _load_forward_rules() -> None:
-    """Import torch's rules of forward mode, without its own warning that torch.jit is deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".torch\.jit\.script")
-        import_module("torch._decomp.decompositions_for_jvp")
-
-
-class _UnpaddedConv2dSame(nn.Conv2d):
-    """TensorFlow's convolution without a padded copy of its input in either direction.
-
-    Where the input lacks one row more after it than before it, a row of zeros before the kernel makes
-    the padding even.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve."""
-        lacking = [
-            max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            for size, kernel, stride in zip(x.shape[-2:], self.kernel_size, self.stride, strict=True)
-        ]
-        kernel = nn.functional.pad(self.weight, (lacking[1] % 2, 0, lacking[0] % 2, 0))
-        padding = [(rows + 1) // 2 for rows in lacking]
-        return nn.functional.conv2d(x, kernel, self.bias, self.stride, padding, 1, self.groups)
 
 
 def _pulled(features: Tensor, leaves: list[Tensor], cotangents: Tensor, keep: bool) -> Tensor:
@@ -230,30 +198,6 @@ def check_rows_are_independent(function: Callable[[Tensor], Tensor], probe: Tens
             "influence each other, or its output is random. Use a backbone whose norm layers have "
             "running statistics, in eval mode."
         )
-
-
-def frozen_copy(net: nn.Module) -> nn.Module:
-    """Return a copy of shared parameters and buffers, in which TensorFlow's convolutions are faster."""
-    copied = shared_copy(net)
-    padded = getattr(sys.modules.get("timm.layers"), "Conv2dSame", None)  # timm is never imported here
-    for module in copied.modules():
-        if type(module) is padded and module.dilation == (1, 1):
-            module.__class__ = _UnpaddedConv2dSame
-    return copied
-
-
-def plain_copy(net: nn.Module) -> nn.Module:
-    """Return an independent copy of a `frozen_copy` with TensorFlow's convolutions as they were.
-
-    Exporters know these, and not a kernel that is padded in the pass.
-    """
-    copied = copy.deepcopy(net)
-    for module in copied.modules():
-        if type(module) is _UnpaddedConv2dSame:
-            from timm.layers import Conv2dSame
-
-            module.__class__ = Conv2dSame  # type: ignore[assignment]
-    return copied
 
 
 def _owners(names: tuple[str, ...]) -> list[str]:

@@ -8,10 +8,11 @@ kernel is constant, and the linearised model is the model.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from ..exceptions import StateMismatchError
 from ..randomness import generator
-from .jacobians import check_rows_are_independent, frozen_copy
+from .jacobians import check_rows_are_independent
 from .rungs import Rung, changed_shape, find_rungs, tensors_of
+from .taps import shared_copy
 
-TENSORS = ("units", "order", "signs", "sizes")
+TENSORS = ("scales", "order", "signs", "sizes")
 
 
 @dataclass
@@ -52,21 +54,9 @@ class Ladder(nn.Module):
     The network maps a batch to features of shape (n, d), row by row, in eval mode; its parameters are
     shared, never changed. Rungs are found in a `probe` of at least two inputs.
 
-    Attributes
-    ----------
-    widths : list of int
-        Numbers that each rung pools, h the last.
-
-    units : Tensor of shape (T,)
-        u; ones until `calibrate`.
-
-    order : int32 Tensor of shape (m,)
-        Places among the pooled numbers, group by group of the sketch.
-
-    signs : int8 Tensor of shape (m,)
-
-    sizes : int32 Tensor of shape (k,)
-        Of the groups.
+    `widths` are how many numbers each rung pools, h the last, and `scales` of shape (T,) are u: ones
+    until `calibrate`. Group by group of the sketch, `order` of shape (m,) has the places among the
+    pooled numbers, `signs` their signs, and `sizes` of shape (k,) the sizes of the groups.
 
     Examples
     --------
@@ -79,7 +69,7 @@ class Ladder(nn.Module):
     torch.Size([5, 3])
     """
 
-    units: Tensor
+    scales: Tensor
     order: Tensor
     signs: Tensor
     sizes: Tensor
@@ -88,14 +78,14 @@ class Ladder(nn.Module):
 
     def __init__(self, net: nn.Module, sides: Sequence[str], probe: Tensor) -> None:
         super().__init__()
-        self.net = frozen_copy(net)
+        self.net = shared_copy(net)
         self.rungs = find_rungs(self.net, probe, sides)
         self.sides = tuple(dict.fromkeys(rung.side for rung in self.rungs))
-        hooked: dict[tuple[str, str], dict[int, list[tuple[int, Rung]]]] = {}
+        hooked = defaultdict(list)
         for slot, rung in enumerate(self.rungs):
-            hooked.setdefault((rung.path, rung.of), {}).setdefault(rung.index, []).append((slot, rung))
+            hooked[rung.path, rung.of].append((slot, rung))
         for (path, of), rungs in hooked.items():
-            module, hook = self.net.get_submodule(path), _Hook((path, of), rungs)
+            module, hook = self.net.get_submodule(path), partial(_pool, rungs)
             if of == "output":
                 module.register_forward_hook(hook)
             else:
@@ -106,8 +96,8 @@ class Ladder(nn.Module):
         check_rows_are_independent(lambda x: torch.cat(self.pooled(x), dim=1), probe, type(net).__name__)
         places = torch.cat(self._places()).int()
         ones = torch.ones_like(places)
-        units = probe.new_ones(len(self.widths))
-        self.install({"units": units, "order": places, "signs": ones.to(torch.int8), "sizes": ones})
+        scales = probe.new_ones(len(self.widths))
+        self.install({"scales": scales, "order": places, "signs": ones.to(torch.int8), "sizes": ones})
 
     @property
     def width(self) -> int:
@@ -140,17 +130,17 @@ class Ladder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a batch, of shape (n, k)."""
-        parts = zip(self.pooled(x), self.units, strict=True)
-        numbers = torch.cat([part.T / unit for part, unit in parts])  # each row of the batch a column
+        parts = zip(self.pooled(x), self.scales, strict=True)
+        numbers = torch.cat([part.T / scale for part, scale in parts])  # each row of the batch a column
         groups = numbers.index_select(0, self._gathered.flatten()).unflatten(0, self._gathered.shape)
         return (groups * self._factors[:, :, None]).sum(1).T
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set the units from the mean energy (squared norm) of each rung on synthetic inputs."""
+        """Set the scales from the mean energy (squared norm) of each rung on synthetic inputs."""
         parts = zip(*(self.pooled(batch) for batch in batches), strict=True)
         energies = torch.stack([torch.cat(part).double().square().sum(1).mean() for part in parts])
-        unit = (len(energies) * energies).sqrt()
-        self.units = torch.where(unit > 0, unit, 1.0).to(self.units)
+        scales = (len(energies) * energies).sqrt()
+        self.scales = torch.where(scales > 0, scales, 1.0).to(self.scales)
 
     def draw_sketch(self, k: int, seed: int) -> None:
         """Draw S for k features, at least one a side, and at most one for each number."""
@@ -163,21 +153,21 @@ class Ladder(nn.Module):
             sizes[-1][: len(places) % k_side] += 1
         order = torch.cat(orders).int()
         signs = torch.randint(0, 2, order.shape, generator=draws, dtype=torch.int8) * 2 - 1
-        drawn = {"units": self.units, "order": order, "signs": signs, "sizes": torch.cat(sizes).int()}
+        drawn = {"scales": self.scales, "order": order, "signs": signs, "sizes": torch.cat(sizes).int()}
         self.install(drawn)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is published: `units`, `order`, `signs` and `sizes`."""
+        """Return what is published: `scales`, `order`, `signs` and `sizes`."""
         return {name: getattr(self, name).cpu() for name in TENSORS}
 
     def install(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take units and sketch of `tensors`, or raise StateMismatchError if they do not fit."""
-        units, order, signs, sizes = (tensors[name].cpu() for name in TENSORS)
+        """Take scales and sketch of `tensors`, or raise StateMismatchError if they do not fit."""
+        scales, order, signs, sizes = (tensors[name].cpu() for name in TENSORS)
         n_places, n_numbers = sum(self.widths), sum(map(len, self._places()))
         fits = (
-            units.shape == (len(self.widths),)
-            and units.dtype == self._dtype
-            and bool((units > 0).all() and units.isfinite().all())
+            scales.shape == (len(self.widths),)
+            and scales.dtype == self._dtype
+            and bool((scales > 0).all() and scales.isfinite().all())
             and order.shape == signs.shape == (n_numbers,)
             and (order.dtype, signs.dtype, sizes.dtype) == (torch.int32, torch.int8, torch.int32)
             and bool(((order >= 0) & (order < n_places)).all() and (signs.abs() == 1).all())
@@ -196,15 +186,15 @@ class Ladder(nn.Module):
         places = torch.arange(int(sizes.max()))
         inside = places < sizes[:, None]
         at = torch.where(inside, (sizes.cumsum(0) - sizes)[:, None] + places, 0)
-        device = next(iter(self.net.parameters()), units).device
-        for name, tensor in zip(TENSORS, (units, order, signs, sizes), strict=True):
+        device = next(iter(self.net.parameters()), scales).device
+        for name, tensor in zip(TENSORS, (scales, order, signs, sizes), strict=True):
             self.register_buffer(name, tensor.to(device))
         self.register_buffer("_gathered", order.long()[at].to(device), persistent=False)
-        factors = torch.where(inside, signs[at], 0).to(units.dtype)
+        factors = torch.where(inside, signs[at], 0).to(scales.dtype)
         self.register_buffer("_factors", factors.to(device), persistent=False)
 
     def digest(self) -> str:
-        """Return a fingerprint of rungs, units and sketch."""
+        """Return a fingerprint of rungs, scales and sketch."""
         state = hashlib.blake2b(repr([astuple(rung) for rung in self.rungs]).encode(), digest_size=16)
         for tensor in self.tensors().values():
             state.update(tensor.contiguous().numpy().tobytes())
@@ -221,17 +211,14 @@ class Ladder(nn.Module):
         ]
 
 
-class _Hook:
-    """Pool the tensors of one module that are rungs."""
-
-    def __init__(self, name: tuple[str, str], rungs: Mapping[int, list[tuple[int, Rung]]]) -> None:
-        self.name, self.rungs = name, rungs
-
-    def __call__(self, module: nn.Module, given: Any, out: Any = None) -> None:
-        current = _PASS.get()
-        if current is None:
-            return
-        for tensor in tensors_of(given if self.name[1] == "input" else out):
-            for slot, rung in self.rungs.get(current.n_seen[self.name], ()):
+def _pool(rungs: list[tuple[int, Rung]], module: nn.Module, given: Any, out: Any = None) -> None:
+    """Pool the tensors of one module that are rungs: a hook on what it takes, or on what it gives."""
+    current, (_, first) = _PASS.get(), rungs[0]
+    if current is None:
+        return
+    name = (first.path, first.of)
+    for tensor in tensors_of(given if first.of == "input" else out):
+        for slot, rung in rungs:
+            if rung.index == current.n_seen[name]:
                 current.pooled[slot] = rung.pool(tensor)
-            current.n_seen[self.name] += 1
+        current.n_seen[name] += 1

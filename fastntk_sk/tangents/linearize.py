@@ -31,25 +31,8 @@ _LARGEST_ERROR = 0.05  # of Jacobians in bfloat16: transformers have 1-2 %, batc
 class Saved:
     """Parts of a `LinearizedModel` that come from a file, instead of being drawn or measured.
 
-    Parameters
-    ----------
-    tensors : dict of str to Tensor
-        The tensors of `own_names`.
-
-    directions : Tensor of shape (C, d)
-        V.
-
-    units : tuple of float
-        scale_h, scale_J and position_gap.
-
-    moved : Tensor of shape (k,), default=None
-        Of a fine-tuned anchor.
-
-    learns : bool, default=True
-        Whether statistics will be kept; a public adapter has none, and needs no memory for them.
-
-    ladder : dict of str to Tensor, default={}
-        `Ladder.tensors`, where there is a ladder.
+    `tensors` are those of `own_names`, `units` are scale_h, scale_J and position_gap, `ladder` is what
+    `Ladder.tensors` returns. Without `learns` no statistics will be kept, which need memory.
     """
 
     tensors: dict[str, Tensor]
@@ -59,43 +42,35 @@ class Saved:
     learns: bool = True
     ladder: dict[str, Tensor] = field(default_factory=dict)
 
-    def check_prompts(self, n_prompts: int, width: int) -> None:
-        """Raise StateMismatchError unless the prompts have this number and this width."""
-        shapes = {tuple(t.shape) for name, t in self.tensors.items() if name.endswith(".prompt")}
-        if shapes != {(n_prompts, width)}:
-            raise _misfit(f"prompt tokens of shape {(n_prompts, width)}", sorted(shapes))
-
     def check_mlp(self, n_features: int | None) -> None:
         """Raise StateMismatchError unless the first weights of an "mlp" of this size are there."""
         width = len(load_backbone("mlp").net.get_parameter("1.weight"))
         first = self.tensors.get("1.weight")
         shape = None if first is None else tuple(first.shape)
-        if shape != (width, n_features):
-            raise _misfit(f'the weights of an "mlp" on {n_features} features', shape)
+        _check_saved(f'the weights of an "mlp" on {n_features} features', (width, n_features), shape)
 
-    def check_directions(self, n_classes: int, d: int, dtype: torch.dtype) -> None:
-        """Raise StateMismatchError unless V reads the backbone's features."""
-        found = (tuple(self.directions.shape), self.directions.dtype)
-        if found != ((n_classes, d), dtype):
-            raise _misfit(f"probe directions of {n_classes} classes on {d} features in {dtype}", found)
+    def check_prompts(self, n_prompts: int, width: int) -> None:
+        """Raise StateMismatchError unless the prompts have this number and this width."""
+        shapes = {tuple(t.shape) for name, t in self.tensors.items() if name.endswith(".prompt")}
+        _check_saved(f"{n_prompts} prompt tokens of width {width}", {(n_prompts, width)}, shapes)
 
     def install(self, backbone: Backbone, subset: Subset) -> None:
         """Put the tensors into a backbone, or raise StateMismatchError where they are not its own."""
         names = own_names(backbone, () if self.moved is None else subset.names)
         present = backbone.net.state_dict()
-        expected = {name: (present[name].shape, present[name].dtype) for name in names}
-        got = {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
-        differing = sorted(n for n in got.keys() | expected.keys() if got.get(n) != expected.get(n))
-        if differing:
-            raise _misfit(f"the tensors of backbone {backbone.name!r}", f"others: {differing[:5]}")
+        expected = {(name, present[name].shape, present[name].dtype) for name in names}
+        got = {(name, tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+        differing = sorted({name for name, *_ in expected ^ got})
+        _check_saved(f"tensors as backbone {backbone.name!r} has them", [], differing)
         backbone.net.load_state_dict(self.tensors, strict=False)
 
 
-def _misfit(expected: str, got: object) -> StateMismatchError:
-    return StateMismatchError(
-        f"Expected {expected}, got {got} in what was saved. Load with the backbone that was saved: "
-        "backbone=..."
-    )
+def _check_saved(what: str, expected: object, got: object) -> None:
+    if got != expected:
+        raise StateMismatchError(
+            f"Expected {what}, got {got!s:.300} in what was saved. Load with the backbone that was "
+            "saved: backbone=..."
+        )
 
 
 def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
@@ -120,7 +95,12 @@ def _linearized(backbone: Any, X: Any, settings: Settings, saved: Saved | None) 
         seed=settings.seed,
     )
     sides, entries = split_ladder(resolve(settings.trainable, loaded.net, settings.anchor))
-    _insert_prompts(loaded.net, entries, settings, saved)
+    if {"prompt", "prompt-deep"} & set(entries):
+        if saved is not None:
+            saved.check_prompts(settings.n_prompts, prompt_width(loaded.net))
+        draws = generator(settings.seed, "prompts")
+        deep = "prompt-deep" in entries
+        insert_prompts(loaded.net, settings.n_prompts, deep=deep, generator=draws)
     loaded.net.to(dtype=dtype, device=settings.device)
     subset = select(loaded.net, entries)
     if saved is not None:
@@ -134,8 +114,8 @@ def _linearized(backbone: Any, X: Any, settings: Settings, saved: Saved | None) 
     if saved is None:
         V = draw_directions(settings.seed, n_rows, n_features).to(dtype)
     else:
-        saved.check_directions(n_rows, n_features, dtype)
-        V = saved.directions
+        V, expected = saved.directions, (n_rows, n_features, dtype)
+        _check_saved(f"probe directions of shape and dtype {expected}", expected, (*V.shape, V.dtype))
     ladder = _ladder(loaded.net, sides, probe, settings, saved)
     d = n_features if ladder is None else ladder.width
     k = choose_components(settings.n_components, subset.size, settings.kernel, d, n_rows)
@@ -163,28 +143,33 @@ def _linearized(backbone: Any, X: Any, settings: Settings, saved: Saved | None) 
     return model
 
 
-def _insert_prompts(
-    net: nn.Module, entries: Sequence[str], settings: Settings, saved: Saved | None
-) -> None:
-    """Insert prompt tokens where they are trained; first check those that were saved."""
-    if not {"prompt", "prompt-deep"} & set(entries):
-        return
-    if saved is not None:
-        saved.check_prompts(settings.n_prompts, prompt_width(net))
-    draws = generator(settings.seed, "prompts")
-    insert_prompts(net, settings.n_prompts, deep="prompt-deep" in entries, generator=draws)
-
-
-def _n_features(loaded: Backbone, probe: Tensor) -> int:
-    """Return d, or raise SubsetError unless the backbone maps n rows to features of shape (n, d)."""
-    features, alone = _first_pass(loaded, probe), _first_pass(loaded, probe[:1])
-    if features.ndim != 2 or alone.shape != (1, features.shape[1]):
+@torch.no_grad()
+def _n_features(backbone: Backbone, probe: Tensor) -> int:
+    """Return d, or raise an error unless a backbone takes what X holds and gives features (n, d)."""
+    shapes = []
+    for batch in (probe, probe[:1]):
+        try:
+            features = backbone.net(batch)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            given = "vectors" if batch.ndim == 2 else "pictures"
+            raise ValueError(
+                f"Expected a backbone that takes {given} as X holds them, batches of shape "
+                f"(n, {', '.join(map(str, batch.shape[1:]))}); {backbone.name} fails on one: {error}. "
+                "Pass pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another "
+                "backbone."
+            ) from error
+        if not isinstance(features, Tensor):
+            raise SubsetError(
+                f"Expected the backbone to return a tensor of features, got {type(features).__name__}. "
+                "Wrap it in a module that returns one."
+            )
+        shapes.append(tuple(features.shape))
+    if len(shapes[0]) != 2 or shapes[1] != (1, shapes[0][1]):
         raise SubsetError(
-            "Expected the backbone to return features of shape (n, d), got "
-            f"{tuple(features.shape)} of two rows and {tuple(alone.shape)} of one. Wrap it in a module "
-            "that pools them, and leaves the rows."
+            f"Expected the backbone to return features of shape (n, d), got {shapes[0]} of two rows and "
+            f"{shapes[1]} of one. Wrap it in a module that pools them, and leaves the rows."
         )
-    return features.shape[1]
+    return shapes[0][1]
 
 
 def _ladder(
@@ -207,26 +192,6 @@ def _ladder(
     everything = sum(ladder.widths) * len(ladder.sides)
     ladder.draw_sketch(everything if width is None else int(width), settings.seed)
     return ladder
-
-
-@torch.no_grad()
-def _first_pass(backbone: Backbone, batch: Tensor) -> Tensor:
-    """Return the features of a batch; raise ValueError where a network does not take what X holds."""
-    try:
-        features = backbone.net(batch)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        given = "vectors" if batch.ndim == 2 else "pictures"
-        raise ValueError(
-            f"Expected a backbone that takes {given} as X holds them, batches of shape "
-            f"(n, {', '.join(map(str, batch.shape[1:]))}); {backbone.name} fails on one: {error}. Pass "
-            "pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another backbone."
-        ) from error
-    if not isinstance(features, Tensor):
-        raise SubsetError(
-            f"Expected the backbone to return a tensor of features, got {type(features).__name__}. Wrap "
-            "it in a module that returns one."
-        )
-    return features
 
 
 def linearize_at(model: LinearizedModel, moved: Tensor, directions: Tensor) -> LinearizedModel:

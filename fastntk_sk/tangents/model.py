@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -31,16 +30,9 @@ _PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
 class Parameters:
     """What predicts, in the precision of the backbone's passes; this is what is published.
 
-    Parameters
-    ----------
-    W : Tensor of shape (C, d + 1), or (C, d + r k + 1) for the pseudo kernel
-        Readout on [features, 1], or on [features, tangent features, 1].
-
-    delta : Tensor of shape (p,), or (0,) for the pseudo kernel
-        Displacement of the trainable parameters from the anchor.
-
-    network : nn.Module, default=None
-        The displaced network, where it predicts; see `LinearizedModel.parameters`.
+    W of shape (C, d + 1) reads [features, 1], and delta of shape (p,) displaces the trainable
+    parameters from the anchor. For the pseudo kernel W of shape (C, d + r k + 1) reads the tangent
+    features too, and delta is empty. `network` is the displaced network, where it predicts.
     """
 
     W: Tensor
@@ -66,38 +58,16 @@ class LinearizedModel:
 
     Any number of threads may predict and learn with it at once.
 
-    Parameters
-    ----------
-    backbone : Backbone
+    The probe directions V of shape (C, d), or (r, d) for the pseudo kernel, are N(0, 1/d) at the
+    pretrained anchor, seeded for each row by its index, never a function of the data, and without rows
+    where no parameter is displaced; at a fine-tuned one they are what SGD learned, and `moved` of shape
+    (k,) is how far it went within span(Q). W reads the features of `ladder` in place of h where there is
+    one; V still reads h.
 
-    tangent : TangentNetwork
-
-    projection : Projection
-        Q, from p trainable parameters to k components.
-
-    directions : Tensor of shape (C, d), or (r, d) for the pseudo kernel
-        V, the probe directions. At the pretrained anchor N(0, 1/d), seeded for each row by its index,
-        never a function of the data, and without rows where no parameter is displaced; at a
-        fine-tuned one what SGD learned.
-
-    settings : Settings
-
-    origin : dict
-        "base_model" and "revision" of the backbone's weights, as far as they are known.
-
-    scale_h, scale_J : float
-        Powers of two that bring the mean energy (squared norm of a row) of augmented features and
-        of projected Jacobians near 1 on synthetic inputs.
-
-    position_gap : float
-        Relative change of synthetic rows' Jacobians when they change places in their batch; 0 where
-        it is within float64 rounding.
-
-    moved : Tensor of shape (k,), default=None
-        For a fine-tuned anchor: its displacement from the pretrained values, within span(Q).
-
-    ladder : Ladder, default=None
-        Gives the features that W reads in place of h; V still reads h.
+    `scale_h` and `scale_J` are powers of two that bring the mean energy (squared norm of a row) of
+    augmented features and of projected Jacobians near 1 on synthetic inputs, `position_gap` is the
+    relative change of their Jacobians when they change places in their batch, 0 where it is within
+    float64 rounding. `origin` is what is known of "base_model" and "revision" of the weights.
     """
 
     backbone: Backbone
@@ -123,11 +93,11 @@ class LinearizedModel:
         return block_sizes(self.settings.kernel, self.d, self.projection.k, len(self.directions))
 
     @property
-    def units(self) -> Tensor:
+    def column_scales(self) -> Tensor:
         """What the columns of the shared block are divided by, of shape (width + 1,)."""
-        units = self.directions.new_full((self.sizes[0] + 1,), self.scale_h).cpu()
-        units[self.d : -1] = self.scale_J
-        return units
+        scales = self.directions.new_full((self.sizes[0] + 1,), self.scale_h).cpu()
+        scales[self.d : -1] = self.scale_J
+        return scales
 
     def centre(self) -> Tensor | None:
         r"""Return where the ridge on z is centred: the pretrained values, as seen from the anchor.
@@ -184,8 +154,8 @@ class LinearizedModel:
 
     def empty_statistics(self) -> Statistics:
         """Return zero sums of the right size."""
-        width, components = self.sizes
-        return Statistics(width, components, self.settings.n_classes, 1 / self.scale_h, width - self.d)
+        n_tangents = self.sizes[0] - self.d
+        return Statistics.zeros(*self.sizes, self.settings.n_classes, 1 / self.scale_h, n_tangents)
 
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and projected Jacobians (n, rows of V, k), not scaled.
@@ -200,17 +170,14 @@ class LinearizedModel:
                 batch = batch.contiguous(memory_format=torch.channels_last)
         low = self.settings.precision == "bfloat16" and not full_precision
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
-            if self.ladder is None:
-                h, J = self.tangent.jacobian(batch, self.directions, self._project)
+            if self.tangent.subset.names or self.ladder is None:
+                project = lambda rows: self.projection.project(rows.to(self.directions.dtype).cpu())  # noqa: E731
+                h, J = self.tangent.jacobian(batch, self.directions, project)
             else:
+                J = self.directions.new_zeros(len(batch), len(self.directions), 0)
+            if self.ladder is not None:
                 h = self.ladder(batch)
-                J = h.new_zeros(len(h), len(self.directions), 0)
-                if self.tangent.subset.names:
-                    _, J = self.tangent.jacobian(batch, self.directions, self._project)
         return h[:n].to(self.directions.dtype).cpu(), J[:n]
-
-    def _project(self, rows: Tensor) -> Tensor:
-        return self.projection.project(rows.to(self.directions.dtype).cpu())
 
     def tangents(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return the rows of the linear problem, in energy units.
@@ -231,15 +198,30 @@ class LinearizedModel:
         return torch.cat([h, phi, constant], 1), none
 
     def all_tangents(
-        self, rows: Iterable[np.ndarray], n_threads: int | None = None
+        self,
+        rows: Iterable[np.ndarray],
+        numbers: np.ndarray | None = None,
+        n_threads: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the `tangents` of each batch of contents, computed in a thread of their own.
 
-        Rows are read in the calling thread.
+        Rows are read in the calling thread. A JacobianError calls a row without finite tangents by its
+        number, by default its place.
         """
+        start = 0
         with own_thread(n_threads) as call:
             for batch in self.batches(rows):
-                yield call(self.tangents, batch)
+                h, J = call(self.tangents, batch)
+                finite = h.isfinite().all(1) & J.isfinite().flatten(1).all(1)
+                if not finite.all():
+                    row = start + int((~finite).nonzero()[0])
+                    raise JacobianError(
+                        "Expected finite features and Jacobians of every row, got NaN or infinity in "
+                        f"row {row if numbers is None else numbers[row]}. Repair that row, or the "
+                        'backbone; precision="float64" helps where float32 overflows.'
+                    )
+                start += len(h)
+                yield h, J
 
     def synthetic(self, n: int) -> Tensor:
         """Return a batch of n synthetic rows, the same each time."""
@@ -282,29 +264,18 @@ class LinearizedModel:
         0 to n - 1. Return the rows' energies, float64 of shape (n,),
         :math:`w_i (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
-        capacity = rows_at_once(*self.sizes, self.settings.n_classes, self.settings.batch_size)
-        held: list[tuple[Tensor, Tensor]] = []
-        numbers = np.arange(len(labels)) if numbers is None else numbers
-        energies = [np.zeros(0)]
-        start = stop = 0
-
-        def flush() -> None:
-            nonlocal start
+        size = self.settings.batch_size
+        n_batches = -(-rows_at_once(*self.sizes, self.settings.n_classes, size) // size)
+        energies, start = [np.zeros(0)], 0
+        passes = self.all_tangents(rows, numbers, n_threads)
+        while held := list(islice(passes, n_batches)):
             h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
-            check_finite(h, J, numbers[start:stop])
+            stop = start + len(h)
             w = torch.from_numpy(weights[start:stop])
             statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
             energies.append(row_energies(h, J, w))
-            held.clear()
+            del held, h, J  # not beside those of the next batches
             start = stop
-
-        for tangents in self.all_tangents(rows, n_threads):
-            held.append(tangents)
-            stop += len(tangents[0])
-            if stop - start >= capacity:
-                flush()
-        if held:
-            flush()
         return np.concatenate(energies)
 
     def batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
@@ -324,7 +295,7 @@ class LinearizedModel:
         delta = z
         if self.settings.kernel == "full":
             delta = self.projection.expand(z) * (math.sqrt(self.settings.tangent_scale) / self.scale_J)
-        return self.parameters((W / self.units).to(dtype), delta.to(dtype))
+        return self.parameters((W / self.column_scales).to(dtype), delta.to(dtype))
 
     @torch.no_grad()
     def scores(
@@ -343,35 +314,28 @@ class LinearizedModel:
         """
         settled_threads()
         W, delta = (t.to(self.directions.device) for t in (parameters.W, parameters.delta))
-        if self.settings.kernel == "pseudo":
-            score = self._pseudo_scores
-        elif (predict_with or self.settings.predict_with) == "network":
+        net = None
+        if self.settings.kernel == "full" and (predict_with or self.settings.predict_with) == "network":
             net = parameters.network or self.displaced_copy(delta, shared=True)
-            score = partial(self._network_scores, net)
-        else:
-            score = self._linear_scores
         batches = self.batches(rows)
         with torch.autocast(W.device.type, enabled=False):  # the caller's
-            return np.concatenate([score(W, delta, batch).double().cpu().numpy() for batch in batches])
+            parts = (self._scores(W, delta, net, batch) for batch in batches)
+            return np.concatenate([part.double().cpu().numpy() for part in parts])
 
-    def _pseudo_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-        return self.tangents(batch, full_precision=True)[0] @ (W.cpu() * self.units).T
-
-    def _network_scores(self, net: nn.Module, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-        h = net(batch)
-        scores = h @ W[:, :-1].T + W[:, -1]
-        if self.moved is None and self.tangent.subset.names:
-            scores = scores + (h - self.backbone.net(batch)) @ self.directions.T
-        return scores
-
-    def _linear_scores(self, W: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-        has_tangents = bool(self.tangent.subset.names)
-        if has_tangents or self.ladder is None:
+    def _scores(self, W: Tensor, delta: Tensor, net: nn.Module | None, batch: Tensor) -> Tensor:
+        if self.settings.kernel == "pseudo":
+            return self.tangents(batch, full_precision=True)[0] @ (W.cpu() * self.column_scales).T
+        displaced = bool(self.tangent.subset.names)
+        if net is not None:
+            h = net(batch)
+            displaced = displaced and self.moved is None
+            change = h - self.backbone.net(batch) if displaced else h
+        elif displaced or self.ladder is None:
             h, change = self.tangent.directional(batch, delta)
         if self.ladder is not None:
             h = self.ladder(batch)
         scores = h @ W[:, :-1].T + W[:, -1]
-        return scores + change @ self.directions.T if has_tangents else scores
+        return scores + change @ self.directions.T if displaced else scores
 
 
 def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
@@ -387,17 +351,6 @@ def row_energies(h: Tensor, J: Tensor, weights: Tensor) -> np.ndarray:
     """Return the weighted squared norms of rows of the linear problem, float64 of shape (n,)."""
     energy = sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
     return (weights * energy).numpy()
-
-
-def check_finite(h: Tensor, J: Tensor, numbers: np.ndarray) -> None:
-    """Raise JacobianError, naming the row, where features or Jacobians are NaN or infinite."""
-    finite = h.isfinite().all(1) & J.isfinite().flatten(1).all(1)
-    if not finite.all():
-        row = numbers[int((~finite).nonzero()[0])]
-        raise JacobianError(
-            f"Expected finite features and Jacobians of every row, got NaN or infinity in row {row}. "
-            'Repair that row, or the backbone; precision="float64" helps where float32 overflows.'
-        )
 
 
 def working_dtype(precision: str) -> torch.dtype:

@@ -45,28 +45,19 @@ class Rung:
             raise changed_shape(self.path, f"{n_axes} axes", seen.ndim)
         if self.layout == "vector":
             return seen
+        maps = seen.movedim(-1, 1) if self.layout in ("tokens", "channels last") else seen
         if self.side == "ladder-gap" or (self.layout == "tokens" and self.grid is None):
-            axes = {"tokens": (1,), "sequence": (2,), "channels first": (2, 3), "channels last": (1, 2)}
-            return seen.mean(axes[self.layout])
+            return maps.mean(tuple(range(2, n_axes)))
+        if self.grid is not None:
+            n_tokens = self.n_leading + math.prod(self.grid)
+            if seen.shape[1] != n_tokens:
+                raise changed_shape(self.path, f"{n_tokens} tokens", seen.shape[1])
+            maps = maps[:, :, self.n_leading :].unflatten(2, self.grid)
         if self.layout == "sequence":
-            return nn.functional.adaptive_avg_pool1d(seen, min(_GRID, seen.shape[2])).flatten(1)
-        if self.layout == "channels first":
-            return _on_grid(seen)
-        if self.layout == "channels last":
-            return _on_grid(seen.movedim(-1, 1))
-        assert self.grid is not None
-        n_tokens = self.n_leading + math.prod(self.grid)
-        if seen.shape[1] != n_tokens:
-            raise changed_shape(self.path, f"{n_tokens} tokens", seen.shape[1])
-        places = seen[:, self.n_leading :].transpose(1, 2).unflatten(2, self.grid)
-        leading = [seen[:, 0]] if self.n_leading else []
-        return torch.cat([*leading, _on_grid(places)], dim=1)
-
-
-def _on_grid(maps: Tensor) -> Tensor:
-    """Return averages over a grid of at most 4 x 4 places of maps (n, channels, height, width)."""
-    height, width = (min(_GRID, size) for size in maps.shape[-2:])
-    return nn.functional.adaptive_avg_pool2d(maps, (height, width)).flatten(1)
+            return nn.functional.adaptive_avg_pool1d(maps, min(_GRID, maps.shape[2])).flatten(1)
+        height, width = (min(_GRID, size) for size in maps.shape[2:])
+        pooled = nn.functional.adaptive_avg_pool2d(maps, (height, width)).flatten(1)
+        return torch.cat([seen[:, 0], pooled], dim=1) if self.n_leading else pooled
 
 
 def changed_shape(path: str, expected: str, got: int | None) -> JacobianError:

@@ -131,7 +131,10 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _what_fits(net: nn.Module) -> str:
-    sizes = {kind: select_size(net, kind) for kind in ("norm", "bias", "full")}
+    kinds = ("norm", "bias", "full")
+    sizes = {
+        kind: sum(net.get_parameter(name).numel() for name in _matches(net, kind)) for kind in kinds
+    }
     fits = ["'ladder' (with anchor=\"pretrained\")"] if find_blocks(net) else []
     fits += [f"{kind!r} (p={size:,})" for kind, size in sizes.items() if size] + ["'head' (p=0)"]
     if _takes_prompts(net):
@@ -142,12 +145,6 @@ def _what_fits(net: nn.Module) -> str:
         f"What fits this backbone: {', '.join(fits)}, or a glob pattern of parameter names "
         f"such as {examples}."
     )
-
-
-def select_size(net: nn.Module, kind: str) -> int:
-    """Return the number of parameters that one kind would train."""
-    found = _matches(net, kind)
-    return sum(p.numel() for name, p in net.named_parameters() if name in found)
 
 
 class PromptTokens(nn.Module):

@@ -24,7 +24,6 @@ from torch.func import functional_call, vjp, vmap
 from torch.overrides import TorchFunctionMode
 
 from ..exceptions import JacobianError
-from .subsets import PromptTokens
 
 # What one pass hands to its taps: a network is shared by threads, a context is not.
 _Handed = Mapping["Tap", Mapping[str, Tensor]]
@@ -269,16 +268,9 @@ class LayerNormTap(Tap):
         m: nn.LayerNorm = self.module  # type: ignore[assignment]
         below = None
         if ctx.needs_input_grad[0]:
-            below = torch.ops.aten.native_layer_norm_backward(
-                grad,
-                x,
-                list(m.normalized_shape),
-                mean,
-                rstd,
-                m.weight,
-                m.bias,
-                [True, False, False],
-            )[0]
+            below, *_ = torch.ops.aten.native_layer_norm_backward(
+                grad, x, list(m.normalized_shape), mean, rstd, m.weight, m.bias, [True, False, False]
+            )
         rows, width = ctx.n_rows, grad.shape[-1]
         grad, normalised = grad.reshape(rows, -1, width), normalised.reshape(rows, -1, width)
         sums = {"bias": lambda: grad.sum(1), "weight": lambda: (grad * normalised).sum(1)}
@@ -303,25 +295,6 @@ class LinearTap(Tap):
         return below, [sums[name]() for name in self.names]
 
 
-class PromptTap(Tap):
-    """Prompt tokens: their gradient is a slice of the gradient of the token sequence."""
-
-    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        """Nothing to keep."""
-        return self.module(x)
-
-    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        """Cut the prompts out of the gradient."""
-        m: PromptTokens = self.module  # type: ignore[assignment]
-        n = len(m.prompt)
-        before, prompt, after = grad.split([m.prefix, n, grad.shape[1] - m.prefix - n], dim=1)
-        below = None
-        if ctx.needs_input_grad[0]:
-            middle = [torch.zeros_like(prompt)] if m.replace else []
-            below = torch.cat([before, *middle, after], dim=1)
-        return below, [prompt]
-
-
 def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
     """Return the fastest tap that is right for a module and its trainable parameters."""
     plain_names = set(names) <= {"weight", "bias"}
@@ -334,6 +307,4 @@ def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
         return LayerNormTap(module, names)
     if plain_names and type(module) is nn.Linear:
         return LinearTap(module, names)
-    if isinstance(module, PromptTokens):
-        return PromptTap(module, names)
     return Tap(module, names)

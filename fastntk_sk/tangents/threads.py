@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,8 +72,9 @@ def kept_heap() -> Iterator[None]:
     another allocator, or where the environment configures glibc's (MALLOC_*, GLIBC_TUNABLES).
     """
     global _heap_users
-    libc = _glibc()
-    if libc is None:
+    configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" and not configured else None
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         yield
         return
     with _heap_lock:
@@ -88,13 +90,3 @@ def kept_heap() -> Iterator[None]:
                 libc.mallopt(_TRIM_THRESHOLD, 2 * _DEFAULT_MMAP)
                 libc.mallopt(_MMAP_THRESHOLD, _DEFAULT_MMAP)
                 libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return None
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return None
-    return libc if hasattr(libc, "gnu_get_libc_version") else None

@@ -23,17 +23,15 @@ def tune(
     labels: np.ndarray,
     weights: np.ndarray,
     *,
-    max_epochs: int,
-    learning_rate: float,
-    params: dict[str, Any] | None,
     rescale: bool,
     ranks: Ranks,
-    verbose: int,
+    **training: Any,
 ) -> tuple[LinearizedModel, FineTuned]:
     """Fine-tune, and return the model that is linearised where SGD ended.
 
     With `rescale` the scale of the targets becomes the mean margin that SGD left, or 1 where there is
-    less. Every rank trains on all rows and takes the result of rank 0.
+    less. `training` are further arguments of `finetune`. Every rank trains on all rows and takes the
+    result of rank 0.
     """
     settings = model.settings
     start = model.directions.new_zeros(settings.n_classes, model.d + 1)
@@ -42,12 +40,9 @@ def tune(
         rows,
         labels,
         weights,
-        max_epochs=max_epochs,
-        learning_rate=learning_rate,
-        params=params,
         device=settings.device,
         seed=settings.seed,
-        verbose=verbose,
+        **training,
     )
     ranks.take_first([tuned.z, tuned.W])
     rest = {"logit_scale": tuned.logit_scale, "history": tuned.history}

@@ -66,6 +66,7 @@ def write(folder, **numbers):
 
 
 def test_a_control_group_of_version_2_and_its_parents_limit(tmp_path):
+    assert memory.cgroup_memory(str(tmp_path)) == sys.maxsize
     write(tmp_path / "proc/self", cgroup="0::/outer/inner")
     mount = tmp_path / "sys/fs/cgroup"
     stat = {"memory__stat": "anon 5\ninactive_file 30"}
@@ -86,10 +87,6 @@ def test_a_control_group_of_version_1_seen_from_its_container(tmp_path):
         memory__stat="inactive_file 1\ntotal_inactive_file 600",
     )
     assert memory.cgroup_memory(str(tmp_path)) == 100
-
-
-def test_without_control_groups_there_is_no_limit(tmp_path):
-    assert memory.cgroup_memory(str(tmp_path)) == sys.maxsize
 
 
 def test_the_environment_overrides_what_is_measured(monkeypatch):

@@ -11,8 +11,8 @@ from fastntk_sk.sums.ridge import (
     Tridiagonal,
     evidence_path,
     first_minimum,
-    solve_grid,
-    solve_shared,
+    solve,
+    solve_each,
 )
 from fastntk_sk.sums.statistics import Statistics
 
@@ -22,7 +22,7 @@ def problem(n, d, n_classes, seed=0, constant=0.25):
     x, labels = draws.normal(size=(n, d)) + 1, draws.integers(n_classes, size=n)
     weights = draws.uniform(0.2, 3, size=n)
     x[:, 0] += labels
-    learned = Statistics(d, 0, n_classes, constant=constant)
+    learned = Statistics.zeros(d, 0, n_classes, constant=constant)
     h = torch.from_numpy(np.hstack([x, np.full((n, 1), constant)]))
     nothing = torch.zeros(n, n_classes, 0)
     learned.add(h, nothing, torch.from_numpy(labels), torch.from_numpy(weights))
@@ -33,7 +33,7 @@ def problem(n, d, n_classes, seed=0, constant=0.25):
 @pytest.mark.parametrize("alpha", [1e-3, 2.0])
 def test_the_intercept_is_free(n, d, alpha):
     x, labels, weights, learned = problem(n, d, 3)
-    found = solve_shared(learned, alpha=alpha, target_scale=2.0)
+    found = solve(learned, alpha=alpha, tangent_scale=1.0, target_scale=2.0)
     design = np.hstack([x, np.ones((n, 1))]) * np.sqrt(weights)[:, None]
     target = 2.0 * (np.eye(3)[labels] - 1 / 3) * np.sqrt(weights)[:, None]
     penalty = np.sqrt(alpha) * np.eye(d + 1)[:-1]
@@ -85,11 +85,13 @@ def test_alpha_of_few_rows_that_are_left_does_not_hang_on_rounding(scale):
         x = rng.normal(size=(3, 48))[y] / 2 + rng.normal(size=(300, 48))
         x = torch.from_numpy(np.c_[x / 7 * scale, np.ones(300)].astype(np.float32))
         own, labels, weights = torch.zeros(300, 3, 0), torch.from_numpy(y), torch.ones(300)
-        less, refit = Statistics(48, 0, 3), Statistics(48, 0, 3)
+        less, refit = Statistics.zeros(48, 0, 3), Statistics.zeros(48, 0, 3)
         less.add(x, own, labels, weights)
         less.add(x[:-n_left], own[:-n_left], labels[:-n_left], -weights[:-n_left])
         refit.add(x[-n_left:], own[-n_left:], labels[-n_left:], weights[-n_left:])
-        found, expected = (solve_shared(each, alpha=None, target_scale=1.0) for each in (less, refit))
+        found, expected = (
+            solve(each, alpha=None, tangent_scale=1.0, target_scale=1.0) for each in (less, refit)
+        )
         assert found.alpha == expected.alpha
         assert float((found.W - expected.W).norm() / expected.W.norm()) < 1e-9
 
@@ -104,10 +106,10 @@ def test_one_row_a_class_is_finite():
 
 def test_one_class_alone_takes_the_largest_alpha():
     x, _, weights, _ = problem(10, 4, 2)
-    learned = Statistics(4, 0, 2)
+    learned = Statistics.zeros(4, 0, 2)
     h = torch.from_numpy(np.hstack([x, np.ones((10, 1))]))
     learned.add(h, torch.zeros(10, 2, 0), torch.zeros(10).long(), torch.from_numpy(weights))
-    found = solve_shared(learned, alpha=None, target_scale=1.0)
+    found = solve(learned, alpha=None, tangent_scale=1.0, target_scale=1.0)
     assert found.alpha == GRID[-1]
     assert found.W.isfinite().all()
 
@@ -115,8 +117,10 @@ def test_one_class_alone_takes_the_largest_alpha():
 def test_a_grid_has_the_solutions_of_its_values():
     *_, learned = problem(20, 6, 3)
     alphas = [0.1, None, 3.0]
-    for alpha, found in zip(alphas, solve_grid(learned, alphas, target_scale=2.0), strict=True):
-        expected = solve_shared(learned, alpha=alpha, target_scale=2.0)
+    for alpha, found in zip(
+        alphas, solve_each(learned, alphas, tangent_scale=1.0, target_scale=2.0), strict=True
+    ):
+        expected = solve(learned, alpha=alpha, tangent_scale=1.0, target_scale=2.0)
         np.testing.assert_allclose(found.W, expected.W, rtol=1e-9, atol=1e-12)
         assert (found.alpha, found.path) == (expected.alpha, expected.path)
         assert found.residual < 1e-10
@@ -132,14 +136,13 @@ def test_used_up_statistics_are_a_named_error(alpha):
     *_, learned = problem(20, 4, 3)
     learned.A[:-1, :-1] -= 1e4 * torch.eye(4)
     with pytest.raises(SolveError, match="rebuild"):
-        solve_shared(learned, alpha=alpha, target_scale=1.0)
+        solve(learned, alpha=alpha, tangent_scale=1.0, target_scale=1.0)
 
 
-@pytest.mark.parametrize("alpha", ["auto", 0.5])
-def test_it_is_saved(alpha, tmp_path):
+def test_alpha_is_saved(tmp_path):
     rng = np.random.default_rng(1)
     X, y = rng.normal(size=(30, 4)), rng.integers(0, 2, 30)
-    clf = FastNTKClassifier(trainable="head", alpha=alpha, random_state=0).fit(X, y)
+    clf = FastNTKClassifier(trainable="head", random_state=0).fit(X, y)
     clf.save(tmp_path / "state")
     loaded = FastNTKClassifier.load(tmp_path / "state")
     assert (loaded.alpha_, loaded.alpha_path_) == (clf.alpha_, clf.alpha_path_)

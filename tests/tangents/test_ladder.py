@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torchvision
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier
+from fastntk_sk.backbones.loading import load_backbone
 from fastntk_sk.exceptions import JacobianError, StateMismatchError
 from fastntk_sk.tangents.blocks import find_blocks
 from fastntk_sk.tangents.ladder import Ladder
@@ -19,14 +19,15 @@ y = RANDOM.integers(0, 3, 40)
 
 
 class Block(nn.Module):
-    """A residual block with a functional nonlinearity."""
+    """A residual block, by default with a functional nonlinearity."""
 
-    def __init__(self, width=4):
+    def __init__(self, act=torch.relu):
         super().__init__()
-        self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in "ab")
+        self.first, self.second = (nn.Conv2d(4, 4, 3, padding=1) for _ in "ab")
+        self.act = act
 
     def forward(self, x):
-        return x + self.second(torch.relu(self.first(x)))
+        return x + self.second(self.act(self.first(x)))
 
 
 class Net(nn.Module):
@@ -41,6 +42,10 @@ class Net(nn.Module):
         for block in self.blocks:
             x = block(x)
         return (x["out"] if isinstance(x, dict) else x).mean((2, 3))
+
+
+def root(numbers):
+    return numbers.sign() * numbers.abs().sqrt()
 
 
 def plain():
@@ -65,18 +70,10 @@ def plain():
 )
 def test_blocks_are_found_by_structure(name, n_blocks, layout):
     with torch.device("meta"):
-        if name.startswith("torchvision:"):
-            net, size = (
-                torchvision.models.get_model(name.removeprefix("torchvision:")).eval(),
-                (224, 224),
-            )
-        else:
-            net = timm.create_model(name, num_classes=0).eval()
-            size = net.default_cfg["input_size"][1:]
-        probe = torch.empty(2, 3, *size)
-    blocks = find_blocks(net)
-    assert len(blocks) == n_blocks
-    rungs = find_rungs(net, probe, SIDES)
+        backbone = load_backbone(name, pretrained=False)
+        probe = torch.empty(2, 3, *backbone.spec.size)
+    assert len(find_blocks(backbone.net)) == n_blocks
+    rungs = find_rungs(backbone.net, probe, SIDES)
     grid = [rung for rung in rungs if rung.side == "ladder-grid"]
     assert {rung.layout for rung in grid} == {layout}
     assert len(grid) == n_blocks
@@ -90,23 +87,12 @@ def test_around_blocks_that_see_patches_as_rows():
     assert paths[-5:] == ["stages.2.1", "stages.3.0", "stages.3.1", "stages.4.0", "stages.4.1"]
 
 
-class Sharing(Block):
-    """A block whose nonlinearity may be that of others too."""
-
-    def __init__(self, act):
-        super().__init__()
-        self.act = act
-
-    def forward(self, x):
-        return x + self.second(self.act(self.first(x)))
-
-
 def test_blocks_that_share_a_nonlinearity():
     x, act = torch.randn(3, 3, 19, 19), nn.ReLU(inplace=True)
     found = []
     for acts in ((act, act), (nn.ReLU(), nn.ReLU())):
         torch.manual_seed(0)
-        net = Net(nn.ModuleList([Sharing(act) for act in acts])).eval()
+        net = Net(nn.ModuleList([Block(act) for act in acts])).eval()
         found.append(torch.cat(Ladder(net, ["ladder-gap"], x).pooled(x), dim=1))
     assert torch.equal(*found)
 
@@ -130,7 +116,7 @@ def test_what_is_pooled_is_what_plain_torch_pools():
     h = seen.mean((2, 3))
     wanted = [*expected["ladder-grid"], *expected["ladder-gap"], h]
     for found, part in zip(ladder.pooled(x), wanted, strict=True):
-        torch.testing.assert_close(found, part.sign() * part.abs().sqrt())
+        torch.testing.assert_close(found, root(part))
 
 
 def test_class_token_and_grid_of_a_transformer():
@@ -142,7 +128,7 @@ def test_class_token_and_grid_of_a_transformer():
         maps, prefix = tokens[0]
         found = ladder.pooled(x)[0]
     expected = torch.cat([prefix[:, 0], nn.functional.adaptive_avg_pool2d(maps, 3).flatten(1)], 1)
-    torch.testing.assert_close(found, expected.sign() * expected.abs().sqrt())
+    torch.testing.assert_close(found, root(expected))
 
 
 def test_channels_of_one_dimensional_convolutions_are_kept_apart():
@@ -161,8 +147,8 @@ def test_channels_of_one_dimensional_convolutions_are_kept_apart():
     first = net.blocks[0]
     grid, gap = (Ladder(net, [side], x).pooled(x)[0] for side in SIDES)
     expected = nn.functional.adaptive_avg_pool1d(first(x[:, None]), 4).flatten(1)
-    torch.testing.assert_close(grid, Ladder.root(expected))
-    torch.testing.assert_close(gap, Ladder.root(first[:2](x[:, None]).mean(2)))
+    torch.testing.assert_close(grid, root(expected))
+    torch.testing.assert_close(gap, root(first[:2](x[:, None]).mean(2)))
 
 
 @pytest.mark.parametrize("n_leading", [0, 1, 2, 5, 11])
@@ -291,13 +277,13 @@ def test_a_sketch_of_another_network_is_refused():
     for name, bad in {
         "order": good["order"] + 1,
         "signs": good["signs"] * 2,
-        "units": -good["units"],
+        "scales": -good["scales"],
         "sizes": good["sizes"][1:],
     }.items():
         with pytest.raises(StateMismatchError, match="sketch"):
             ladder.install(good | {name: bad})
     with pytest.raises(StateMismatchError, match="sketch"):
-        ladder.install(good | {"units": good["units"].double()})
+        ladder.install(good | {"scales": good["scales"].double()})
 
 
 class Reversed(Block):

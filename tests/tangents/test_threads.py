@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from torch import nn
+from cases import SharedWeight, Transformer
 
 from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.settings import Settings
@@ -21,30 +21,6 @@ from fastntk_sk.tangents.threads import own_thread
 RANDOM = np.random.default_rng(0)
 VECTORS, LABELS = RANDOM.normal(size=(24, 4)), np.arange(24) % 3
 PICTURES = RANDOM.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
-
-
-class Whole(nn.Module):
-    """A weight is used without its module, so that the generic tap has to take the whole network."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.norm, self.last = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 5)
-
-    def forward(self, x):
-        return self.last(torch.tanh(self.norm(nn.functional.linear(x, self.layer.weight))))
-
-
-class Attending(nn.Module):
-    """torch's own transformer layers, which have a fused path without derivatives."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(1, 8)
-        encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.encoder = nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False)
-
-    def forward(self, x):
-        return self.encoder(self.layer(x[:, :, None])).mean(1)
 
 
 def vit():
@@ -67,10 +43,10 @@ CASES = {
     "norm, pseudo": (cnn, "norm", {"kernel": "pseudo"}),
     "prompts": (vit, "prompt", {}),
     "prompts, fine-tuned": (vit, "prompt", TUNED),
-    "whole network": (Whole, "full", {}),
-    "whole network, pseudo": (Whole, "full", {"kernel": "pseudo"}),
-    "pattern": (Whole, "layer.*", {}),
-    "torch's transformer": (Attending, "norm", {}),
+    "whole network": (SharedWeight, "full", {}),
+    "whole network, pseudo": (SharedWeight, "full", {"kernel": "pseudo"}),
+    "pattern": (SharedWeight, "layer.*", {}),
+    "torch's transformer": (Transformer, "norm", {}),
 }
 
 
@@ -79,7 +55,7 @@ def linearized(make, trainable, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = make()
-    X = VECTORS if make in (Whole, Attending) else PICTURES
+    X = VECTORS if make in (SharedWeight, Transformer) else PICTURES
     settings = {
         "seed": 0,
         "n_classes": 3,
@@ -181,7 +157,7 @@ def test_every_worker_of_a_pass_flushes_denormals_and_no_other_thread_does():
 
 
 def test_an_interruption_ends_a_pass():
-    model, rows = linearized(Whole, "norm")
+    model, rows = linearized(SharedWeight, "norm")
 
     def interrupted():
         yield from rows[:10]
@@ -194,7 +170,7 @@ def test_an_interruption_ends_a_pass():
 
 
 def test_energies_and_threads_of_a_pass():
-    model, rows = linearized(Whole, "norm")
+    model, rows = linearized(SharedWeight, "norm")
     weights = np.linspace(0, 2, 24)
     energies = model.learn(model.empty_statistics(), rows, LABELS, weights, n_threads=2)
     h, J = (torch.cat(parts) for parts in zip(*model.all_tangents(rows), strict=True))
