@@ -271,7 +271,7 @@ def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> St
 
 
 def _unpack_ledger(db: Database, name: str) -> Ledger:
-    segments = []
+    segments: list[Segment] = []
     for _, (place, key) in db.rows("segments"):
         if place != len(segments) or len(key) != KEY_BYTES:
             raise StateFormatError(f"{name} holds no whole ledger. Restore a backup.")

@@ -120,8 +120,9 @@ def _write(
 
 def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
     """Return which save a file holds, if it holds one."""
-    marks = [Mark(*values, key is not None) for _, values in db.rows("saves")]
-    return marks[-1] if marks else None
+    for _, (generation, stamp) in db.rows("saves"):
+        return Mark(generation, stamp, key is not None)
+    return None
 
 
 def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
