@@ -32,6 +32,7 @@ from .exceptions import (
     InexactDeletionError,
     InexactDeletionWarning,
     LinearityWarning,
+    NoFeaturesError,
     NoPrivateStateError,
     NumericalDriftWarning,
     PrivacyWarning,
@@ -71,7 +72,7 @@ _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, a
 _AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
 _AS_GIVEN = (
     "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
-    "precision", "predict_with", "backbone_has_seen",
+    "precision", "predict_with", "backbone_has_seen", "keep",
 )  # fmt: skip
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
 _ANY = object()
@@ -237,6 +238,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         with True or "unknown", receipts say that a deletion is not exact, and why. "auto" is False for
         published weights of timm and torchvision and for random ones, and "unknown" for all others.
 
+    keep : {"features"} or None, default=None
+        "features" keeps, in the private half, each row's features as they entered the sums, and its
+        sample id in clear. Then :meth:`unlearn` needs no picture (``unlearn(sample_ids=["anna"])``) and
+        no pass of the backbone, :meth:`rebuild` no data, and :meth:`find` tells what is held like a
+        picture. It takes 4 bytes a feature (16 KB a row at width 4096) in memory and in the file, for
+        a ladder, the head alone or the pseudo kernel. Features describe persons: forgetting erases
+        them, and until then whoever has the private half has them. None keeps sums and keyed digests
+        only.
+
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
 
@@ -362,6 +372,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         predict_with: str = "auto",
         precision: str = "auto",
         backbone_has_seen: bool | str = "auto",
+        keep: str | None = None,
         num_workers: int = 0,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
@@ -386,6 +397,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.predict_with = predict_with
         self.precision = precision
         self.backbone_has_seen = backbone_has_seen
+        self.keep = keep
         self.num_workers = num_workers
         self.device = device
         self.random_state = random_state
@@ -495,7 +507,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return self._commit(after.adapter(names), after, before=before)
 
     def unlearn(
-        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
+        self,
+        X_forget: Any = None,
+        y_forget: Any = None,
+        *,
+        sample_ids: Any = None,
+        copies: str = "one",
     ) -> Self:
         """Forget rows: the result is that of statistics which never saw them.
 
@@ -503,15 +520,16 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X_forget : array-like
-            The rows, exactly as they were learned: they are matched by content.
+        X_forget : array-like, default=None
+            The rows, exactly as they were learned: they are matched by content. None, with
+            keep="features", forgets every row that was learned under `sample_ids`.
 
         y_forget : array-like of shape (n,), default=None
             Their labels; by default the ledger's.
 
         sample_ids : array-like of shape (n,), default=None
             Match only rows that were learned under these ids (None among them: under any); the receipt
-            then counts the rows that are left under them.
+            then counts the rows that are left under them. Without X_forget, of any length.
 
         copies : {"one", "all"}, default="one"
             How many learned copies of its content each row of the request removes.
@@ -556,9 +574,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         started, before = time.perf_counter(), self._held
         self._warn_of_changed_parameters()
         rows, removals = self._match(before, X, y, sample_ids, copies)
-        ledger = before.ledger.removed(removals)
-        drift = self._drift(before.state, before.state.probe())
-        sums = self._sum(before, rows, removals, "forgetting")
+        ledger, features = before.ledger.removed(removals), before.ledger.features(removals)
+        # what was kept is what was learned, whatever the backbone gives by now
+        drift = self._drift(before.state, before.state.probe()) if features is None else 0.0
+        sums = self._sum(before, rows, removals, features, "forgetting")
         after = replace(before, state=_agreed(before.state.subtract(sums)), ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
@@ -576,14 +595,20 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             **measured,
             seconds=time.perf_counter() - started,
             environment=after.state.environment,
-            n_left=ledger.owned_rows(check_ids(sample_ids, len(rows))),
+            n_left=ledger.owned_rows(check_ids(sample_ids)),
+            kept_features=features is not None,
         )
         self._warn_of_empty_classes(before.state, after.state)
         _warn_of_steps(seen_by)
         return self._commit(adapter, after.with_receipt(ranks().agree(receipt)), before=before)
 
     def can_unlearn(
-        self, X_forget: Any, y_forget: Any = None, *, sample_ids: Any = None, copies: str = "one"
+        self,
+        X_forget: Any = None,
+        y_forget: Any = None,
+        *,
+        sample_ids: Any = None,
+        copies: str = "one",
     ) -> dict[str, Any]:
         """Try a deletion without doing it.
 
@@ -601,8 +626,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         try:
             held = self._held
-            _, removals = self._match(held, X_forget, y_forget, sample_ids, copies)
+            rows, removals = self._match(held, X_forget, y_forget, sample_ids, copies)
             held.ledger.removed(removals)
+            features = held.ledger.features(removals)
+            _check_summable(rows, features)
         except FastNTKError as error:
             return {
                 "possible": False,
@@ -614,7 +641,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 "exactness": {"exact": False, "reasons": [str(error)]},
             }
         state, batch_size = held.state, held.state.settings.batch_size
-        padded = math.ceil(len(removals) / batch_size) * batch_size
+        padded = math.ceil(len(removals) / batch_size) * batch_size if features is None else 0
+        drift = state.drift(state.probe()) if features is None else 0.0
         return {
             "possible": True,
             "reason": "",
@@ -622,16 +650,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             "n_rows": len(removals),
             "n_bytes": state.model.memory_needed(),
             "seconds": padded * state.seconds_per_row + state.seconds_per_solve,
-            "exactness": _measured(state, state.drift(state.probe()))["exactness"],
+            "exactness": _measured(state, drift)["exactness"],
         }
 
-    def rebuild(self, X: Any, y: Any = None) -> Self:
+    def rebuild(self, X: Any = None, y: Any = None) -> Self:
         """Make the statistics anew, after numerical drift or on another machine.
 
         Parameters
         ----------
-        X : array-like
-            Exactly the rows that are still learned, each as often as it was learned, in any order.
+        X : array-like, default=None
+            Exactly the rows that are still learned, each as often as it was learned, in any order. None
+            takes the features that keep="features" has kept.
 
         y : array-like of shape (n,), default=None
             Their labels; by default the ledger's.
@@ -650,16 +679,64 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             If rows are missing, or another thread changed the estimator meanwhile.
         """
         before = self._held
-        rows, removals = self._match(before, X, y, None, "one")
+        if X is None:
+            rows, removals = None, before.ledger.all_rows()
+        else:
+            rows, removals = self._match(before, X, y, None, "one")
         if len(removals) != before.ledger.n_rows:
             raise StateMismatchError(
                 f"Expected exactly the {before.ledger.n_rows} rows that are learned, got "
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
-        sums = self._sum(before, rows, removals, "rebuilding")
-        state = _agreed(before.state.rebuild(sums))
+        features = before.ledger.features(removals) if rows is None else None
+        sums = self._sum(before, rows, removals, features, "rebuilding")
+        state = _agreed(before.state.rebuild(sums, here=features is None))
         after = replace(before, state=_at_all_places(state, state.probes[0]))
         return self._commit(after.adapter(self.classes_), after, before=before)
+
+    def find(self, X: Any, *, n: int = 5, threshold: float = 0.9) -> list[list[dict[str, Any]]]:
+        r"""Find the learned rows that are like pictures; needs keep="features".
+
+        Parameters
+        ----------
+        X : array-like
+            As in :meth:`fit`; the pictures need not have been learned.
+
+        n : int, default=5
+            At most so many rows for each picture.
+
+        threshold : float, default=0.9
+            The least similarity: the cosine of the angle between the features of two rows, less the
+            mean over the learned rows. 1 is the same row; a picture that was encoded again comes near.
+
+        Returns
+        -------
+        found : list of list of dict
+            For each picture, the most similar rows first: "similarity", "sample_id" (None without one),
+            "label", "n_copies" and "same" (bool: the very content).
+
+        Raises
+        ------
+        NoFeaturesError
+            If no features are kept.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from fastntk_sk import FastNTKClassifier
+        >>> X, y = load_digits(return_X_y=True)
+        >>> names = [f"person {i}" for i in range(100)]
+        >>> clf = FastNTKClassifier(keep="features", random_state=0)
+        >>> clf = clf.fit(X[:100], y[:100], sample_ids=names)
+        >>> (found,) = clf.find(X[7:8] + 0.1)
+        >>> found[0]["sample_id"], found[0]["same"]
+        ('person 7', False)
+        """
+        held = self._held
+        rows = self._rows(X, held.state.model)
+        wanted = [h.numpy() for h, _ in held.state.model.all_tangents(rows)]
+        found = held.nearest(np.concatenate(wanted), [content(row) for row in rows], n, threshold)
+        return [[row | {"label": self.classes_[row["label"]].item()} for row in each] for each in found]
 
     def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> Self:
         """Add what other estimators have learned apart: sums, ledgers and receipts, never pictures.
@@ -1232,6 +1309,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen '
                 'network, got "network". Choose trainable="norm" to displace weights.'
             )
+        if self.keep is not None and (model.sizes[1] or ranks().size > 1):
+            raise ValueError(
+                "Expected keep=None where every class has tangents of its own, or in share_rows, got "
+                f'{self.keep!r}. Choose trainable="ladder", "head" or kernel="pseudo", in one process.'
+            )
         rows = Rows(checked.X, model.backbone.spec, self.num_workers)
         columns = {name: value for name, value in vars(twin).items() if name.endswith("_")}
         return Training(rows, checked.encoded(names), names, model, columns)
@@ -1307,15 +1389,23 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         state = _agreed(state.learn(sums, shared.add_up))
         everyone = b"".join(shared.gather(b"".join(digests)))
         digests = [everyone[i : i + KEY_BYTES] for i in range(0, len(everyone), KEY_BYTES)]
-        ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids)
+        features = sums.features if state.settings.keep else None
+        ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids, features)
         return replace(private, state=_at_all_places(state, probe), ledger=ledger)
 
-    def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows, list[Removal]]:
+    def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows | None, list[Removal]]:
         """Find the learned copies that a request names."""
         if copies not in ("one", "all"):
             raise ValueError(f"Expected copies to be 'one' or 'all', got {copies!r}.")
-        ledger, rows = held.ledger, self._rows(X, held.state.model)
-        labels = None
+        ledger, labels = held.ledger, None
+        if X is None:
+            ids = check_ids(sample_ids)
+            if ids is None or y is not None:
+                raise ValueError(
+                    "Expected X_forget, or sample_ids alone, got neither, or labels without rows."
+                )
+            return None, ledger.find_ids(ids)
+        rows = self._rows(X, held.state.model)
         if y is not None:
             y = column_or_1d(y)
             check_consistent_length(rows, y)
@@ -1323,17 +1413,25 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         contents = (content(row) for row in rows)
         return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
-    def _sum(self, private: Private, rows: Rows, removals: list[Removal], what: str) -> Sums:
-        """Take the sums over matched rows, a share of them in every rank."""
+    def _sum(self, private: Private, rows: Rows | None, removals, features, what: str) -> Sums:
+        """Take the sums over matched rows: of kept features, or of a share of the rows in every rank."""
+        _check_summable(rows, features)
         shared = ranks()
         if shared.size > 1:
             shared.check_same(repr((self._adapter.checksum, removals)).encode())
         asked = [removals[i] for i in shared.share(len(removals))]
+        labels = np.array([removal.entry.label for removal in asked], dtype=np.int64)
+        weights = np.array([removal.entry.weight for removal in asked])
+        if features is not None:
+            return private.state.sum_features(
+                self._progress(features, what, len(asked)), labels, weights
+            )
+        assert rows is not None
         contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
         return private.state.sum_rows(
             private.ledger.unchanged(contents, asked),
-            np.array([removal.entry.label for removal in asked], dtype=np.int64),
-            np.array([removal.entry.weight for removal in asked]),
+            labels,
+            weights,
             np.array([removal.row for removal in asked]),
             shared.add_up,
         )
@@ -1511,6 +1609,15 @@ def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[st
     }
     seen = settings.backbone_has_seen
     return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
+
+
+def _check_summable(rows: Rows | None, features: list[np.ndarray] | None) -> None:
+    """Raise UnknownSampleError where neither rows nor features are there to be summed."""
+    if rows is None and features is None:
+        raise NoFeaturesError(
+            "Expected the rows themselves, got none: their features were not kept, and the rows have to "
+            'be summed. Pass X, or fit with keep="features".'
+        )
 
 
 def _warn_of_steps(seen_by: Sequence[str]) -> None:

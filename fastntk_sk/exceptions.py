@@ -118,6 +118,10 @@ class NoPrivateStateError(FastNTKError, ValueError, AttributeError):
     """A published adapter predicts; what it rests on is not in it (bases as of NotFittedError)."""
 
 
+class NoFeaturesError(FastNTKError, ValueError):
+    """The features of rows were not kept, and the rows themselves were not passed."""
+
+
 class PublicationError(FastNTKError, ValueError):
     """What was asked for would publish more than it may."""
 

@@ -68,7 +68,7 @@ class FastNTKClassifierCV(FastNTKClassifier):
         As there; None is the accuracy.
 
     trainable, kernel, n_directions, target_scale, n_components, n_prompts, image_size, pretrained, \
-batch_size, predict_with, precision, backbone_has_seen, num_workers, device, random_state, verbose
+batch_size, predict_with, precision, backbone_has_seen, keep, num_workers, device, random_state, verbose
         As in :class:`FastNTKClassifier`.
 
     Attributes
@@ -142,6 +142,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         predict_with: str = "auto",
         precision: str = "auto",
         backbone_has_seen: bool | str = "auto",
+        keep: str | None = None,
         num_workers: int = 0,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
@@ -161,6 +162,7 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
             predict_with=predict_with,
             precision=precision,
             backbone_has_seen=backbone_has_seen,
+            keep=keep,
             num_workers=num_workers,
             device=device,
             random_state=random_state,
@@ -240,7 +242,8 @@ batch_size, predict_with, precision, backbone_has_seen, num_workers, device, ran
         settings = {"alpha": number(chosen["alpha"]), "tangent_scale": chosen["tangent_scale"]}
         state = State.empty(model).with_settings(**settings)
         state = state.learn(rows.sums(whole), ranks().add_up)
-        ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids)
+        kept = None if self.keep is None else [row.copy() for row in rows.shared.numpy()]
+        ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids, kept)
         private = Private(state, ledger, [], secrets.token_hex(8))
         found = training.columns | compared | {"scorer_": scorer}
         return self._commit(private.adapter(names), private, found=found)

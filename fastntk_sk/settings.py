@@ -42,6 +42,7 @@ class Settings:
     target_scale: Scale  # of "auto" at a fine-tuned anchor, the margin that SGD left
     predict_with: Literal["linear", "network"]
     backbone_has_seen: bool | Literal["unknown"]
+    keep: Literal["features"] | None
     searched_by: tuple[str, ...]  # searches that chose parameters with the rows
 
     @property

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import islice
 from importlib.metadata import version
 from typing import Any
 
@@ -19,8 +20,9 @@ from .settings import Settings
 from .sums.ridge import GRID, solve
 from .sums.solvers import ROUNDING, rounding_bound
 from .sums.statistics import Statistics
-from .tangents.model import LinearizedModel, Parameters, relative_gap
+from .tangents.model import LinearizedModel, Parameters, relative_gap, row_energies
 
+_AT_ONCE = 512  # rows whose kept features are summed together
 _PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
 AddUp = Callable[[Iterable[Tensor]], None]
 
@@ -39,6 +41,7 @@ class Sums:
     energies: np.ndarray
     energy: float
     seconds_per_row: float
+    features: list[np.ndarray] = field(default_factory=list)  # of the rows, where they are kept
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,11 @@ class State:
         in place.
         """
         started, statistics = time.perf_counter(), self.model.empty_statistics()
-        failed = torch.ones(1)
+        failed, features = torch.ones(1), list[np.ndarray]()
+        kept = features if self.settings.keep == "features" else None
         try:
             energies = self.model.learn(
-                statistics, rows, labels, weights, numbers, n_threads=self.environment["threads"]
+                statistics, rows, labels, weights, numbers, self.environment["threads"], kept
             )
             failed.zero_()
         finally:
@@ -136,7 +140,26 @@ class State:
         class_rows = torch.from_numpy(np.bincount(labels, minlength=len(self.class_rows)))
         energy = torch.tensor(energies.sum())
         add_up([*statistics.tensors().values(), class_rows, energy])
-        return Sums(statistics, class_rows.numpy(), numbers, energies, float(energy), seconds)
+        return Sums(statistics, class_rows.numpy(), numbers, energies, float(energy), seconds, features)
+
+    def sum_features(
+        self, features: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray
+    ) -> Sums:
+        """Take the sums over rows whose features were kept, without the backbone."""
+        statistics, energies = self.model.empty_statistics(), [np.zeros(0)]
+        places, rows = range(0, len(labels), _AT_ONCE), iter(features)
+        for start in places:
+            h = torch.from_numpy(np.stack([*islice(rows, _AT_ONCE)]))
+            here = slice(start, start + len(h))
+            J, w = h.new_zeros(len(h), len(self.class_rows), 0), torch.from_numpy(weights[here])
+            statistics.add(h, J, torch.from_numpy(labels[here]), w)
+            energies.append(row_energies(h, J, w))
+        energy, class_rows = (
+            np.concatenate(energies),
+            np.bincount(labels, minlength=len(self.class_rows)),
+        )
+        numbers = np.arange(len(labels))
+        return Sums(statistics, class_rows, numbers, energy, float(energy.sum()), self.seconds_per_row)
 
     def learn(self, sums: Sums, add_up: AddUp) -> State:
         """Return the state that has also learned the rows of some sums, which become its own."""
@@ -186,16 +209,18 @@ class State:
             seconds_per_row=sums.seconds_per_row,
         ).solve()
 
-    def rebuild(self, sums: Sums) -> State:
-        """Return the state that rests on fresh sums over the same rows."""
-        here = environment(self.settings)
+    def rebuild(self, sums: Sums, *, here: bool = True) -> State:
+        """Return the state that rests on fresh sums over the same rows, which the backbone took `here`."""
+        place: dict[str, Any] = {}
+        if here:
+            threads = {"threads": self.environment["threads"]}
+            place = {"environment": environment(self.settings) | threads, "probes": [self.probe()]}
         return replace(
             self,
             statistics=sums.statistics,
             removed=0.0,
-            environment=here | {"threads": self.environment["threads"]},
-            probes=[self.probe()],
             seconds_per_row=sums.seconds_per_row,
+            **place,
         ).solve()
 
     def merge(self, others: Sequence[State]) -> State:

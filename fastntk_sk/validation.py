@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import unicodedata
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "finetune_params": [dict, None],
     "predict_with": [StrOptions({"auto", "linear", "network"})],
     "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
+    "keep": [StrOptions({"features"}), None],
     "backbone_has_seen": ["boolean", StrOptions({"auto", "unknown"})],
     "num_workers": [Interval(Integral, 0, None, closed="left")],
     "device": [str, torch.device],
@@ -58,7 +60,7 @@ class CheckedRows(NamedTuple):
     X: Any
     y: np.ndarray
     weights: np.ndarray
-    ids: list[object] | None
+    ids: list[str | int | None] | None
     numbers: np.ndarray
     labels: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -125,8 +127,9 @@ def check_training_rows(
         X = check_images(X)
         y = column_or_1d(y, warn=True)
     check_consistent_length(X, y)
-    check_classification_targets(y)
     y = np.asarray(y)
+    check_labels(y)
+    check_classification_targets(y)
     weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
     ids = check_ids(sample_ids, len(y))
     keep = np.flatnonzero(weights)
@@ -147,14 +150,50 @@ def check_training_rows(
     return CheckedRows(X, y, weights, ids, keep)
 
 
-def check_ids(sample_ids: Any, n: int) -> list[object] | None:
-    """Return sample ids as a list of length n, or None; a missing one is None."""
+def check_ids(sample_ids: Any, n: int | None = None) -> list[str | int | None] | None:
+    """Return sample ids, one a row of `n`, or None where there are none; a missing one is None.
+
+    Text is brought to Unicode's normal form C: an id that is typed in matches one that was learned.
+    """
     if sample_ids is None:
         return None
     ids = column_or_1d(np.asarray(sample_ids, dtype=object)).tolist()
-    if len(ids) != n:
+    if n is not None and len(ids) != n:
         raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")
-    return [None if is_scalar_nan(each) or is_pandas_na(each) else each for each in ids]
+    return [_checked_id(each, row) for row, each in enumerate(ids)]
+
+
+def _checked_id(value: Any, row: int) -> str | int | None:
+    if is_scalar_nan(value) or is_pandas_na(value):
+        return None
+    if isinstance(value, str) and _is_text(value):
+        return unicodedata.normalize("NFC", value)
+    if isinstance(value, Integral) and not isinstance(value, (bool, np.bool_)) and abs(value) < 2**63:
+        return int(value)
+    raise ValueError(
+        f"Expected sample ids to be text or integers of 64 bits, got {value!r:.80} "
+        f"({type(value).__name__}) in row {row}. Convert the column (astype(str), say); None is no id."
+    )
+
+
+def _is_text(value: str) -> bool:
+    """Return whether text can be stored: half a surrogate pair, as odd file names give, can not."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def check_labels(y: np.ndarray) -> None:
+    """Raise ValueError, naming the row, unless labels are text, numbers or booleans, as can be saved."""
+    plain = (str, bool, int, float, np.bool_, np.integer, np.floating)
+    if y.dtype.kind in "biu" or (y.dtype.kind == "f" and np.isfinite(y).all()):
+        return
+    for row, label in enumerate(y):
+        missing = is_scalar_nan(label) or is_pandas_na(label)
+        if missing or not isinstance(label, plain) or (isinstance(label, str) and not _is_text(label)):
+            raise ValueError(
+                "Expected class labels to be text, numbers or booleans, and none to be missing, got "
+                f"{label!r:.80} ({type(label).__name__}) in row {row}. Leave the row out, or convert the "
+                "column (astype(str), say)."
+            )
 
 
 def check_classes(y: np.ndarray, classes: Any, known: np.ndarray | None = None) -> np.ndarray:

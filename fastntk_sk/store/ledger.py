@@ -50,20 +50,27 @@ class Removal(NamedTuple):
 
 @dataclass
 class Segment:
-    """The rows that one site has learned, under that site's own key."""
+    """The rows that one site has learned, under that site's own key.
+
+    With keep="features", `features` holds the features of each content by its digest, as they entered
+    the sums, and `ids` the sample ids by theirs.
+    """
 
     key: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_BYTES))
     rows: dict[bytes, Counter[Entry]] = field(default_factory=dict)
+    features: dict[bytes, np.ndarray] = field(default_factory=dict)
+    ids: dict[bytes, str | int] = field(default_factory=dict)
 
     def digest(self, content: bytes) -> bytes:
         """Return the keyed digest of a content."""
         return hashlib.blake2b(content, key=self.key, digest_size=KEY_BYTES).digest()
 
-    def owner(self, sample_id: object) -> bytes:
+    def owner(self, sample_id: str | int | None) -> bytes:
         """Return the keyed digest of a sample id; None has the empty digest."""
         if sample_id is None:
             return b""
-        person = hashlib.blake2b(key=self.key, digest_size=KEY_BYTES, person=b"sample id")
+        kind = b"int id" if isinstance(sample_id, int) else b"text id"  # 1 is not "1"
+        person = hashlib.blake2b(key=self.key, digest_size=KEY_BYTES, person=kind)
         person.update(str(sample_id).encode())
         return person.digest()
 
@@ -128,7 +135,8 @@ class Ledger:
         digests: Iterable[bytes],
         labels: Sequence[int],
         weights: Sequence[float],
-        sample_ids: Sequence[object] | None = None,
+        sample_ids: Sequence[str | int | None] | None = None,
+        features: Iterable[np.ndarray] | None = None,
     ) -> Ledger:
         """Return the ledger with more rows; this one is not changed.
 
@@ -142,7 +150,10 @@ class Ledger:
 
         weights : sequence of float
 
-        sample_ids : sequence of object, default=None
+        sample_ids : sequence of str, int or None, default=None
+
+        features : iterable of ndarray of shape (width,), default=None
+            To be kept, and the sample ids with them.
 
         Returns
         -------
@@ -150,6 +161,10 @@ class Ledger:
         """
         changed = self._copy()
         segment = changed.segments[0]
+        if features is not None:
+            digests = list(digests)
+            segment.features |= zip(digests, features, strict=True)
+            segment.ids |= {segment.owner(one): one for one in sample_ids or () if one is not None}
         ids = [None] * len(labels) if sample_ids is None else sample_ids
         for digest, label, weight, sample_id in zip(digests, labels, weights, ids, strict=True):
             entry = Entry(int(label), float(weight), segment.owner(sample_id))
@@ -186,13 +201,14 @@ class Ledger:
 
     def _copy(self) -> Ledger:
         """Copy the outer tables; the counters in them are replaced, never changed."""
-        return Ledger([Segment(s.key, dict(s.rows)) for s in self.segments], n_rows=self.n_rows)
+        segments = [Segment(s.key, dict(s.rows), dict(s.features), dict(s.ids)) for s in self.segments]
+        return Ledger(segments, n_rows=self.n_rows)
 
     def find(
         self,
         contents: Iterable[bytes],
         labels: Sequence[int] | None = None,
-        sample_ids: Sequence[object] | None = None,
+        sample_ids: Sequence[str | int | None] | None = None,
         copies: str = "one",
     ) -> list[Removal]:
         """Match a request with what was learned; nothing changes.
@@ -272,8 +288,54 @@ class Ledger:
             )
         return sorted(removals, key=lambda removal: removal.row)
 
+    def find_ids(self, sample_ids: Sequence[str | int | None]) -> list[Removal]:
+        """Return every learned row under these ids; `row` is the place of the id.
+
+        Raises
+        ------
+        UnknownSampleError
+            If no row was learned under an id.
+        """
+        removals: list[Removal] = []
+        for s, segment in enumerate(self.segments):
+            owners = {
+                segment.owner(sample_id): row
+                for row, sample_id in enumerate(sample_ids)
+                if sample_id is not None
+            }
+            removals += [
+                Removal(owners[entry.owner], s, digest, entry)
+                for digest, entries in segment.rows.items()
+                for entry, count in entries.items()
+                if entry.owner in owners
+                for _ in range(count)
+            ]
+        unknown = sorted(set(range(len(sample_ids))) - {removal.row for removal in removals})
+        if unknown:
+            raise UnknownSampleError(
+                f"No row was learned under the sample ids at {_rows(unknown)}, or all are forgotten "
+                "already. Nothing was changed.",
+                unknown,
+            )
+        return removals
+
+    def all_rows(self) -> list[Removal]:
+        """Return every learned row."""
+        return [
+            Removal(0, s, digest, entry)
+            for s, segment in enumerate(self.segments)
+            for digest, entries in segment.rows.items()
+            for entry, count in entries.items()
+            for _ in range(count)
+        ]
+
+    def features(self, removals: Sequence[Removal]) -> list[np.ndarray] | None:
+        """Return the features that are kept of rows, or None if those of one are not."""
+        found = [self.segments[removal.segment].features.get(removal.digest) for removal in removals]
+        return None if any(row is None for row in found) else found  # type: ignore[return-value]
+
     def _candidates(
-        self, content: bytes, label: int | None, sample_id: object
+        self, content: bytes, label: int | None, sample_id: str | int | None
     ) -> tuple[bool, list[Candidate]]:
         """Return whether the content was learned at all, and the copies that match the request."""
         known, found = False, []
@@ -322,9 +384,14 @@ class Ledger:
             rows[digest] = rows[digest] - Counter([entry])
             if not rows[digest]:
                 del rows[digest]
+                changed.segments[s].features.pop(digest, None)
+        for segment in changed.segments:
+            if segment.ids:
+                left = {entry.owner for entries in segment.rows.values() for entry in entries}
+                segment.ids = {owner: one for owner, one in segment.ids.items() if owner in left}
         return changed
 
-    def owned_rows(self, sample_ids: Sequence[object] | None) -> int | None:
+    def owned_rows(self, sample_ids: Sequence[str | int | None] | None) -> int | None:
         """Return how many learned rows carry one of these sample ids, if any were asked for."""
         if sample_ids is None:
             return None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..exceptions import NoFeaturesError
 from ..publishing.adapter import Adapter
 from ..state import State
 from .ledger import Ledger
 from .receipts import chain_heads, senses
+
+_AT_ONCE = 1024  # kept rows that are compared together
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,46 @@ class Private:
             state.n_rows,
             classes,
         )
+
+    def nearest(
+        self, features: np.ndarray, contents: Sequence[bytes], n: int, threshold: float
+    ) -> list[list[dict[str, Any]]]:
+        """Return the learned rows that are most like others; see `FastNTKClassifier.find`.
+
+        `features` has shape (m, width + 1), as `LinearizedModel.all_tangents` gives them.
+        """
+        sums = self.state.statistics
+        mean = sums.A[-1, :-1] * sums.constant / sums.A[-1, -1]
+
+        def directions(rows: np.ndarray) -> np.ndarray:
+            return torch.nn.functional.normalize(torch.from_numpy(rows[:, :-1]) - mean).numpy()
+
+        wanted, found = directions(features), [list[dict[str, Any]]() for _ in contents]
+        kept = [
+            (s, digest) for s, segment in enumerate(self.ledger.segments) for digest in segment.features
+        ]
+        if not kept:
+            raise NoFeaturesError(
+                'Expected kept features to compare with, got none. Fit with keep="features".'
+            )
+        for start in range(0, len(kept), _AT_ONCE):
+            part = kept[start : start + _AT_ONCE]
+            block = np.stack([self.ledger.segments[s].features[digest] for s, digest in part])
+            similarity = wanted @ directions(block).T
+            for row, column in zip(*np.nonzero(similarity >= threshold), strict=True):
+                s, digest = part[column]
+                segment = self.ledger.segments[s]
+                found[row] += [
+                    {
+                        "similarity": float(similarity[row, column]),
+                        "sample_id": segment.ids.get(entry.owner),
+                        "label": entry.label,
+                        "n_copies": count,
+                        "same": segment.digest(contents[row]) == digest,
+                    }
+                    for entry, count in segment.rows[digest].items()
+                ]
+        return [sorted(each, key=lambda row: -row["similarity"])[:n] for each in found]
 
     def described(self, adapter: Adapter) -> Adapter:
         """Return an adapter of this state with what its card says of the deletions."""

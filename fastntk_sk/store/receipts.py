@@ -54,6 +54,7 @@ def make_receipt(
     seconds: float,
     environment: dict[str, Any],
     n_left: int | None = None,
+    kept_features: bool = False,
     anchor: str,
     seen_by: Sequence[str],
     searched_by: Sequence[str],
@@ -81,14 +82,18 @@ def make_receipt(
 
     n_left : int, default=None
         For a request by sample ids: learned rows that are left under them.
+
+    kept_features : bool, default=False
+        Whether features were subtracted that had been kept, and not computed again.
     """
-    left = {} if n_left is None else {"n_rows_left_under_sample_ids": n_left}
+    left: dict[str, Any] = {} if n_left is None else {"n_rows_left_under_sample_ids": n_left}
     return files.with_checksum(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "n_rows": n_rows,
             "n_samples_learned": n_samples_learned,
             "method": "downdate of the statistics and one solve",
+            "kept_features": kept_features,
             "exactness": exactness,
             "residual": residual,
             "drift": drift,

@@ -256,12 +256,14 @@ class LinearizedModel:
         weights: np.ndarray,
         numbers: np.ndarray | None = None,
         n_threads: int | None = None,
+        kept: list[np.ndarray] | None = None,
     ) -> np.ndarray:
         r"""Add the rows' outer products to the statistics, in place.
 
         Rows are read in the calling thread; the passes run in one of their own with `n_threads`, by
         default as many as the calling thread has. Errors call the rows by their `numbers`, by default
-        0 to n - 1. Return the rows' energies, float64 of shape (n,),
+        0 to n - 1. The rows' augmented features, of shape (width + 1,), are appended to `kept`, if it
+        is given. Return the rows' energies, float64 of shape (n,),
         :math:`w_i (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
         size = self.settings.batch_size
@@ -274,6 +276,8 @@ class LinearizedModel:
             w = torch.from_numpy(weights[start:stop])
             statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
             energies.append(row_energies(h, J, w))
+            if kept is not None:
+                kept += [row.copy() for row in h.numpy()]
             del held, h, J  # not beside those of the next batches
             start = stop
         return np.concatenate(energies)
