@@ -177,7 +177,7 @@ def unpack(db: Database, name: str) -> Contents:
         If something is missing, or is not what was written.
     """
     model = db.read("model")
-    if not model.keys() >= {"adapter", "records", "tensors"}:
+    if model.keys() != {"adapter", "records", "tensors"}:
         raise StateFormatError(f"{name} holds no whole state. Restore a backup.")
     records = files.convert(files.parse_json(model["records"], name), Records, name)
     tensors, _ = files.parse_tensors(model["tensors"], name)
@@ -190,6 +190,8 @@ def unpack(db: Database, name: str) -> Contents:
             raise StateFormatError(f"{name} does not hold a whole anchor. Restore a backup.")
         anchor = Anchor(network, **single)
     probes = {n: t for n, t in tensors.items() if n.startswith("probe.")}
+    if len(probes) + len(parts) < len(tensors):
+        raise StateFormatError(f"{name} holds tensors that are not known. Restore a backup.")
     receipts = parse_receipts((content for _, (content,) in db.rows("receipts")), name)
     ledger = _unpack_ledger(db, name)
     return Contents(model["adapter"], records, probes, anchor, db.read("statistics"), ledger, receipts)
@@ -253,11 +255,13 @@ def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> St
     """Return the sums of a model; its sizes, which the file has to justify, decide what is allocated."""
     with torch.device("meta"):
         empty = model.empty_statistics()
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    if contents.keys() != empty.tensors().keys():
+        raise StateFormatError("The statistics are not those of a model. Restore a backup.")
     for name, expected in empty.tensors().items():
         n = expected.shape[0]
         n_numbers = n * (n + 1) // 2 if name in _TRIANGLES else expected.numel()
-        if len(contents.get(name, b"")) != 8 * n_numbers:
+        if len(contents[name]) != 8 * n_numbers:
             raise StateFormatError(f"The statistics hold no whole {name}. Restore a backup.")
         numbers = np.frombuffer(contents[name], dtype="<f8")
         if not np.isfinite(numbers).all():
@@ -271,17 +275,19 @@ def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> St
 
 
 def _unpack_ledger(db: Database, name: str) -> Ledger:
-    segments = []
+    segments: list[Segment] = []
     for _, (place, key) in db.rows("segments"):
-        if place != len(segments) or len(key) != KEY_BYTES:
+        if place != len(segments) or len(key) != KEY_BYTES or key in [s.key for s in segments]:
             raise StateFormatError(f"{name} holds no whole ledger. Restore a backup.")
         segments.append(Segment(key))
     for number, (place, digest, owner, label, weight, copies) in db.rows("ledger"):
-        fits = len(digest) == KEY_BYTES and len(owner) in (0, KEY_BYTES) and weight > 0
+        fits = len(digest) == KEY_BYTES and len(owner) in (0, KEY_BYTES) and 0 < weight < math.inf
         if not (0 <= place < len(segments) and fits and label >= 0 and copies > 0):
             raise StateFormatError(f"Row {number} of the ledger in {name} is impossible.")
-        entries = segments[place].rows.setdefault(digest, Counter())
-        entries[Entry(label, weight, owner)] = copies
+        entries, entry = segments[place].rows.setdefault(digest, Counter()), Entry(label, weight, owner)
+        if entry in entries:
+            raise StateFormatError(f"Row {number} of the ledger in {name} is there twice.")
+        entries[entry] = copies
     if not segments:
         raise StateFormatError(f"{name} holds no ledger. Restore a backup.")
     return Ledger(segments)

@@ -29,6 +29,7 @@ class Mark(NamedTuple):
 
     generation: int
     stamp: bytes
+    seal: bytes
     is_encrypted: bool
 
 
@@ -46,10 +47,11 @@ def save(
 def check_place(path: Path, key: bytes | str | None) -> None:
     """Raise what `save` would raise for a place or a key, before the hours that a fit may take."""
     existed = path.exists()
-    with connect(path, key, write=True):
+    tried = path if existed else path.with_name(f".fastntk-{secrets.token_hex(8)}.partial")
+    with connect(tried, key, write=True):
         pass
     if not existed:
-        path.unlink()
+        tried.unlink()
 
 
 def load(
@@ -85,11 +87,16 @@ def opened(
         raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
     with connect(Path(path), key, write=True, timeout=timeout) as db:
         classifier = _read(db, cls, Path(path).name, backbone, device, key)
-        before = classifier._held
-        yield classifier
-        changed = classifier._held is not before
+        before, failure = classifier._held, None
+        try:
+            yield classifier
+        except Exception as error:  # of the block: another database's are no errors of this file
+            failure = error
+        changed = failure is None and classifier._held is not before
         if changed:
             mark = _write(db, classifier, Path(path).name, key, overwrite=False)
+    if failure is not None:
+        raise failure
     if changed:
         classifier._mark = mark
 
@@ -108,8 +115,8 @@ def _write(db: Database, classifier: Any, name: str, key: bytes | str | None, ov
     config = describe(classifier._adapter, classifier, public=False)
     pack(db, private, adapter_file(classifier._adapter, config))
     generation = 1 if there is None else there.generation + 1
-    new = Mark(generation, secrets.token_bytes(16), key is not None)
-    db.replace("saves", [new[:2]])
+    new = Mark(generation, secrets.token_bytes(16), db.seal(), key is not None)
+    db.replace("saves", [new[:3]])
     return new
 
 
@@ -146,6 +153,8 @@ def _read(
     if mark is None:
         raise StateFormatError(f"{name} holds no saved state. Restore a backup.")
     contents = unpack(db, name)
+    if mark.seal != db.seal():
+        raise StateFormatError(f"{name} holds rows of different saves. Restore a backup.")
     config, tensors = read_adapter(contents.adapter, name)
     if config.receipts != chain_heads(contents.receipts):
         raise StateFormatError(f"{name} holds other receipts than its adapter names. Restore a backup.")
