@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import islice
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -147,19 +147,16 @@ class State:
     ) -> Sums:
         """Take the sums over rows whose features were kept, without the backbone."""
         statistics, energies = self.model.empty_statistics(), [np.zeros(0)]
-        places, rows = range(0, len(labels), _AT_ONCE), iter(features)
-        for start in places:
+        rows = iter(features)
+        for start in range(0, len(labels), _AT_ONCE):
             h = torch.from_numpy(np.stack([*islice(rows, _AT_ONCE)]))
             here = slice(start, start + len(h))
             J, w = h.new_zeros(len(h), len(self.class_rows), 0), torch.from_numpy(weights[here])
             statistics.add(h, J, torch.from_numpy(labels[here]), w)
             energies.append(row_energies(h, J, w))
-        energy, class_rows = (
-            np.concatenate(energies),
-            np.bincount(labels, minlength=len(self.class_rows)),
-        )
-        numbers = np.arange(len(labels))
-        return Sums(statistics, class_rows, numbers, energy, float(energy.sum()), self.seconds_per_row)
+        class_rows = np.bincount(labels, minlength=len(self.class_rows))
+        every, numbers = np.concatenate(energies), np.arange(len(labels))
+        return Sums(statistics, class_rows, numbers, every, float(every.sum()), self.seconds_per_row)
 
     def learn(self, sums: Sums, add_up: AddUp) -> State:
         """Return the state that has also learned the rows of some sums, which become its own."""
@@ -210,7 +207,7 @@ class State:
         ).solve()
 
     def rebuild(self, sums: Sums, *, here: bool = True) -> State:
-        """Return the state that rests on fresh sums over the same rows, which the backbone took `here`."""
+        """Return the state of fresh sums over the same rows, for which the backbone ran `here`."""
         place: dict[str, Any] = {}
         if here:
             threads = {"threads": self.environment["threads"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import unicodedata
 from numbers import Integral, Real
@@ -168,7 +169,7 @@ def _checked_id(value: Any, row: int) -> str | int | None:
         return None
     if isinstance(value, str) and _is_text(value):
         return unicodedata.normalize("NFC", value)
-    if isinstance(value, Integral) and not isinstance(value, (bool, np.bool_)) and abs(value) < 2**63:
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and abs(int(value)) < 2**63:
         return int(value)
     raise ValueError(
         f"Expected sample ids to be text or integers of 64 bits, got {value!r:.80} "
@@ -178,7 +179,7 @@ def _checked_id(value: Any, row: int) -> str | int | None:
 
 def _is_text(value: str) -> bool:
     """Return whether text can be stored: half a surrogate pair, as odd file names give, can not."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return re.search("[\ud800-\udfff]", value) is None
 
 
 def check_labels(y: np.ndarray) -> None:
@@ -191,8 +192,8 @@ def check_labels(y: np.ndarray) -> None:
         if missing or not isinstance(label, plain) or (isinstance(label, str) and not _is_text(label)):
             raise ValueError(
                 "Expected class labels to be text, numbers or booleans, and none to be missing, got "
-                f"{label!r:.80} ({type(label).__name__}) in row {row}. Leave the row out, or convert the "
-                "column (astype(str), say)."
+                f"{label!r:.80} ({type(label).__name__}) in row {row}. Leave the row out, or convert "
+                "the column (astype(str), say)."
             )
 
 

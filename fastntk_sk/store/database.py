@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,7 @@ from ..sums.memory import require
 APPLICATION_ID = int.from_bytes(b"fntk")
 SCHEMA = 1
 TABLES = {
-    "saves": ("generation INTEGER", "stamp BLOB"),
+    "saves": ("generation INTEGER", "stamp BLOB", "seal BLOB"),
     "model": ("name TEXT", "piece INTEGER", "value BLOB"),
     "statistics": ("name TEXT", "piece INTEGER", "value BLOB"),
     "segments": ("segment INTEGER", "key BLOB"),
@@ -37,8 +39,11 @@ TABLES = {
         "weight REAL",
         "copies INTEGER",
     ),
+    "features": ("segment INTEGER", "digest BLOB", "value BLOB"),
+    "ids": ("segment INTEGER", "owner BLOB", "kind TEXT", "sample_id TEXT"),
     "receipts": ("receipt BLOB",),
 }
+_KINDS = {"INTEGER": int, "REAL": float, "TEXT": str, "BLOB": bytes}
 _PIECE = 64 * 2**20  # SQLite holds at most 1 GB in one value
 _HEADER = b"SQLite format 3\0"
 _SETTINGS = (
@@ -49,19 +54,29 @@ _SETTINGS = (
     "cell_size_check = ON",
     "mmap_size = 0",
 )
+_OPEN: dict[tuple[int, int], list[bool]] = {}  # by device and inode: has each connection of here a key?
+_REGISTER = threading.Lock()
 
 
 class Database:
     """A transaction on one file; see `connect`."""
 
-    def __init__(self, connection: Any, name: str, is_new: bool) -> None:
-        self._connection, self._name, self.is_new = connection, name, is_new
+    def __init__(self, connection: Any, name: str) -> None:
+        self._connection, self._name = connection, name
 
     def check(self) -> None:
         """Raise StateFormatError unless the file's pages are in order."""
-        ((verdict,),) = self._execute("PRAGMA quick_check(1)")
+        (verdict, *_), *_ = self._execute("PRAGMA quick_check(1)")
         if verdict != "ok":
             raise StateFormatError(f"{self._name} is damaged: {verdict}. Restore a backup.")
+
+    def seal(self) -> bytes:
+        """Return a checksum of all rows but those of saves: rows of two saves do not fit together."""
+        state = hashlib.blake2b(digest_size=16)
+        for table in sorted(TABLES.keys() - {"saves"}):
+            query = f"SELECT checksum FROM {table} WHERE checksum NOT NULL ORDER BY row"
+            state.update(b"".join(checksum for (checksum,) in self._execute(query)))
+        return state.digest()
 
     def rows(self, table: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Yield the number and the values of each row, in the order in which they were appended.
@@ -71,15 +86,20 @@ class Database:
         StateFormatError
             If a row is not what was written.
         """
-        for row, *values, checksum in self._execute(f"SELECT * FROM {table} ORDER BY row"):
+        kinds = [_KINDS[column.split()[1]] for column in TABLES[table]]
+        for row, checksum, *values in self._execute(f"SELECT * FROM {table} ORDER BY row"):
             if checksum is None and not any(value is not None for value in values):
                 continue  # blanked
-            if checksum != _checksum(table, row, values):
+            if [*map(type, values)] != kinds or checksum != _checksum(table, row, values):
                 raise StateFormatError(
                     f"Row {row} of the table {table!r} in {self._name} is not what was written. Restore "
                     "a backup."
                 )
             yield row, tuple(values)
+
+    def index(self, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
+        """Yield some columns of the rows that were not blanked, unchecked: for those of large values."""
+        yield from self._execute(f"SELECT {columns} FROM {table} WHERE checksum NOT NULL")
 
     def append(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Add rows behind those that are there."""
@@ -87,34 +107,32 @@ class Database:
         marks = ", ".join("?" * (len(TABLES[table]) + 2))
         self._connection.executemany(
             f"INSERT INTO {table} VALUES ({marks})",
-            ((n, *row, _checksum(table, n, row)) for n, row in enumerate(rows, last + 1)),
+            ((n, _checksum(table, n, row), *row) for n, row in enumerate(rows, last + 1)),
         )
 
     def blank(self, table: str, numbers: Iterable[int]) -> None:
         """Erase rows; their numbers are not used again."""
-        columns = ", ".join(f"{name} = NULL" for name in (*_names(table), "checksum"))
+        columns = ", ".join(f"{name} = NULL" for name in ("checksum", *_names(table)))
         self._connection.executemany(
             f"UPDATE {table} SET {columns} WHERE row = ?", ((number,) for number in numbers)
         )
 
     def replace(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Let a small table hold these rows; those that are there already stay where they are."""
-        wanted, gone = set(rows), []
+        """Let a small table hold these rows in this order; the first of them may stay where they are."""
+        n_kept, gone = 0, []
         for number, values in self.rows(table):
-            if values in wanted:
-                wanted.remove(values)
+            if n_kept < len(rows) and values == rows[n_kept]:
+                n_kept += 1
             else:
                 gone.append(number)
         self.blank(table, gone)
-        self.append(table, (row for row in rows if row in wanted))
+        self.append(table, rows[n_kept:])
 
     def write(self, table: str, contents: dict[str, Any]) -> None:
         """Let a table of pieces hold these contents, bytes or buffers, by name."""
         there = {
             (name, piece): (row, size)
-            for row, name, piece, size in self._execute(
-                f"SELECT row, name, piece, length(value) FROM {table} WHERE checksum NOT NULL"
-            )
+            for row, name, piece, size in self.index(table, "row, name, piece, length(value)")
         }
         for name, content in contents.items():
             view = memoryview(content).cast("B")
@@ -133,10 +151,14 @@ class Database:
 
     def read(self, table: str) -> dict[str, bytes]:
         """Return what `write` was given."""
-        pieces: dict[str, dict[int, bytes]] = {}
+        pieces: dict[str, list[tuple[int, bytes]]] = {}
         for _, (name, piece, value) in self.rows(table):
-            pieces.setdefault(name, {})[piece] = value
-        return {name: b"".join(found[i] for i in sorted(found)) for name, found in pieces.items()}
+            pieces.setdefault(name, []).append((piece, value))
+        for name, found in pieces.items():
+            found.sort()
+            if [piece for piece, _ in found] != [*range(len(found))]:
+                raise StateFormatError(f"{self._name} holds no whole {name!r}. Restore a backup.")
+        return {name: b"".join(value for _, value in found) for name, found in pieces.items()}
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> Iterable[Any]:
         return self._connection.execute(statement, values)
@@ -168,25 +190,13 @@ def connect(
     ValueError
         If the key is neither 32 bytes nor text.
     """
-    driver = _driver(key)
-    _check_file(path, key, write)
-    try:
-        connection = driver.connect(path, timeout=timeout, isolation_level=None)
-        try:
-            if key is not None:
-                connection.execute("PRAGMA cipher_log_level = NONE").fetchall()
-                connection.execute(f"PRAGMA key = {_quoted(key)}").fetchall()
-            for setting in _SETTINGS:
-                connection.execute(f"PRAGMA {setting}").fetchall()
-            if write:
-                connection.execute("PRAGMA journal_mode = DELETE").fetchall()
-            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            yield Database(connection, path.name, _check_schema(connection, path, write))
-            connection.execute("COMMIT")
-        finally:
-            connection.close()  # which undoes what was not committed
-    except driver.Error as error:
-        raise _named(error, path, key) from error
+    with _connection(path, key, write, timeout) as connection:
+        if write:
+            connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+        connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+        _check_schema(connection, path, write)
+        yield Database(connection, path.name)
+        connection.execute("COMMIT")
 
 
 def rekey(path: Path, key: bytes | str, new_key: bytes | str) -> None:
@@ -196,24 +206,51 @@ def rekey(path: Path, key: bytes | str, new_key: bytes | str) -> None:
             "Expected the key and another one, got None. What is not encrypted is loaded and saved to "
             "another file with a key; what is encrypted stays so."
         )
+    check_key(new_key)
     with connect(path, key):
         pass
-    driver = _driver(new_key)
+    with _connection(path, key) as connection:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("COMMIT")  # which keeps the lock: rekey makes its own transaction
+        connection.execute(f"PRAGMA rekey = {_quoted(new_key)}")
+
+
+@contextmanager
+def _connection(
+    path: Path, key: bytes | str | None, write: bool = False, timeout: float = 60.0
+) -> Iterator[Any]:
+    """Open a file, and raise what SQLite raises as errors of this library."""
+    driver = _driver(key)
+    with _REGISTER:
+        place = _check_file(path, key, write)
+        _OPEN.setdefault(place, []).append(key is not None)
     try:
-        connection = driver.connect(path, isolation_level=None)
+        # an absolute path is never ":memory:" or a URI
+        connection = driver.connect(path.absolute(), timeout=timeout, isolation_level=None)
         try:
-            connection.execute(f"PRAGMA key = {_quoted(key)}")
-            connection.execute("PRAGMA synchronous = EXTRA")
-            connection.execute(f"PRAGMA rekey = {_quoted(new_key)}")
+            if key is not None:
+                connection.execute("PRAGMA cipher_log_level = NONE").fetchall()
+                connection.execute(f"PRAGMA key = {_quoted(key)}").fetchall()
+            for setting in _SETTINGS:
+                connection.execute(f"PRAGMA {setting}").fetchall()
+            yield connection
         finally:
-            connection.close()
-    except driver.Error as error:
+            connection.close()  # which undoes what was not committed
+    except (driver.Error, OverflowError) as error:  # the latter: a row number beyond 64 bits
         raise _named(error, path, key) from error
+    finally:
+        with _REGISTER:
+            _OPEN[place].pop()
+            if not _OPEN[place]:
+                del _OPEN[place]
 
 
 def check_key(key: Any) -> None:
     """Raise ValueError unless a key is None, 32 bytes or text."""
-    if key is None or (isinstance(key, bytes) and len(key) == 32) or (isinstance(key, str) and key):
+    if key is None or (isinstance(key, bytes) and len(key) == 32):
+        return
+    if isinstance(key, str) and key and "\0" not in key:
         return
     got = f"{len(key)} of them" if isinstance(key, (bytes, str)) else type(key).__name__
     raise ValueError(
@@ -243,8 +280,8 @@ def _quoted(key: bytes | str) -> str:
     return "'" + key.replace("'", "''") + "'"
 
 
-def _check_file(path: Path, key: bytes | str | None, write: bool) -> None:
-    """Make the file of a first save; raise unless one that is there looks as the key says."""
+def _check_file(path: Path, key: bytes | str | None, write: bool) -> tuple[int, int]:
+    """Make the file of a first save, or check that one looks as the key says; return where it lies."""
     if path.is_dir():
         raise StateFormatError(
             f"Expected the path of a file, such as 'model.fastntk', got the folder {str(path)!r}. A "
@@ -259,41 +296,52 @@ def _check_file(path: Path, key: bytes | str | None, write: bool) -> None:
                 f"{str(path)!r} cannot be made: {error}. Choose another place."
             ) from error
     try:
-        with path.open("rb") as file:
-            header = file.read(len(_HEADER))
-            require(
-                2 * path.stat().st_size, f"Reading {path.name} takes", "Load it on a larger machine."
-            )
+        found = path.stat()
+        place = found.st_dev, found.st_ino
+        if not stat.S_ISREG(found.st_mode):
+            raise StateFormatError(f"Expected {str(path)!r} to be a file. Choose another path.")
+        require(2 * found.st_size, f"Reading {path.name} takes", "Load it on a larger machine.")
+        if place in _OPEN:  # by closing a file, a process loses the locks of all its connections
+            is_encrypted = _OPEN[place][0]
+        else:
+            with path.open("rb") as file:
+                header = file.read(len(_HEADER))
+            if not header.strip(b"\0"):  # a first save, which SQLite will undo if it was interrupted
+                return place
+            is_encrypted = header != _HEADER
     except FileNotFoundError:
         raise StateFormatError(
             f"There is no file {str(path)!r}. Pass the path that was given to save()."
         ) from None
     except OSError as error:
         raise StateFormatError(f"{str(path)!r} cannot be read: {error}.") from error
-    if not header and not write:
-        raise StateFormatError(f"{path.name} is empty: its first save was interrupted. Save once more.")
-    if header and key is None and header != _HEADER:
+    if is_encrypted and key is None:
         raise DecryptionError(
             f"{path.name} is encrypted, or no state of this library. Pass the key of save(): key=..."
         )
-    if key is not None and header == _HEADER:
+    if key is not None and not is_encrypted:
         raise DecryptionError(
             f"{path.name} is not encrypted, and a key was given: anybody may have written it. Leave the "
             "key out if you trust it, or save to another file to encrypt it."
         )
+    return place
 
 
-def _check_schema(connection: Any, path: Path, write: bool) -> bool:
-    """Check that the tables are this library's, or make them in a new file; return whether it is new."""
-    found = {name: sql for name, sql in connection.execute("SELECT name, sql FROM sqlite_master")}
+def _check_schema(connection: Any, path: Path, write: bool) -> None:
+    """Check that the tables are this library's, or make them in a new file."""
+    found = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master")]
     ((application,),) = connection.execute("PRAGMA application_id")
     ((schema,),) = connection.execute("PRAGMA user_version")
-    if write and not found and not application:
+    if not found and not application:
+        if not write:
+            raise StateFormatError(
+                f"{path.name} is empty: its first save was interrupted. Save once more."
+            )
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
         for table in TABLES:
             connection.execute(_statement(table))
-        return True
+        return
     if application != APPLICATION_ID:
         raise StateFormatError(f"{path.name} is a database of something else. Choose another file.")
     if schema > SCHEMA:
@@ -301,15 +349,14 @@ def _check_schema(connection: Any, path: Path, write: bool) -> bool:
             f"{path.name} was written by a later version (schema {schema}; this one reads {SCHEMA}). "
             "Upgrade fastntk_sk."
         )
-    if schema != SCHEMA or found != {table: _statement(table) for table in TABLES}:
+    if schema != SCHEMA or found != [*map(_statement, TABLES)]:
         raise StateFormatError(
             f"{path.name} has other tables than this library makes. Restore a backup."
         )
-    return False
 
 
 def _statement(table: str) -> str:
-    return f"CREATE TABLE {table} (row INTEGER PRIMARY KEY, {', '.join(TABLES[table])}, checksum BLOB)"
+    return f"CREATE TABLE {table} (row INTEGER PRIMARY KEY, checksum BLOB, {', '.join(TABLES[table])})"
 
 
 def _names(table: str) -> list[str]:
@@ -332,7 +379,7 @@ def _named(error: Exception, path: Path, key: bytes | str | None) -> Exception:
         return DecryptionError(
             f"{path.name} is encrypted with another key, or damaged. Pass the key of save()."
         )
-    if any(word in text for word in ("full", "readonly", "I/O", "unable to open", "too big")):
+    if any(word in text for word in ("full", "readonly", "I/O", "unable to open", "or rekey")):
         return StateWriteError(
             f"{str(path)!r} cannot be written ({text}); it is as it was. Make room, or give access to "
             "its folder, and call again."

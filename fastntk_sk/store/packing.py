@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -29,6 +30,7 @@ from .private import Private
 from .receipts import parse_receipts
 
 _TRIANGLES = ("A", "G")
+_ID_KINDS: dict[str, Callable[[str], str | int]] = {"str": str, "int": int}
 
 
 class Environment(Struct):
@@ -111,34 +113,56 @@ def pack(db: Database, private: Private, adapter: bytes) -> None:
     db.write("statistics", {name: array.tobytes() for name, array in packed.items()})
     db.replace("segments", [(i, segment.key) for i, segment in enumerate(private.ledger.segments)])
     _pack_ledger(db, private.ledger)
+    _pack_features(db, private.ledger)
     db.replace("receipts", [(files.canonical(receipt),) for receipt in private.receipts])
 
 
 def _pack_ledger(db: Database, ledger: Ledger) -> None:
     """Blank the rows that have gone or changed, and append those that are new."""
-    there: list[tuple[int, bytes, Entry]] = []
-    gone = []
+    segments, there, gone = ledger.segments, set[tuple[int, bytes, Entry]](), []
     for number, (place, digest, owner, label, weight, copies) in db.rows("ledger"):
         entry = Entry(label, weight, owner)
-        known = ledger.segments[place].rows if place < len(ledger.segments) else {}
+        known = segments[place].rows if place < len(segments) else {}
         if known.get(digest, {}).get(entry) == copies:
-            there.append((place, digest, entry))
+            there.add((place, digest, entry))
         else:
             gone.append(number)
     db.blank("ledger", gone)
-    segments = ledger.segments
-    if len(there) < sum(len(entries) for s in segments for entries in s.rows.values()):
-        left = set(there)
-        new = [
-            (place, digest, entry.owner, entry.label, entry.weight, copies)
-            for place, segment in enumerate(segments)
-            for digest, entries in segment.rows.items()
-            for entry, copies in entries.items()
-            if (place, digest, entry) not in left
-        ]
-        # in random order: who knows that of the rows would learn from a blank which was forgotten
-        order = np.random.default_rng(secrets.randbits(128)).permutation(len(new))
-        db.append("ledger", (new[i] for i in order))
+    new = [
+        (place, digest, entry.owner, entry.label, entry.weight, copies)
+        for place, segment in enumerate(segments)
+        for digest, entries in segment.rows.items()
+        for entry, copies in entries.items()
+        if (place, digest, entry) not in there
+    ]
+    db.append("ledger", _shuffled(new))
+
+
+def _pack_features(db: Database, ledger: Ledger) -> None:
+    """Do the same with kept features, which never change, and with the ids of their rows."""
+    segments, there, gone = ledger.segments, set[tuple[int, bytes]](), []
+    for number, place, digest in db.index("features", "row, segment, digest"):
+        if place < len(segments) and digest in segments[place].features:
+            there.add((place, digest))
+        else:
+            gone.append(number)
+    db.blank("features", gone)
+    new = [(i, d) for i, segment in enumerate(segments) for d in segment.features if (i, d) not in there]
+    db.append("features", ((i, d, segments[i].features[d].tobytes()) for i, d in _shuffled(new)))
+    wanted = {
+        (i, owner, type(one).__name__, str(one))
+        for i, segment in enumerate(segments)
+        for owner, one in segment.ids.items()
+    }
+    found = {values: number for number, values in db.rows("ids")}
+    db.blank("ids", [number for values, number in found.items() if values not in wanted])
+    db.append("ids", _shuffled([*wanted - found.keys()]))
+
+
+def _shuffled(rows: list[Any]) -> list[Any]:
+    """Return rows in random order: who knows that of the data could tell a row by its blank."""
+    order = np.random.default_rng(secrets.randbits(128)).permutation(len(rows))
+    return [rows[i] for i in order]
 
 
 def packed_triangle(matrix: Tensor) -> np.ndarray:
@@ -177,7 +201,7 @@ def unpack(db: Database, name: str) -> Contents:
         If something is missing, or is not what was written.
     """
     model = db.read("model")
-    if not model.keys() >= {"adapter", "records", "tensors"}:
+    if model.keys() != {"adapter", "records", "tensors"}:
         raise StateFormatError(f"{name} holds no whole state. Restore a backup.")
     records = files.convert(files.parse_json(model["records"], name), Records, name)
     tensors, _ = files.parse_tensors(model["tensors"], name)
@@ -190,12 +214,16 @@ def unpack(db: Database, name: str) -> Contents:
             raise StateFormatError(f"{name} does not hold a whole anchor. Restore a backup.")
         anchor = Anchor(network, **single)
     probes = {n: t for n, t in tensors.items() if n.startswith("probe.")}
+    if len(probes) + len(parts) < len(tensors):
+        raise StateFormatError(f"{name} holds tensors that are not known. Restore a backup.")
     receipts = parse_receipts((content for _, (content,) in db.rows("receipts")), name)
     ledger = _unpack_ledger(db, name)
     return Contents(model["adapter"], records, probes, anchor, db.read("statistics"), ledger, receipts)
 
 
-def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: Contents) -> Private:
+def restore(
+    model: LinearizedModel, W: Tensor, displacement: Tensor, contents: Contents, db: Database
+) -> Private:
     """Return the private half of a model, each part checked against the others.
 
     Parameters
@@ -206,6 +234,9 @@ def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: C
         Of the adapter.
 
     contents : Contents
+
+    db : Database
+        For kept features, whose size the model tells.
 
     Raises
     ------
@@ -228,6 +259,7 @@ def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: C
                 counted[entry.label] += count
     if counted != records.class_rows or not 0 < sum(counted) <= 2**53:
         raise StateFormatError("Ledger and records do not count the same rows. Restore a backup.")
+    _unpack_features(db, ledger, model)
     delta = displacement if anchor is None else anchor.delta
     linearity = math.nan if records.linearity is None else records.linearity
     path = [math.inf if value is None else value for value in records.alpha_path]
@@ -253,11 +285,13 @@ def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> St
     """Return the sums of a model; its sizes, which the file has to justify, decide what is allocated."""
     with torch.device("meta"):
         empty = model.empty_statistics()
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    if contents.keys() != empty.tensors().keys():
+        raise StateFormatError("The statistics are not those of a model. Restore a backup.")
     for name, expected in empty.tensors().items():
         n = expected.shape[0]
         n_numbers = n * (n + 1) // 2 if name in _TRIANGLES else expected.numel()
-        if len(contents.get(name, b"")) != 8 * n_numbers:
+        if len(contents[name]) != 8 * n_numbers:
             raise StateFormatError(f"The statistics hold no whole {name}. Restore a backup.")
         numbers = np.frombuffer(contents[name], dtype="<f8")
         if not np.isfinite(numbers).all():
@@ -273,15 +307,32 @@ def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> St
 def _unpack_ledger(db: Database, name: str) -> Ledger:
     segments: list[Segment] = []
     for _, (place, key) in db.rows("segments"):
-        if place != len(segments) or len(key) != KEY_BYTES:
+        if place != len(segments) or len(key) != KEY_BYTES or key in [s.key for s in segments]:
             raise StateFormatError(f"{name} holds no whole ledger. Restore a backup.")
         segments.append(Segment(key))
     for number, (place, digest, owner, label, weight, copies) in db.rows("ledger"):
-        fits = len(digest) == KEY_BYTES and len(owner) in (0, KEY_BYTES) and weight > 0
+        fits = len(digest) == KEY_BYTES and len(owner) in (0, KEY_BYTES) and 0 < weight < math.inf
         if not (0 <= place < len(segments) and fits and label >= 0 and copies > 0):
             raise StateFormatError(f"Row {number} of the ledger in {name} is impossible.")
-        entries = segments[place].rows.setdefault(digest, Counter())
-        entries[Entry(label, weight, owner)] = copies
+        entries, entry = segments[place].rows.setdefault(digest, Counter()), Entry(label, weight, owner)
+        if entry in entries:
+            raise StateFormatError(f"Row {number} of the ledger in {name} is there twice.")
+        entries[entry] = copies
     if not segments:
         raise StateFormatError(f"{name} holds no ledger. Restore a backup.")
+    for number, (place, owner, kind, sample_id) in db.rows("ids"):
+        try:
+            segments[place].ids[owner] = _ID_KINDS[kind](sample_id)
+        except (LookupError, ValueError) as error:
+            raise StateFormatError(f"Row {number} of the ids in {name} is impossible.") from error
     return Ledger(segments)
+
+
+def _unpack_features(db: Database, ledger: Ledger, model: LinearizedModel) -> None:
+    """Give a ledger the features that were kept, one for each content or none at all."""
+    width, dtype = model.sizes[0] + 1, model.directions.numpy().dtype
+    for number, (place, digest, value) in db.rows("features"):
+        known = 0 <= place < len(ledger.segments) and digest in ledger.segments[place].rows
+        if not known or len(value) != width * dtype.itemsize:
+            raise StateFormatError(f"Row {number} of the kept features is impossible. Restore a backup.")
+        ledger.segments[place].features[digest] = np.frombuffer(value, dtype=dtype)

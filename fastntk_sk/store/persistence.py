@@ -30,6 +30,7 @@ class Mark(NamedTuple):
 
     generation: int
     stamp: bytes
+    seal: bytes
     is_encrypted: bool
 
 
@@ -50,10 +51,11 @@ def save(
 def check_place(path: Path, key: bytes | str | None) -> None:
     """Raise what `save` would raise for a place or a key, before the hours that a fit may take."""
     existed = path.exists()
-    with connect(path, key, write=True):
+    tried = path if existed else path.with_name(f".fastntk-{secrets.token_hex(8)}.partial")
+    with connect(tried, key, write=True):
         pass
     if not existed:
-        path.unlink()
+        tried.unlink()
 
 
 def load(
@@ -89,11 +91,15 @@ def opened(
         raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
     with connect(Path(path), key, write=True, timeout=timeout) as db:
         classifier = _read(db, cls, Path(path).name, backbone, device, key)
-        mark, before = classifier._mark, classifier._held
-        yield classifier
-        private, adapter = _contents(classifier, key)
-        if private is not before:
-            mark = _write(db, private, adapter, mark, key)
+        mark, before, failure = classifier._mark, classifier._held, None
+        try:
+            yield classifier
+        except Exception as error:  # of the block: another database's are no errors of this file
+            failure = error
+        if failure is None and classifier._held is not before:
+            mark = _write(db, *_contents(classifier, key), mark, key)
+    if failure is not None:
+        raise failure
     classifier._mark = mark
 
 
@@ -113,15 +119,16 @@ def _write(
 ) -> Mark:
     """Write a new generation."""
     pack(db, private, adapter)
-    new = Mark(1 if there is None else there.generation + 1, secrets.token_bytes(16), key is not None)
-    db.replace("saves", [new[:2]])
+    generation = 1 if there is None else there.generation + 1
+    new = Mark(generation, secrets.token_bytes(16), db.seal(), key is not None)
+    db.replace("saves", [new[:3]])
     return new
 
 
 def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
     """Return which save a file holds, if it holds one."""
-    for _, (generation, stamp) in db.rows("saves"):
-        return Mark(generation, stamp, key is not None)
+    for _, (generation, stamp, seal) in db.rows("saves"):
+        return Mark(generation, stamp, seal, key is not None)
     return None
 
 
@@ -152,6 +159,8 @@ def _read(
     if mark is None:
         raise StateFormatError(f"{name} holds no saved state. Restore a backup.")
     contents = unpack(db, name)
+    if mark.seal != db.seal():
+        raise StateFormatError(f"{name} holds rows of different saves. Restore a backup.")
     config, tensors = read_adapter(contents.adapter, name)
     if config.receipts != chain_heads(contents.receipts):
         raise StateFormatError(f"{name} holds other receipts than its adapter names. Restore a backup.")
@@ -172,7 +181,7 @@ def _read(
         _check(anchor.moved, W.dtype, (model.projection.k,), "anchor.moved")
         _check(anchor.delta, W.dtype, (model.projection.p,), "anchor.delta")
         _check(anchor.sgd, W.dtype, tuple(W.shape), "anchor.sgd")
-    private = restore(model, W, tensors["displacement"], contents)
+    private = restore(model, W, tensors["displacement"], contents, db)
     classifier = unfitted(cls, config, backbone)
     classifier._commit(private.adapter(config.classes.labels()), private)
     classifier._mark = mark
