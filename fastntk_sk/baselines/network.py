@@ -37,6 +37,9 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
 
     classes : ndarray of shape (n_classes,)
 
+    sharpness : float
+        Factor of the scores in the softmax of `predict_proba`, the original's.
+
     empty : bool ndarray of shape (n_classes,), default=None
         Classes without rows in the retain set, which are never predicted.
 
@@ -49,6 +52,7 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
     parameters: Parameters
     predict_with: str
     classes: np.ndarray
+    sharpness: float
     empty: np.ndarray | None = None
 
     @property
@@ -69,8 +73,8 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         return self.classes[self._scores(X).argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the softmax of `model.settings.sharpness` times the scores, which is not calibrated."""
-        return softmax(self.model.settings.sharpness * self._scores(X), axis=1)
+        """Return the softmax of `sharpness` times the scores, which is not calibrated."""
+        return softmax(self.sharpness * self._scores(X), axis=1)
 
     def _scores(self, X: Any) -> np.ndarray:
         rows = rows_of(self.model, X)
@@ -91,7 +95,7 @@ class Original:
         if not isinstance(estimator, BaselineClassifier):
             check_is_fitted(estimator)
             source = estimator._adapter
-        self.model, self.parameters = source.model, source.parameters
+        self.model, self.parameters, self.sharpness = source.model, source.parameters, source.sharpness
         self.classes = estimator.classes_
         if self.model.settings.kernel == "pseudo":
             raise ValueError(
@@ -126,11 +130,9 @@ class Original:
             model.backbone.net if model.ladder is None else model.ladder,
             subset,
             Projection(subset.size, subset.size, 0),
-            self.parameters.W * model.settings.sharpness,
+            self.parameters.W * self.sharpness,
             self.parameters.delta,
-            model.directions * model.settings.sharpness
-            if model.moved is None and subset.names
-            else None,
+            model.directions * self.sharpness if model.moved is None and subset.names else None,
         ).to(model.directions.device)
 
     def batches(
@@ -167,7 +169,9 @@ class Original:
             empty = np.bincount(kept, minlength=len(self.classes)) == 0
         if self.model.ladder is not None:  # it reads the undisplaced network
             predict_with = "linear"
-        return BaselineClassifier(self.model, parameters, predict_with, self.classes, empty)
+        return BaselineClassifier(
+            self.model, parameters, predict_with, self.classes, self.sharpness, empty
+        )
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, class indices, rows
@@ -200,7 +204,7 @@ class Training:
     def result(self, y_retain: Any) -> BaselineClassifier:
         """Return the trained classifier; see `Original.at`."""
         z, W = (tensor.detach().cpu().clone() for tensor in self.trained)
-        return self.original.at(Parameters(W / self.original.model.settings.sharpness, z), y_retain)
+        return self.original.at(Parameters(W / self.original.sharpness, z), y_retain)
 
 
 def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:

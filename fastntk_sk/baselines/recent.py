@@ -255,7 +255,7 @@ def ssd(
         whole = (n_r * kept + n_f * own) / (n_r + n_f)
         beta = (dampening * whole / own.clamp_min(torch.finfo(own.dtype).tiny)).clamp_max(1)
         change.append(torch.where(own > alpha * whole, beta - 1, 0.0) * value)
-    delta, W = z + change[0], (W + change[1]) / original.model.settings.sharpness
+    delta, W = z + change[0], (W + change[1]) / original.sharpness
     return original.at(Parameters(W.cpu(), delta.detach().cpu()), y_retain)
 
 

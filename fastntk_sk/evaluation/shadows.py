@@ -123,7 +123,7 @@ def shadow_margins(
                 statistics.add(*of_rows, truth[chosen], torch.full((len(chosen),), sign))
         solution = solve(statistics, alpha=settings.alpha, **scales)
         W, z = solution.W.to(h.dtype), (solution.z * settings.tangent_scale**0.5).to(J.dtype)
-        scores = estimator._adapter.settings.sharpness * (h @ W.T + J @ z).double().numpy()
+        scores = estimator._adapter.sharpness * (h @ W.T + J @ z).double().numpy()
         # an estimator never predicts a class without rows
         scores[:, np.bincount(labels[retained], minlength=len(estimator.classes_)) == 0] = -np.inf
         margin = margins_of(scores, labels)

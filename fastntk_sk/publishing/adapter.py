@@ -57,6 +57,11 @@ class Adapter:
         return self.model.settings
 
     @property
+    def sharpness(self) -> float:
+        r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
+        return self.settings.sharpness
+
+    @property
     def trained(self) -> list[str]:
         """Sides of a ladder, subsets of the network, or "head" where there is neither."""
         entries = self.settings.trainable
