@@ -165,7 +165,7 @@ def check_ids(sample_ids: Any, n: int | None = None) -> list[str | int | None] |
 
 
 def _checked_id(value: Any, row: int) -> str | int | None:
-    if is_scalar_nan(value) or is_pandas_na(value):
+    if _is_missing(value):
         return None
     if isinstance(value, str) and _is_text(value):
         return unicodedata.normalize("NFC", value)
@@ -175,6 +175,10 @@ def _checked_id(value: Any, row: int) -> str | int | None:
         f"Expected sample ids to be text or integers of 64 bits, got {value!r:.80} "
         f"({type(value).__name__}) in row {row}. Convert the column (astype(str), say); None is no id."
     )
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or is_scalar_nan(value) or is_pandas_na(value)
 
 
 def _is_text(value: str) -> bool:
@@ -188,8 +192,11 @@ def check_labels(y: np.ndarray) -> None:
     if y.dtype.kind in "biu" or (y.dtype.kind == "f" and np.isfinite(y).all()):
         return
     for row, label in enumerate(y):
-        missing = is_scalar_nan(label) or is_pandas_na(label)
-        if missing or not isinstance(label, plain) or (isinstance(label, str) and not _is_text(label)):
+        if (
+            _is_missing(label)
+            or not isinstance(label, plain)
+            or (isinstance(label, str) and not _is_text(label))
+        ):
             raise ValueError(
                 "Expected class labels to be text, numbers or booleans, and none to be missing, got "
                 f"{label!r:.80} ({type(label).__name__}) in row {row}. Leave the row out, or convert "

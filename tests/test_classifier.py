@@ -168,11 +168,11 @@ def test_merge_refuses_copies_of_one_fit(blobs, tmp_path):
     """Their common rows would count twice, and their receipts would fork."""
     X, y = blobs
     clf = small().fit(X[:40], y[:40])
-    clf.save(tmp_path)
+    clf.save(tmp_path / "model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumericalDriftWarning)
-        one = FastNTKClassifier.load(tmp_path).unlearn(X[:1])
-        two = FastNTKClassifier.load(tmp_path).partial_fit(X[40:], y[40:])
+        one = FastNTKClassifier.load(tmp_path / "model").unlearn(X[:1])
+        two = FastNTKClassifier.load(tmp_path / "model").partial_fit(X[40:], y[40:])
     for first, second in ((one, two), (clf, copy.deepcopy(clf))):
         with pytest.raises(StateMismatchError, match="learned apart, got copies of one fit"):
             first.merge(second)

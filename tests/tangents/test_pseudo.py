@@ -173,8 +173,8 @@ def test_bfloat16_is_coarser_and_its_deletion_as_exact(digits, trainable, kernel
     assert clf.receipts_[0]["precision"] == "bfloat16"
     full = half(**settings, precision="float32").fit(X[5:], y[5:]).decision_function(X)
     assert 1e-5 < np.abs(clf.decision_function(X) - full).max() / np.abs(full).max() < 0.1
-    clf.save(tmp_path)
-    again = FastNTKClassifier.load(tmp_path, backbone=clf.backbone)
+    clf.save(tmp_path / "model")
+    again = FastNTKClassifier.load(tmp_path / "model", backbone=clf.backbone)
     np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
     assert again.unlearn(X[5:7]).receipts_[-1]["precision"] == "bfloat16"
 

@@ -189,8 +189,8 @@ def test_save_and_load(blobs, tmp_path):
     X, y = blobs
     clf = tuned(finetune_params={"criterion": SquaredLoss}).fit(X, y).unlearn(X[5:9])
     with pytest.warns(UnsavedParameterWarning, match="finetune_params"):
-        clf.save(tmp_path)
-    loaded = FastNTKClassifier.load(tmp_path)
+        clf.save(tmp_path / "model")
+    loaded = FastNTKClassifier.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.decision_function(X), clf.decision_function(X))
     assert (loaded.history_, loaded.linearity_) == (clf.history_, clf.linearity_)
     np.testing.assert_array_equal(loaded.unlearn(X[:5]).readout_, clf.unlearn(X[:5]).readout_)
