@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -49,7 +50,7 @@ from .publishing.html import state_table
 from .settings import Settings
 from .state import State, Sums, Tuning, distinct
 from .store import persistence
-from .store.ledger import KEY_BYTES, Ledger, Removal
+from .store.ledger import KEY_BYTES, Ledger, Match
 from .store.private import Private
 from .store.receipts import export_receipts, head_of, make_receipt
 from .sums.ridge import number
@@ -60,8 +61,10 @@ from .training.anchor import linearity, tune
 from .validation import (
     CONSTRAINTS,
     CheckedRows,
+    check_choice,
     check_classes,
     check_ids,
+    check_request_ids,
     check_together,
     check_training_rows,
     draw_seed,
@@ -513,6 +516,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         *,
         sample_ids: Any = None,
         copies: str = "one",
+        on_unknown: str = "raise",
+        request_id: str | Sequence[str] = (),
     ) -> Self:
         """Forget rows: the result is that of statistics which never saw them.
 
@@ -533,6 +538,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         copies : {"one", "all"}, default="one"
             How many learned copies of its content each row of the request removes.
+
+        on_unknown : {"raise", "skip"}, default="raise"
+            Whether a row that was not learned stops the request, or is left out of it.
+
+        request_id : str or sequence of str, default=()
+            What the receipt calls the request, or several: opaque names of the caller's, which are
+            kept and may be shown to an auditor. Let them say nothing about persons.
 
         Returns
         -------
@@ -564,16 +576,32 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         EmptyClassWarning
             If a class has no row left.
+
+        PrivacyWarning
+            If copies of what was forgotten are still learned.
         """
-        return self._forget(X_forget, y_forget, sample_ids, copies)
+        return self._forget(X_forget, y_forget, sample_ids, copies, on_unknown, request_id)
 
     def _forget(
-        self, X, y=None, sample_ids=None, copies="one", *, seen_by=(), searched_by=(), strict=False
+        self,
+        X,
+        y=None,
+        sample_ids=None,
+        copies="one",
+        on_unknown="raise",
+        request_id=(),
+        *,
+        seen_by=(),
+        searched_by=(),
+        strict=False,
     ) -> Self:
         """Match, sum, subtract, write the receipt, commit."""
         started, before = time.perf_counter(), self._held
+        check_choice("on_unknown", on_unknown, ("raise", "skip"))
         self._warn_of_changed_parameters()
-        rows, removals = self._match(before, X, y, sample_ids, copies)
+        rows, match = self._match(before, X, y, sample_ids, copies)
+        match.check(on_unknown)
+        removals = match.removals
         ledger, features = before.ledger.removed(removals), before.ledger.features(removals)
         # what was kept is what was learned, whatever the backbone gives by now
         drift = self._drift(before.state, before.state.probe()) if features is None else 0.0
@@ -585,22 +613,26 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             raise InexactDeletionError(
                 f"The deletion would not be exact: {reasons}. Nothing was changed."
             )
-        adapter = after.adapter(self.classes_)
+        n_copies_left = ledger.copies_left(removals).total()
         receipt = make_receipt(
+            request_ids=check_request_ids(request_id),
             chain=before.chain,
             previous=head_of(before.receipts, before.chain),
-            adapter=adapter.checksum,
             n_rows=len(removals),
             n_samples_learned=after.state.n_rows,
             **measured,
             seconds=time.perf_counter() - started,
             environment=after.state.environment,
             n_left=ledger.owned_rows(check_ids(sample_ids)),
+            n_copies_left=n_copies_left,
             kept_features=features is not None,
         )
         self._warn_of_empty_classes(before.state, after.state)
+        _warn_of_copies(n_copies_left)
         _warn_of_steps(seen_by)
-        return self._commit(adapter, after.with_receipt(ranks().agree(receipt)), before=before)
+        return self._commit(
+            after.adapter(self.classes_), after.with_receipt(ranks().agree(receipt)), before=before
+        )
 
     def can_unlearn(
         self,
@@ -609,12 +641,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         *,
         sample_ids: Any = None,
         copies: str = "one",
+        on_unknown: str = "raise",
     ) -> dict[str, Any]:
         """Try a deletion without doing it.
 
         Parameters
         ----------
-        X_forget, y_forget, sample_ids, copies
+        X_forget, y_forget, sample_ids, copies, on_unknown
             As in :meth:`unlearn`.
 
         Returns
@@ -622,32 +655,35 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         report : dict
             "possible" (bool), "reason" (why not), "indices" (rows of the request that are in the way),
             "n_rows" (learned copies that would go), "n_bytes" and "seconds" (estimates of peak memory
-            and time), and "exactness", as far as it is known before the rows are summed.
+            and time), "exactness", as far as it is known before the rows are summed, and "rows": for
+            each row of the request a dict of "result" ("found", "unknown", "elsewhere": learned with
+            another label or id, or "ambiguous"), "n_rows" and "copies_left".
         """
+        report: dict[str, Any] = {"possible": False, "reason": "", "indices": [], "rows": []}
+        report |= {"n_rows": 0, "n_bytes": 0, "seconds": 0.0}
         try:
             held = self._held
-            rows, removals = self._match(held, X_forget, y_forget, sample_ids, copies)
-            held.ledger.removed(removals)
-            features = held.ledger.features(removals)
+            rows, match = self._match(held, X_forget, y_forget, sample_ids, copies)
+            going = Counter(removal.row for removal in match.removals)
+            left = held.ledger.without(match.removals).copies_left(match.removals)
+            report["rows"] = [
+                {"result": result, "n_rows": going[row], "copies_left": left[row]}
+                for row, result in enumerate(match.results)
+            ]
+            match.check(on_unknown)
+            held.ledger.removed(match.removals)
+            features = held.ledger.features(match.removals)
             _check_summable(rows, features)
         except FastNTKError as error:
-            return {
-                "possible": False,
-                "reason": str(error),
-                "indices": error.indices if isinstance(error, SampleError) else [],
-                "n_rows": 0,
-                "n_bytes": 0,
-                "seconds": 0.0,
-                "exactness": {"exact": False, "reasons": [str(error)]},
-            }
+            indices = error.indices if isinstance(error, SampleError) else []
+            verdict = {"exact": False, "reasons": [str(error)]}
+            return report | {"reason": str(error), "indices": indices, "exactness": verdict}
         state, batch_size = held.state, held.state.settings.batch_size
-        padded = math.ceil(len(removals) / batch_size) * batch_size if features is None else 0
+        padded = math.ceil(len(match.removals) / batch_size) * batch_size if features is None else 0
         drift = state.drift(state.probe()) if features is None else 0.0
-        return {
+        return report | {
             "possible": True,
-            "reason": "",
-            "indices": [],
-            "n_rows": len(removals),
+            "n_rows": len(match.removals),
             "n_bytes": state.model.memory_needed(),
             "seconds": padded * state.seconds_per_row + state.seconds_per_solve,
             "exactness": _measured(state, drift)["exactness"],
@@ -682,7 +718,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         if X is None:
             rows, removals = None, before.ledger.all_rows()
         else:
-            rows, removals = self._match(before, X, y, None, "one")
+            rows, match = self._match(before, X, y, None, "one")
+            match.check()
+            removals = match.removals
         if len(removals) != before.ledger.n_rows:
             raise StateMismatchError(
                 f"Expected exactly the {before.ledger.n_rows} rows that are learned, got "
@@ -1393,10 +1431,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids, features)
         return replace(private, state=_at_all_places(state, probe), ledger=ledger)
 
-    def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows | None, list[Removal]]:
+    def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows | None, Match]:
         """Find the learned copies that a request names."""
-        if copies not in ("one", "all"):
-            raise ValueError(f"Expected copies to be 'one' or 'all', got {copies!r}.")
+        check_choice("copies", copies, ("one", "all"))
         ledger, labels = held.ledger, None
         if X is None:
             ids = check_ids(sample_ids)
@@ -1617,6 +1654,15 @@ def _check_summable(rows: Rows | None, features: list[np.ndarray] | None) -> Non
         raise NoFeaturesError(
             "Expected the rows themselves, got none: their features were not kept, and the rows have to "
             'be summed. Pass X, or fit with keep="features".'
+        )
+
+
+def _warn_of_copies(n_copies_left: int) -> None:
+    if n_copies_left:
+        warn(
+            f"{n_copies_left:,} copies of forgotten rows are still learned, perhaps under other labels "
+            "or ids. Pass copies='all' to forget a content as a whole.",
+            PrivacyWarning,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -14,11 +15,13 @@ from .classifier import FastNTKClassifier
 
 def unlearn(
     estimator: BaseEstimator,
-    X_forget: Any,
+    X_forget: Any = None,
     y_forget: Any = None,
     *,
     sample_ids: Any = None,
     copies: str = "one",
+    on_unknown: str = "raise",
+    request_id: str | Sequence[str] = (),
     strict: bool = False,
 ) -> BaseEstimator:
     """Forget rows in the classifier inside a fitted Pipeline or search.
@@ -29,10 +32,10 @@ def unlearn(
         A fitted `FastNTKClassifier`, a `Pipeline` that ends in one, or a search such as
         `GridSearchCV` (refitted) over either. Changed in place.
 
-    X_forget : array-like
-        Rows as they were passed to the fit of `estimator`.
+    X_forget : array-like, default=None
+        Rows as they were passed to the fit of `estimator`; None as in :meth:`FastNTKClassifier.unlearn`.
 
-    y_forget, sample_ids, copies
+    y_forget, sample_ids, copies, on_unknown, request_id
         As in :meth:`FastNTKClassifier.unlearn`.
 
     strict : bool, default=False
@@ -79,7 +82,7 @@ def unlearn(
             for name, step in inner.steps[:-1]:
                 if step is None or step == "passthrough":
                     continue
-                X = step.transform(X)
+                X = None if X is None else step.transform(X)
                 if get_tags(step).requires_fit:
                     seen_by.append(f"{name!r} ({type(step).__name__})")
             inner = inner.steps[-1][1]
@@ -93,6 +96,14 @@ def unlearn(
                 f"either, got {type(inner).__name__}. Call unlearn on the classifier inside it."
             )
     inner._forget(
-        X, y_forget, sample_ids, copies, seen_by=seen_by, searched_by=searched_by, strict=strict
+        X,
+        y_forget,
+        sample_ids,
+        copies,
+        on_unknown,
+        request_id,
+        seen_by=seen_by,
+        searched_by=searched_by,
+        strict=strict,
     )
     return estimator

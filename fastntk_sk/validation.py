@@ -151,6 +151,21 @@ def check_training_rows(
     return CheckedRows(X, y, weights, ids, keep)
 
 
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless an argument is one of some words."""
+    if value not in choices:
+        raise ValueError(f"Expected {name} to be {' or '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_request_ids(request_id: Any) -> list[str]:
+    """Return the names of requests as a list of text."""
+    names = [request_id] if isinstance(request_id, str) else list(request_id)
+    for name in names:
+        if not isinstance(name, str) or not _is_text(name):
+            raise ValueError(f"Expected request_id to be text, got {name!r:.80}. Convert it by str().")
+    return names
+
+
 def check_ids(sample_ids: Any, n: int | None = None) -> list[str | int | None] | None:
     """Return sample ids, one a row of `n`, or None where there are none; a missing one is None.
 

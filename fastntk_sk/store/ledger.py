@@ -48,6 +48,36 @@ class Removal(NamedTuple):
     entry: Entry
 
 
+class Match(NamedTuple):
+    """What a request finds: copies to be removed, and for each of its rows what became of it.
+
+    `results` are "found", "unknown", "elsewhere" (learned with another label or id) or "ambiguous".
+    """
+
+    removals: list[Removal]
+    results: list[str]
+
+    def check(self, on_unknown: str = "raise") -> None:
+        """Raise UnknownSampleError or AmbiguousSampleError where rows are in the way.
+
+        With `on_unknown` = "skip", rows that were not learned are not, as long as any is found.
+        """
+        unknown, elsewhere, ambiguous = (
+            [row for row, result in enumerate(self.results) if result == kind]
+            for kind in ("unknown", "elsewhere", "ambiguous")
+        )
+        if (unknown or elsewhere) and not (on_unknown == "skip" and (self.removals or ambiguous)):
+            raise UnknownSampleError(_unknown_message(unknown, elsewhere), unknown + elsewhere)
+        if ambiguous:
+            raise AmbiguousSampleError(
+                f"Rows {_rows(ambiguous)} were learned several times with different labels, weights "
+                "or ids. Pass y_forget or sample_ids, or copies='all' to forget every copy. (Copies "
+                "that differ only in weight, or of which one has no id, go all at once; those that may "
+                "stay can be learned again.)",
+                ambiguous,
+            )
+
+
 @dataclass
 class Segment:
     """The rows that one site has learned, under that site's own key.
@@ -103,7 +133,7 @@ class Ledger:
     >>> empty = Ledger()
     >>> digests = [empty.digest(content) for content in (b"a", b"b")]
     >>> ledger = empty.added(digests, labels=[0, 1], weights=[1.0, 1.0])
-    >>> ledger.removed(ledger.find([b"a"])).n_rows
+    >>> ledger.removed(ledger.find([b"a"]).removals).n_rows
     1
     """
 
@@ -210,7 +240,7 @@ class Ledger:
         labels: Sequence[int] | None = None,
         sample_ids: Sequence[str | int | None] | None = None,
         copies: str = "one",
-    ) -> list[Removal]:
+    ) -> Match:
         """Match a request with what was learned; nothing changes.
 
         Parameters
@@ -220,7 +250,7 @@ class Ledger:
         labels : sequence of int, default=None
             Class indices; None takes the label that the ledger knows.
 
-        sample_ids : sequence of object, default=None
+        sample_ids : sequence of str, int or None, default=None
             None among them matches any id; rows with an id are matched first.
 
         copies : {"one", "all"}, default="one"
@@ -228,15 +258,7 @@ class Ledger:
 
         Returns
         -------
-        removals : list of Removal
-
-        Raises
-        ------
-        UnknownSampleError
-            If rows match nothing; `indices` names them.
-
-        AmbiguousSampleError
-            If rows match copies with several labels, weights or ids.
+        match : Match
         """
         rows = [
             self._candidates(
@@ -249,9 +271,7 @@ class Ledger:
         asked = Counter(tuple(found) for _, found in rows)
         taken: Counter[Candidate] = Counter()
         removals: list[Removal] = []
-        unknown: list[int] = []
-        elsewhere: list[int] = []
-        ambiguous: list[int] = []
+        results = ["found"] * len(rows)
         named = [sample_ids is not None and sample_ids[row] is not None for row in range(len(rows))]
         for row in sorted(range(len(rows)), key=lambda row: not named[row]):
             known, found = rows[row]
@@ -261,41 +281,23 @@ class Ledger:
             asked[tuple(found)] -= 1
             if not left:
                 if copies == "one" or not found:  # else an earlier row of the request took all
-                    (elsewhere if known and not found else unknown).append(row)
+                    results[row] = "elsewhere" if known and not found else "unknown"
                 continue
             if copies == "one":
                 choices = {
                     (c.entry.label, c.entry.weight, b"" if named[row] else c.entry.owner) for c in left
                 }
                 if len(choices) > 1 and asked_for < n_left:
-                    ambiguous.append(row)
+                    results[row] = "ambiguous"
                     continue
             for candidate in left if copies == "all" else left[:1]:
                 count = candidate.n_copies - taken[candidate] if copies == "all" else 1
                 taken[candidate] += count
                 removals += [Removal(row, *candidate[:3])] * count
-        if unknown or elsewhere:
-            unknown, elsewhere = sorted(unknown), sorted(elsewhere)
-            raise UnknownSampleError(_unknown_message(unknown, elsewhere), unknown + elsewhere)
-        if ambiguous:
-            ambiguous = sorted(ambiguous)
-            raise AmbiguousSampleError(
-                f"Rows {_rows(ambiguous)} were learned several times with different labels, weights "
-                "or ids. Pass y_forget or sample_ids, or copies='all' to forget every copy. (Copies "
-                "that differ only in weight, or of which one has no id, go all at once; those that may "
-                "stay can be learned again.)",
-                ambiguous,
-            )
-        return sorted(removals, key=lambda removal: removal.row)
+        return Match(sorted(removals, key=lambda removal: removal.row), results)
 
-    def find_ids(self, sample_ids: Sequence[str | int | None]) -> list[Removal]:
-        """Return every learned row under these ids; `row` is the place of the id.
-
-        Raises
-        ------
-        UnknownSampleError
-            If no row was learned under an id.
-        """
+    def find_ids(self, sample_ids: Sequence[str | int | None]) -> Match:
+        """Match every learned row under these ids; `row` is the place of the id (of twins, the last)."""
         removals: list[Removal] = []
         for s, segment in enumerate(self.segments):
             owners = {
@@ -310,14 +312,15 @@ class Ledger:
                 if entry.owner in owners
                 for _ in range(count)
             ]
-        unknown = sorted(set(range(len(sample_ids))) - {removal.row for removal in removals})
-        if unknown:
-            raise UnknownSampleError(
-                f"No row was learned under the sample ids at {_rows(unknown)}, or all are forgotten "
-                "already. Nothing was changed.",
-                unknown,
-            )
-        return removals
+        found = {sample_ids[removal.row] for removal in removals}
+        return Match(removals, ["found" if one in found else "unknown" for one in sample_ids])
+
+    def copies_left(self, removals: Sequence[Removal]) -> Counter[int]:
+        """Return how many copies of what each row of a request removed from this ledger's are left."""
+        left: Counter[int] = Counter()
+        for row, s, digest in {removal[:3] for removal in removals}:
+            left[row] += self.segments[s].rows.get(digest, Counter()).total()
+        return left
 
     def all_rows(self) -> list[Removal]:
         """Return every learned row."""
@@ -377,6 +380,10 @@ class Ledger:
                 f"The request covers all {self.n_rows} learned rows; a model cannot rest on nothing. "
                 "Delete the model instead, or keep at least one row."
             )
+        return self.without(removals)
+
+    def without(self, removals: Sequence[Removal]) -> Ledger:
+        """Return the ledger without these copies, which may be all."""
         changed = self._copy()
         for _, s, digest, entry in removals:
             changed.n_rows -= 1

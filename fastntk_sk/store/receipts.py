@@ -33,7 +33,9 @@ class Receipt(Struct):
     searched_by: list[str]
     anchor: Literal["pretrained", "finetuned"]
     seconds: Measured
-    adapter: Checksum
+    request_ids: list[str]
+    n_copies_left: Count
+    kept_features: bool
     chain: str
     previous: str
     checksum: Checksum
@@ -43,7 +45,6 @@ def make_receipt(
     *,
     chain: str,
     previous: str,
-    adapter: str,
     n_rows: int,
     n_samples_learned: int,
     exactness: dict[str, Any],
@@ -54,7 +55,9 @@ def make_receipt(
     seconds: float,
     environment: dict[str, Any],
     n_left: int | None = None,
-    kept_features: bool = False,
+    n_copies_left: int,
+    request_ids: Sequence[str],
+    kept_features: bool,
     anchor: str,
     seen_by: Sequence[str],
     searched_by: Sequence[str],
@@ -65,9 +68,6 @@ def make_receipt(
     ----------
     chain, previous : str
         Name of this site's chain, and the checksum of the receipt before it there, or "".
-
-    adapter : str
-        Checksum of what is published afterwards.
 
     n_rows, n_samples_learned : int
         Rows that were removed, and those that the model rests on afterwards.
@@ -83,7 +83,13 @@ def make_receipt(
     n_left : int, default=None
         For a request by sample ids: learned rows that are left under them.
 
-    kept_features : bool, default=False
+    n_copies_left : int
+        Learned copies of what was forgotten.
+
+    request_ids : sequence of str
+        The caller's.
+
+    kept_features : bool
         Whether features were subtracted that had been kept, and not computed again.
     """
     left: dict[str, Any] = {} if n_left is None else {"n_rows_left_under_sample_ids": n_left}
@@ -93,6 +99,8 @@ def make_receipt(
             "n_rows": n_rows,
             "n_samples_learned": n_samples_learned,
             "method": "downdate of the statistics and one solve",
+            "request_ids": list(request_ids),
+            "n_copies_left": n_copies_left,
             "kept_features": kept_features,
             "exactness": exactness,
             "residual": residual,
@@ -105,7 +113,6 @@ def make_receipt(
             "seconds": seconds,
             **environment,
             **left,
-            "adapter": adapter,
             "chain": chain,
             "previous": previous,
         }
