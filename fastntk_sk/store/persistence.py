@@ -122,7 +122,7 @@ def _write(db: Database, classifier: Any, name: str, key: bytes | str | None, ov
 
 def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
     """Return which save a file holds, if it holds one."""
-    marks = [Mark(*values, key is not None) for _, values in db.rows("saves")]
+    marks = [Mark._make((*values, key is not None)) for _, values in db.rows("saves")]
     return marks[-1] if marks else None
 
 
