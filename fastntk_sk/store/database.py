@@ -63,6 +63,7 @@ class Database:
 
     def __init__(self, connection: Any, name: str) -> None:
         self._connection, self._name = connection, name
+        self._cursors: list[Any] = []
 
     def check(self) -> None:
         """Raise StateFormatError unless the file's pages are in order."""
@@ -161,7 +162,13 @@ class Database:
         return {name: b"".join(value for _, value in found) for name, found in pieces.items()}
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> Iterable[Any]:
-        return self._connection.execute(statement, values)
+        self._cursors.append(self._connection.execute(statement, values))
+        return self._cursors[-1]
+
+    def close(self) -> None:
+        """End what is still being read: an error keeps its frames, and they would keep the file locked."""
+        for cursor in self._cursors:
+            cursor.close()
 
 
 @contextmanager
@@ -195,7 +202,11 @@ def connect(
             connection.execute("PRAGMA journal_mode = DELETE").fetchall()
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         _check_schema(connection, path, write)
-        yield Database(connection, path.name)
+        database = Database(connection, path.name)
+        try:
+            yield database
+        finally:
+            database.close()
         connection.execute("COMMIT")
 
 

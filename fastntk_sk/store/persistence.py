@@ -127,9 +127,8 @@ def _write(
 
 def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
     """Return which save a file holds, if it holds one."""
-    for _, (generation, stamp, seal) in db.rows("saves"):
-        return Mark(generation, stamp, seal, key is not None)
-    return None
+    marks = [Mark._make((*values, key is not None)) for _, values in db.rows("saves")]
+    return marks[-1] if marks else None
 
 
 def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:

@@ -1,27 +1,28 @@
-"""Damaged and forged private states: each is a named error, and nothing is executed or followed."""
+"""Damaged and forged private states: each is a named error, and nothing is executed or allocated."""
 
-import json
 import os
 import pickle
 import shutil
+import sqlite3
 from functools import partial
 
 import hostile
 import numpy as np
 import pytest
 import torch
-from fastntk_sk.store.private_state import encrypt
-from hostile import CHANGES, KEY, MIB, NAMED, ODD, STATE, Payload, X, fitted, outcome, peak, put
+from hostile import CHANGES, KEY, MIB, NAMED, ODD, STATE, Payload, X, fitted, outcome, peak, put, tiny
 
-from fastntk_sk import verify_receipts
+from fastntk_sk import FastNTKClassifier, verify_receipts
 from fastntk_sk.exceptions import (
+    DecryptionError,
     FastNTKError,
     InsufficientMemoryError,
     ReceiptError,
     StateFormatError,
+    StateWriteError,
     UnknownKeyWarning,
 )
-from fastntk_sk.publishing import files
+from fastntk_sk.store.database import APPLICATION_ID, SCHEMA, TABLES, connect
 
 KINDS = ("state", "encrypted", "receipts")
 
@@ -31,30 +32,36 @@ def clf():
     return fitted()
 
 
-def save(clf, kind, folder):
+@pytest.fixture(scope="module")
+def expected(clf, tmp_path_factory):
+    """What the estimator of a file must share with the one that was saved."""
+    file = tmp_path_factory.mktemp("expected") / "state"
+    clf.save(file, overwrite=True)
+    return hostile.everything(hostile.load(file))
+
+
+def save(clf, kind, file):
     """Write what one loader reads."""
     if kind == "receipts":
-        folder.mkdir(parents=True)
-        clf.export_receipts(folder / "receipts.jsonl")
+        clf.export_receipts(file)
     else:
-        clf.save(folder, key=KEY if kind == "encrypted" else None)
-    return folder
+        clf._mark = None
+        clf.save(file, key=KEY if kind == "encrypted" else None)
+    return file
 
 
-def error_of(clf, kind, folder):
-    """Return the error of a loader, or None if it reads what was saved."""
-    if kind == "receipts":
-        try:
+def error_of(clf, expected, kind, file):
+    """Return the error of a loader, or None if it reads exactly what was saved."""
+    try:
+        if kind == "receipts":
             heads = [clf.receipts_[-1]["checksum"]]
-            assert verify_receipts(folder / "receipts.jsonl", heads=heads) == clf.receipts_
-        except StateFormatError as error:
-            return error
-        return None
-    found = outcome(folder, key=KEY if kind == "encrypted" else None)
-    if isinstance(found, FastNTKError):
-        assert isinstance(found, StateFormatError)
-        return found
-    np.testing.assert_array_equal(found, clf.decision_function(X))
+            assert verify_receipts(file, heads=heads) == clf.receipts_
+        else:
+            found = hostile.load(file, key=KEY if kind == "encrypted" else None)
+            assert hostile.everything(found)[0::2] == expected[0::2]
+            assert found.receipts_[:-1] == clf.receipts_
+    except StateFormatError as error:
+        return error
     return None
 
 
@@ -62,71 +69,201 @@ def error_of(clf, kind, folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files(clf, kind, tmp_path):
-    folder = save(clf, kind, tmp_path / kind)
-    assert error_of(clf, kind, folder) is None
-    draws = np.random.default_rng(0)
-    for path in sorted(folder.iterdir()):
-        data = path.read_bytes()
-        # half of the bits are among the first bytes, where lengths, names and shapes are
-        early, anywhere = (draws.integers(8 * n, size=4) for n in (min(len(data), 2048), len(data)))
-        for bit in map(int, [*early, *anywhere]):
-            changed = bytearray(data)
-            changed[bit // 8] ^= 1 << bit % 8
-            path.write_bytes(changed)
-            error_of(clf, kind, folder)
-        header = 8 + int.from_bytes(data[:8], "little")
-        for n_bytes in {0, 7, 8, header, len(data) // 2, len(data) - 2} & set(range(len(data))):
-            path.write_bytes(data[:n_bytes])
-            assert error_of(clf, kind, folder) is not None
-        path.unlink()
-        missing = error_of(clf, kind, folder)
-        assert "private state" in str(missing) or "is missing" in str(missing)
-        path.write_bytes(data)
+def test_damaged_files(clf, expected, kind, tmp_path):
+    file = save(clf, kind, tmp_path / "file")
+    assert error_of(clf, expected, kind, file) is None
+    data, draws = file.read_bytes(), np.random.default_rng(0)
+    # half of the bits are among the first bytes, where lengths, names and shapes are
+    early, anywhere = (draws.integers(8 * n, size=20) for n in (min(len(data), 2048), len(data)))
+    for bit in map(int, [*early, *anywhere]):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        error_of(clf, expected, kind, file)
+    for n_bytes in {0, 7, 16, 100, 512, 4096, len(data) // 2, len(data) - 2} & set(range(len(data))):
+        file.write_bytes(data[:n_bytes])
+        assert error_of(clf, expected, kind, file) is not None
+    file.unlink()
+    assert error_of(clf, expected, kind, file) is not None
 
 
-# what is no file
+def test_pages_of_an_earlier_save_do_not_fit(clf, tmp_path):
+    """Who has no key can put back pages of an encrypted file: all of them, which is a backup, or none."""
+    file = save(clf, "encrypted", tmp_path / "file")
+    before = file.read_bytes()
+    hostile.load(file, key=KEY).unlearn(X[2:5]).save(file, key=KEY)
+    after, size = file.read_bytes(), 4096
+    assert len(after) >= len(before)
+    whole = [hostile.everything(hostile.load(file, key=KEY))]
+    file.write_bytes(before)
+    whole.append(hostile.everything(hostile.load(file, key=KEY)))
+    old, errors = range(0, len(before), size), []
+    changed = [i for i in old if before[i : i + size] != after[i : i + size]]
+    for restored in [*([i] for i in changed), *([j for j in old if j != i] for i in changed)]:
+        mixed = bytearray(after)
+        for i in restored:
+            mixed[i : i + size] = before[i : i + size]
+        file.write_bytes(mixed)
+        try:
+            found = hostile.everything(hostile.load(file, key=KEY))
+        except StateFormatError as error:
+            errors.append(error)
+        else:  # a page of which nothing is read
+            assert [found[0], found[2:]] in [[state[0], state[2:]] for state in whole]
+    assert len(errors) >= 2 * (len(changed) - 1)
+    assert any("different saves" in str(error) for error in errors)
+
+
+def test_sums_of_an_earlier_save_do_not_fit(clf, tmp_path):
+    file = save(clf, "state", tmp_path / "file")
+    with connect(file, None) as db:
+        old = db.read("statistics")
+    again = hostile.load(file)
+    again.unlearn(X[2:5]).save(file)
+    with connect(file, None, write=True) as db:
+        db.write("statistics", old)  # with checksums that fit each row
+    assert "different saves" in str(outcome(file))
+
+
+# what is no state
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-@pytest.mark.parametrize("kind", ["state", "receipts"])
-def test_what_is_no_file(clf, kind, tmp_path):
-    folder = save(clf, kind, tmp_path / kind)
-    path = sorted(folder.iterdir())[0]
-    kept = shutil.move(path, tmp_path / "kept")
-    for target in (kept, "/dev/zero", tmp_path / "no", path):
-        path.symlink_to(target)
-        assert error_of(clf, kind, folder) is not None
-        path.unlink()
-    os.mkfifo(path)
-    assert error_of(clf, kind, folder) is not None
-    path.unlink()
-    path.mkdir()
-    assert error_of(clf, kind, folder) is not None
+def test_what_is_no_file(clf, tmp_path):
+    file = tmp_path / "state"
+    for target in ("/dev/zero", tmp_path / "no", file):
+        file.symlink_to(target)
+        assert isinstance(outcome(file), StateFormatError)
+        file.unlink()
+    os.mkfifo(file)
+    for call in (hostile.load, clf.save):
+        with pytest.raises(StateFormatError, match="file"):
+            call(file)
+    file.unlink()
+    for call in (partial(FastNTKClassifier.load, tmp_path), partial(clf.save, tmp_path)):
+        with pytest.raises(StateFormatError, match="folder"):
+            call()
+    with pytest.raises(StateFormatError, match="no file"), FastNTKClassifier.open(file):
+        pass
+    for inside in (tmp_path / "file" / "state", tmp_path / ("x" * 300)):
+        (tmp_path / "file").touch()
+        with pytest.raises((StateWriteError, OSError)):
+            clf.save(inside)
+
+
+@pytest.mark.parametrize("content", [b"xy", b"SQLite format 3\0", bytes(5000), b"a note\n" * 1000])
+def test_other_files_are_left_alone(clf, tmp_path, content):
+    file = tmp_path / "notes"
+    file.write_bytes(content)
+    for key in (None, KEY):
+        for overwrite in (False, True):
+            assert isinstance(outcome(file, key=key), StateFormatError)
+            with pytest.raises(StateFormatError):
+                clf.save(file, key=key, overwrite=overwrite)
+    assert file.read_bytes() == content
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_names_that_sqlite_reads_otherwise(clf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (":memory:", "file:state?mode=memory", "a?b#c%20d'\";--"):
+        save(clf, "state", tmp_path / name)
+        clf._mark = None
+        clf.save(name, overwrite=True)
+        assert FastNTKClassifier.load(name, backbone=tiny).receipts_ == clf.receipts_
+        assert (tmp_path / name).stat().st_size > 4096
+
+
+SCHEMAS = {
+    "a trigger": "CREATE TRIGGER t AFTER UPDATE ON ledger BEGIN INSERT INTO receipts VALUES "
+    "(NULL, NULL, old.digest); END",
+    "a view": "CREATE VIEW v AS SELECT * FROM ledger",
+    "a view in place of a table": "ALTER TABLE ledger RENAME TO l; CREATE VIEW ledger AS SELECT * FROM l",
+    "an index": "CREATE INDEX i ON ledger (digest)",
+    "another table": "CREATE TABLE other (x)",
+    "a column more": "ALTER TABLE ledger ADD COLUMN name TEXT",
+    "a column less": "ALTER TABLE ledger DROP COLUMN owner",
+    "a table less": "DROP TABLE receipts",
+    "no tables": "".join(f"DROP TABLE {table};" for table in TABLES),
+    "a later version": f"PRAGMA user_version = {SCHEMA + 1}",
+    "no version": "PRAGMA user_version = 0",
+    "another application": "PRAGMA application_id = 7",
+    "no application": "PRAGMA application_id = 0",
+    "a damaged schema": "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE x'",
+    "a page twice": "PRAGMA writable_schema = ON; UPDATE sqlite_master SET rootpage = 3",
+    "no rows": "".join(f"DELETE FROM {table};" for table in TABLES),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_foreign_schemas(clf, tmp_path, name):
+    file = save(clf, "state", tmp_path / "state")
+    connection = sqlite3.connect(file)
+    connection.executescript(SCHEMAS[name])
+    connection.commit()
+    connection.close()
+    assert isinstance(outcome(file), StateFormatError)
+    if name not in ("no rows", "a page twice"):
+        with pytest.raises(StateFormatError):
+            clf.save(file, overwrite=True)
+
+
+def test_a_trigger_under_the_name_of_a_table(clf, tmp_path):
+    """Triggers have names of their own: SQLite takes one that is called as a later table."""
+    file = tmp_path / "state"
+    connection = sqlite3.connect(file)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    connection.close()
+    save(clf, "state", tmp_path / "whole")
+    whole = sqlite3.connect(tmp_path / "whole")
+    statements = [sql for (sql,) in whole.execute("SELECT sql FROM sqlite_master")]
+    whole.close()
+    trigger = "CREATE TRIGGER receipts AFTER UPDATE ON saves BEGIN SELECT 1; END"
+    connection = sqlite3.connect(file)
+    for sql in [statements[0], trigger, *statements[1:]]:
+        connection.execute(sql)
+    connection.commit()
+    connection.close()
+    with pytest.raises(StateFormatError, match="other tables"):
+        clf.save(file, overwrite=True)
+
+
+def test_a_wal_file_loads_and_is_saved(clf, expected, tmp_path):
+    file = save(clf, "state", tmp_path / "state")
+    connection = sqlite3.connect(file)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    again = hostile.load(file)
+    again.unlearn(X[2:3]).save(file)
+    assert [*tmp_path.iterdir()] == [file]
+    assert hostile.load(file).receipts_ == again.receipts_
 
 
 # code
 
 
 @pytest.mark.parametrize("kind", ["state", "encrypted"])
-def test_a_pickle_is_not_opened(clf, tmp_path, kind):
+def test_a_pickle_is_not_opened(saved, clf, tmp_path, kind):
     """Nor one under names, checksums and a key that fit."""
     trace = tmp_path / "trace"
     torch.save(Payload(trace), tmp_path / "zip")
-    folder = save(clf, kind, tmp_path / "saved")
+    key = KEY if kind == "encrypted" else None
     for bomb in (pickle.dumps(Payload(trace)), (tmp_path / "zip").read_bytes()):
-        for path in sorted(folder.iterdir()):
-            data = path.read_bytes()
-            path.write_bytes(bomb)
-            assert error_of(clf, kind, folder) is not None
-            path.write_bytes(data)
-    names = json.loads((folder / "manifest.json").read_text())["files"]
-    data = encrypt(bomb, KEY) if kind == "encrypted" else bomb
-    for part, name in names.items():
-        forged = f"{part}-{files.checksum(data)}.{name.partition('.')[2]}"
-        (folder / forged).write_bytes(data)
-        hostile.write_state(folder, {}, files=names | {part: forged})
-        assert isinstance(error_of(clf, kind, folder), StateFormatError)
+        (tmp_path / "file").write_bytes(bomb)
+        assert isinstance(outcome(tmp_path / "file", key=key), StateFormatError)
+        for table, name in [("model", n) for n in ("adapter", "records", "tensors")] + [
+            ("statistics", "A")
+        ]:
+            file = save(clf, kind, tmp_path / f"{name}-{len(bomb)}")
+            with connect(file, key, write=True) as db:
+                db.write(table, db.read(table) | {name: bomb})
+                hostile.seal(db)
+            assert isinstance(outcome(file, key=key), StateFormatError)
+    with connect(file, key, write=True) as db:
+        db.append("receipts", [(bomb,)])
+        hostile.seal(db)
+    assert isinstance(outcome(file, key=key), StateFormatError)
     assert not trace.exists()
 
 
@@ -134,42 +271,36 @@ def test_a_pickle_is_not_opened(clf, tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_json(clf, tmp_path, name):
-    state = save(clf, "state", tmp_path / "state")
-    (state / "manifest.json").write_bytes(ODD[name])
+def test_odd_json(saved, tmp_path, name):
+    parts, found = saved[STATE][0].copy(), []
+    file = parts.write(tmp_path / "records", records=ODD[name])
+    assert peak(lambda: found.append(outcome(file))) < 8 * 40 * MIB
     (tmp_path / "receipts.jsonl").write_bytes(ODD[name])
-    found = []
-    assert peak(lambda: found.append(outcome(state))) < 8 * 40 * MIB
-    assert isinstance(found[0], StateFormatError)
+    with connect(parts.write(tmp_path / "chain"), None, write=True) as db:
+        db.append("receipts", [(ODD[name],)])
+        hostile.seal(db)
+    found.append(outcome(tmp_path / "chain"))
+    assert [isinstance(error, StateFormatError) for error in found] == [True, True]
     with pytest.raises(ReceiptError):
         verify_receipts(tmp_path / "receipts.jsonl")
 
 
 def test_unknown_keys_warn(saved, tmp_path):
-    saved[STATE][0].write(tmp_path / "forged")
-    manifest = json.loads((tmp_path / "forged" / "manifest.json").read_text()) | {"taste": 1}
-    (tmp_path / "forged" / "manifest.json").write_text(json.dumps(hostile.checked(manifest)))
+    parts = saved[STATE][0].copy()
+    parts.records["taste"] = 1
     with pytest.warns(UnknownKeyWarning, match="taste"):
-        hostile.load(tmp_path / "forged")
+        hostile.load(parts.write(tmp_path / "forged"))
 
 
 def test_gigantic_files_are_not_read(clf, tmp_path):
-    for kind, name, n_bytes, error in (
-        ("state", "ledger-", 2**40, InsufficientMemoryError),
-        ("receipts", "receipts.jsonl", 2**40, InsufficientMemoryError),
-    ):
-        folder = save(clf, kind, tmp_path / f"{kind}-{name}")
-        with next(folder.glob(f"{name}*")).open("r+b") as file:
-            file.truncate(n_bytes)
+    for kind, call in (("state", hostile.load), ("receipts", verify_receipts)):
+        file = save(clf, kind, tmp_path / kind)
+        with file.open("r+b") as opened:
+            opened.truncate(2**40)
 
-        receipts = folder / "receipts.jsonl"
-        call = (
-            partial(verify_receipts, receipts) if kind == "receipts" else partial(hostile.load, folder)
-        )
-
-        def read(call=call, error=error):
-            with pytest.raises(error):
-                call()
+        def read(call=call, file=file):
+            with pytest.raises(InsufficientMemoryError):
+                call(file)
 
         assert peak(read) < 32 * MIB
 
@@ -177,27 +308,16 @@ def test_gigantic_files_are_not_read(clf, tmp_path):
 # forgeries with checksums that fit
 
 
-def test_names_in_the_manifest(clf, tmp_path):
-    folder = save(clf, "state", tmp_path / "state")
-    names = json.loads((folder / "manifest.json").read_text())["files"]
-    shutil.copy(folder / names["ledger"], tmp_path)
-    paths = [str(tmp_path / names["ledger"]), f"../{names['ledger']}", f"{names['ledger']}\n", "..", ""]
-    for name in [*paths, names["ledger"].replace("safetensors", "pkl"), names["statistics"], None, 7]:
-        hostile.write_state(folder, {}, files=names | {"ledger": name})
-        assert isinstance(outcome(folder), StateFormatError), name
-    for found in (None, [], "x", {}, {"adapter": names["adapter"]}):
-        hostile.write_state(folder, {}, files=found)
-        assert isinstance(outcome(folder), StateFormatError), found
-
-
 @pytest.mark.parametrize("case", [STATE, ("finetuned", "state")])
 def test_tensors_that_do_not_fit(saved, forge, case):
-    strangers = {"x", "network.x", "anchor.x", "A", "probe", "1.label", ""}
-    for part in ("statistics", "ledger"):
-        tensors = getattr(saved[case][0], part) or {}
-        wrong = [(name, None) for name in sorted(strangers - tensors.keys()) if tensors]
+    for part in ("tensors", "own"):
+        tensors = getattr(saved[case][0], part)
+        strangers = {"x", "network.x", "anchor.x", "A", "probe", ""}
+        wrong = [(name, None) for name in sorted(strangers - tensors.keys())]
         wrong += [(name, what) for name in tensors for what in CHANGES]
         for name, what in wrong:
+            if part == "tensors" and case == ("finetuned", "state") and name.startswith("network."):
+                continue  # what is published says nothing that the private anchor does not
 
             def change(parts, part=part, name=name, what=what):
                 found = getattr(parts, part)
@@ -205,37 +325,102 @@ def test_tensors_that_do_not_fit(saved, forge, case):
                 found.pop(name, None)
                 if tensor is not None:
                     found[name] = tensor
+                parts.with_tensors()
 
             assert isinstance(forge(case, change), NAMED), (name, what)
 
 
-def test_ledgers_that_contradict_the_counts(forge):
-    changes = [
-        ("label", lambda t: t + 1),
-        ("label", lambda t: t - 1),
-        ("label", lambda t: t + 2**62),
-        ("count", lambda t: t + 1),
-        ("count", lambda t: t * 0),
-        ("count", lambda t: t * (2**63 - 1)),
-        ("weight", lambda t: -t),
-        ("key", lambda t: t[:, :16].contiguous()),
-    ]
-    for column, values in changes:
+def test_sums_that_do_not_fit(saved, forge):
+    nan = np.full(1, np.nan).tobytes()
+    for name in (*saved[STATE][0].statistics, "x", ""):
+        for content in (b"", b"x", bytes(8), nan, None):
 
-        def change(parts, column=column, values=values):
-            parts.ledger[f"0.{column}"] = values(parts.ledger[f"0.{column}"])
+            def change(parts, name=name, content=content):
+                old = parts.statistics.pop(name, b"")
+                if content is not None:
+                    parts.statistics[name] = content if content != nan else nan + old[8:]
+                elif not old:
+                    parts.statistics["y"] = b""
 
-        assert isinstance(forge(STATE, change), StateFormatError), column
+            if saved[STATE][0].statistics.get(name) != content:
+                assert isinstance(forge(STATE, change), StateFormatError), (name, content)
+
+
+# of the columns segment, digest, owner, label, weight and copies
+ROWS = {
+    0: [None, -1, 1, 2**62, "0"],
+    1: [None, b"", b"x" * 31, "x" * 32, 7],
+    2: [None, b"x", "x" * 32, 7],
+    3: [None, -1, 3, 2**62, "0", b"0"],
+    4: [None, -1.0, 0.0, float("inf"), "1", b"1"],
+    5: [None, -1, 0, 2, 2**62, "1"],
+}
+
+
+def test_rows_of_the_ledger_that_contradict_the_counts(forge):
+    for column, values in ROWS.items():
+        for value in values:
+
+            def change(parts, column=column, value=value):
+                parts.ledger[0][column] = value
+
+            assert isinstance(forge(STATE, change), StateFormatError), (column, value)
 
     def nobody(parts):
-        parts.ledger = {name: t if name == "0.key" else t[:0] for name, t in parts.ledger.items()}
-        parts.records["class_rows"] = [0, 0, 0]
+        parts.ledger, parts.records["class_rows"] = [], [0, 0, 0]
 
-    def another(parts):
-        parts.ledger |= {name.replace("0.", "1."): t.clone() for name, t in parts.ledger.items()}
+    def twice(parts):
+        parts.ledger.append(parts.ledger[0])
 
-    for change in (nobody, another):
+    def no_key(parts):
+        parts.segments = []
+
+    for change in (nobody, twice, no_key):
         assert isinstance(forge(STATE, change), StateFormatError), change
+    for key in (None, b"", b"x" * 31, "x" * 32, 7):
+        assert isinstance(forge(STATE, lambda parts, key=key: put_key(parts, key)), StateFormatError)
+    another = lambda parts: parts.segments.append([1, parts.segments[0][1]])  # noqa: E731
+    assert isinstance(forge(STATE, another), StateFormatError)
+
+
+def put_key(parts, key):
+    parts.segments[0][1] = key
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_of_any_table(clf, tmp_path, table):
+    """A value that is missing, of another type or far too large, under a checksum that fits it."""
+    file = save(clf, "state", tmp_path / "state")
+    data = file.read_bytes()
+    for column in range(len(TABLES[table])):
+        for value in (None, 2**63 - 1, -1, "", "\0", b"", b"x" * 10_000, 1e308):
+            file.write_bytes(data)
+            with connect(file, None, write=True) as db:
+                number, row = next(iter(db.rows(table)))
+                db.blank(table, [number])
+                db.append(table, [[*row[:column], value, *row[column + 1 :]]])
+                if table != "saves":
+                    hostile.seal(db)
+            found = outcome(file)
+            if (table, column, value) in {("ledger", 2, b""), ("ledger", 4, 1e308)}:
+                continue  # nobody's id, and a weight
+            if (table, column) == ("saves", 0) and value in (2**63 - 1, -1):
+                continue  # it counts saves
+            if (table, column) == ("saves", 1) and isinstance(value, bytes):
+                continue  # it only names one
+            assert isinstance(found, NAMED), (column, value)
+
+
+def test_a_row_beyond_all_numbers(clf, tmp_path):
+    file = save(clf, "state", tmp_path / "state")
+    connection = sqlite3.connect(file)
+    connection.execute(f"INSERT INTO ledger (row) VALUES ({2**63 - 1})")
+    connection.commit()
+    connection.close()
+    again = hostile.load(file)
+    with pytest.raises(FastNTKError):
+        again.partial_fit(X[:1] + 1, [0]).save(file)
+    assert isinstance(outcome(file), np.ndarray)
 
 
 WRONG = {
@@ -273,3 +458,28 @@ def test_receipts_of_wrong_types(forge):
                 parts.receipts = [receipt if key == "checksum" else hostile.checked(receipt)]
 
             assert isinstance(forge(STATE, change), ReceiptError), (key, value)
+
+
+def test_missing_receipts_are_noticed(forge):
+    for kept in (slice(0), slice(1)):
+
+        def change(parts, kept=kept):
+            parts.receipts = parts.receipts[kept]
+
+        assert "other receipts" in str(forge(STATE, change))
+
+
+@pytest.mark.parametrize("key", ["no", bytes(32), None])
+def test_a_journal_survives_a_key_that_is_wrong(clf, tmp_path, key):
+    """What a killed process left is undone whoever opens the file next, and opens with its key."""
+    file = save(clf, "encrypted", tmp_path / "state")
+    copied = tmp_path / "copy"
+    with connect(file, KEY, write=True) as db:
+        db._execute("PRAGMA cache_spill = 1")
+        db._execute("PRAGMA cache_size = 1")
+        db.write("statistics", {"A": b"x" * 10**6})
+        for end in ("", "-journal"):
+            shutil.copy(f"{file}{end}", f"{copied}{end}")
+    assert copied.read_bytes() != file.read_bytes()[: copied.stat().st_size]
+    assert isinstance(outcome(copied, key=key), DecryptionError)
+    assert isinstance(outcome(copied, key=KEY), np.ndarray)

@@ -5,12 +5,13 @@ import copy
 import hostile
 import numpy as np
 import pytest
-from hostile import EACH, outcome, saved_parts
+from hostile import EACH, STATE, outcome, saved_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastntk_sk.exceptions import StateFormatError
 from fastntk_sk.publishing import files
+from fastntk_sk.store.database import connect
 
 # the same examples every time: those that failed once are in the tests of named forgeries
 FUZZ = settings(deadline=None, derandomize=True, database=None)
@@ -65,17 +66,41 @@ def saved(folder):
 
 
 @settings(FUZZ, max_examples=60)
-@given(part=st.sampled_from(["adapter", "statistics", "ledger", "receipts"]), content=BYTES)
+@given(part=st.sampled_from(["adapter", "records", "tensors", "A", "receipts"]), content=BYTES)
 def test_any_bytes(saved, folder, part, content):
-    contents = dict.fromkeys(["adapter", "statistics", "ledger", "receipts"], b"")
-    for file in (folder / "pretrained" / "state").iterdir():
-        if file.name != "manifest.json":
-            contents[file.name.partition("-")[0]] = file.read_bytes()
-    (folder / "forged").mkdir(exist_ok=True)
-    for file in (folder / "forged").iterdir():
-        file.unlink()
-    hostile.write_state(folder / "forged", contents | {part: content})
+    parts = saved[STATE][0].copy()
+    model = {part: content} if part in ("adapter", "records", "tensors") else {}
+    if part == "A":
+        parts.statistics["A"] = content
+    parts.write(folder / "forged", **model)
+    if part == "receipts":
+        with connect(folder / "forged", None, write=True) as db:
+            db.replace("receipts", [(content,)])
+            hostile.seal(db)
     assert isinstance(outcome(folder / "forged"), StateFormatError)
+
+
+ROW_VALUES = (
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=40)
+)
+
+
+@settings(FUZZ, max_examples=100)
+@given(data=st.data(), table=st.sampled_from(["segments", "ledger"]))
+def test_any_row(saved, folder, data, table):
+    """A ledger with any value in any place loads as one that counts the same rows, or not at all."""
+    parts, scores = saved[STATE]
+    parts = parts.copy()
+    rows = getattr(parts, table)
+    row = data.draw(st.sampled_from(rows))
+    row[data.draw(st.integers(0, len(row) - 1))] = data.draw(ROW_VALUES)
+    found = outcome(parts.write(folder / "forged"))
+    if not isinstance(found, StateFormatError):
+        np.testing.assert_array_equal(found, scores)
 
 
 @settings(FUZZ, max_examples=160)
