@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .classifier import FastNTKClassifier
     from .distributed import share_rows
     from .metaestimators import unlearn
+    from .requests import Request, Requests
     from .search import FastNTKClassifierCV
     from .store.receipts import verify_receipts
 
@@ -21,6 +22,8 @@ __all__ = [
     "FastNTKClassifier",
     "FastNTKClassifierCV",
     "Recipe",
+    "Request",
+    "Requests",
     "list_recipes",
     "load_recipe",
     "register_recipe",
@@ -34,6 +37,8 @@ _MODULES = {
     "FastNTKClassifier": "classifier",
     "FastNTKClassifierCV": "search",
     "Recipe": "backbones.recipes",
+    "Request": "requests",
+    "Requests": "requests",
     "list_recipes": "backbones.recipes",
     "load_recipe": "backbones.recipes",
     "register_recipe": "backbones.recipes",

@@ -9,8 +9,8 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -52,7 +52,7 @@ from .state import State, Sums, Tuning, distinct
 from .store import persistence
 from .store.ledger import KEY_BYTES, Ledger, Match
 from .store.private import Private
-from .store.receipts import export_receipts, head_of, make_receipt
+from .store.receipts import chain_heads, export_receipts, make_receipt
 from .sums.ridge import number
 from .tangents.linearize import linearize
 from .tangents.model import LinearizedModel
@@ -591,6 +591,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         on_unknown="raise",
         request_id=(),
         *,
+        names=(),
         seen_by=(),
         searched_by=(),
         strict=False,
@@ -599,7 +600,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         started, before = time.perf_counter(), self._held
         check_choice("on_unknown", on_unknown, ("raise", "skip"))
         self._warn_of_changed_parameters()
-        rows, match = self._match(before, X, y, sample_ids, copies)
+        rows, match = self._match(before, X, y, sample_ids, copies, names)
         match.check(on_unknown)
         removals = match.removals
         ledger, features = before.ledger.removed(removals), before.ledger.features(removals)
@@ -617,7 +618,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         receipt = make_receipt(
             request_ids=check_request_ids(request_id),
             chain=before.chain,
-            previous=head_of(before.receipts, before.chain),
+            previous=chain_heads(before.receipts).get(before.chain, ""),
             n_rows=len(removals),
             n_samples_learned=after.state.n_rows,
             **measured,
@@ -1010,6 +1011,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         backbone: str | nn.Module | Callable[[], nn.Module] | None = None,
         device: str | None = None,
         key: bytes | str | None = None,
+        against: Any = None,
     ) -> Self:
         """Load what :meth:`save` wrote; nothing is unpickled.
 
@@ -1025,6 +1027,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         key : bytes of length 32 or str, default=None
             Of an encrypted file; a file that is not encrypted is refused with it.
+
+        against : str, path-like or FastNTKClassifier, default=None
+            What knows the deletions that were made: exported receipts, the folder of a published
+            adapter, or what :meth:`from_pretrained` made of one. A state that was restored from a backup
+            and lacks one of them is refused.
 
         Returns
         -------
@@ -1044,10 +1051,18 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         StateMismatchError
             If the backbone's weights are not those that were saved.
+
+        StaleStateError
+            If the state lacks deletions that `against` knows; the message says which, and how to redo
+            them.
         """
-        return persistence.load(cls, path, backbone=backbone, device=device, key=key)
+        loaded = persistence.load(cls, path, backbone=backbone, device=device, key=key)
+        if against is not None:
+            persistence.check_complete(loaded._private, loaded._known_deletions()[0], against)
+        return loaded
 
     @classmethod
+    @contextmanager
     def open(
         cls,
         path: str | os.PathLike[str],
@@ -1056,7 +1071,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         device: str | None = None,
         key: bytes | str | None = None,
         timeout: float = 60.0,
-    ) -> AbstractContextManager[Self]:
+    ) -> Iterator[Self]:
         """Load an estimator, change it and save it, while nobody else can write to its file.
 
         ``with FastNTKClassifier.open(path) as clf: clf.unlearn(X)`` is what a service uses: requests
@@ -1083,7 +1098,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         StateFormatError, DecryptionError, StateMismatchError, StateWriteError
             As in :meth:`load` and :meth:`save`.
         """
-        return persistence.opened(cls, path, backbone=backbone, device=device, key=key, timeout=timeout)
+        with persistence.opened(
+            cls, path, backbone=backbone, device=device, key=key, timeout=timeout
+        ) as (classifier, _):
+            yield classifier
 
     @staticmethod
     def rekey(path: str | os.PathLike[str], *, key: bytes | str, new_key: bytes | str) -> None:
@@ -1301,6 +1319,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             repo_id,
             folder.adapter_files(self, card),
             adapter=self._adapter,
+            known=self._known_deletions(),
             private=private,
             branch=revision or "main",
             message=commit_message,
@@ -1308,14 +1327,19 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             purge_history=purge_history,
         )
 
-    def export_receipts(self, path: str | os.PathLike[str]) -> None:
+    def export_receipts(self, path: str | os.PathLike[str], *, signing_key: bytes | None = None) -> None:
         """Write `receipts_` as JSON lines, for :func:`verify_receipts`.
 
         Parameters
         ----------
         path : str or path-like
+
+        signing_key : bytes of length 32, default=None
+            The owner's Ed25519 key (``secrets.token_bytes(32)``), to be kept: it signs where the chains
+            end and when. The last line then holds the signature and the public key, which you give to
+            an auditor by another way too. Needs the extra "encryption".
         """
-        export_receipts(self._held.receipts, path)
+        export_receipts(self._held.receipts, path, signing_key)
 
     @property
     def _held(self) -> Private:
@@ -1431,8 +1455,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids, features)
         return replace(private, state=_at_all_places(state, probe), ledger=ledger)
 
-    def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows | None, Match]:
-        """Find the learned copies that a request names."""
+    def _match(self, held: Private, X, y, sample_ids, copies, names=()) -> tuple[Rows | None, Match]:
+        """Find the learned copies that a request names; `names` adds all rows under some ids."""
         check_choice("copies", copies, ("one", "all"))
         ledger, labels = held.ledger, None
         if X is None:
@@ -1448,7 +1472,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             check_consistent_length(rows, y)
             labels = encode_labels(y, self.classes_).tolist()
         contents = (content(row) for row in rows)
-        return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
+        match = ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
+        return rows, match.joined(ledger.find_ids(names)) if names else match
 
     def _sum(self, private: Private, rows: Rows | None, removals, features, what: str) -> Sums:
         """Take the sums over matched rows: of kept features, or of a share of the rows in every rank."""
@@ -1550,6 +1575,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             self._adapter = adapter
             self._private = private  # the last one: who reads it first finds the rest as new, or newer
         return self
+
+    def _known_deletions(self) -> tuple[set[str], set[str]]:
+        """Return the chains of receipts that this estimator goes on, and the deletions in them."""
+        heads = self._adapter.heads
+        if self._private is None:
+            return set(heads), set(heads.values())
+        receipts = self._private.receipts
+        chains = {self._private.chain} | {receipt["chain"] for receipt in receipts}
+        return chains, {receipt["checksum"] for receipt in receipts}
 
     def _halves(self) -> tuple[Adapter, Private]:
         """Return both halves, of one commit."""

@@ -122,6 +122,10 @@ class NoFeaturesError(FastNTKError, ValueError):
     """The features of rows were not kept, and the rows themselves were not passed."""
 
 
+class RequestError(FastNTKError, ValueError):
+    """A request to be forgotten is not there, or says nothing that can be done."""
+
+
 class PublicationError(FastNTKError, ValueError):
     """What was asked for would publish more than it may."""
 

@@ -7,7 +7,6 @@ on disk forgets, keeps a receipt, and is verified.
 """
 
 # %%
-import json
 import secrets
 import sys
 import tempfile
@@ -59,8 +58,8 @@ print(clf.can_unlearn(X[rows])["reason"][:80])
 # against that a chain that was edited or cut is noticed.
 clf.export_receipts(folder / "receipts.jsonl")
 clf.save_pretrained(folder / "adapter")
-heads = json.loads((folder / "adapter" / "config.json").read_text())["receipts"]
-print(len(verify_receipts(folder / "receipts.jsonl", heads=heads)), "receipts are whole")
+receipts = verify_receipts(folder / "receipts.jsonl", adapter=folder / "adapter")
+print(len(receipts), "receipts are whole, and the published adapter knows them all")
 
 # %%
 # What else there is to do - published adapters, backups, the pictures themselves - is on the page

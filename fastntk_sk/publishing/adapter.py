@@ -32,7 +32,7 @@ class Adapter:
 
     `displacement` is theta - theta_0, of shape (p,), or (0,) for the pseudo kernel; `empty` a mask of
     the classes without rows, which are never predicted; `exactness` that of all deletions together; and
-    `heads` the checksum of the last receipt of each chain.
+    `heads` the checksum of the last receipt of each chain, by its name.
     """
 
     model: LinearizedModel
@@ -43,7 +43,7 @@ class Adapter:
     classes: np.ndarray
     n_forgotten: int = 0
     exactness: dict[str, Any] = field(default_factory=lambda: {"exact": True, "reasons": []})
-    heads: list[str] = field(default_factory=list)
+    heads: dict[str, str] = field(default_factory=dict)
 
     def after(self, **deletions: Any) -> Adapter:
         """Return the adapter with what is said of deletions; its tensors are the same."""

@@ -103,7 +103,7 @@ class Config(Struct, kw_only=True):
     n_samples_learned: RowCount
     n_samples_forgotten: Count
     exactness: Exactness
-    receipts: list[Checksum]
+    receipts: dict[Annotated[str, Meta(max_length=64)], Checksum]
     checksum: Checksum
 
 

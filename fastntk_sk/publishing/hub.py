@@ -84,13 +84,17 @@ def push(
     contents: dict[str, bytes],
     *,
     adapter: Adapter,
+    known: tuple[set[str], set[str]],
     private: bool | None,
     branch: str,
     message: str | None,
     token: str | bool | None,
     purge_history: bool,
 ) -> str:
-    """Publish files as one commit, and return it; see :meth:`FastNTKClassifier.push_to_hub`."""
+    """Publish files as one commit, and return it; see :meth:`FastNTKClassifier.push_to_hub`.
+
+    `known` are the chains of receipts that the estimator goes on, and the deletions in them.
+    """
     api = HfApi(token=_checked(token))
     with _calling(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -114,6 +118,7 @@ def push(
         earlier = None
         if ADAPTER in there:
             earlier = _earlier(api, repo_id, parent)
+            _check_complete(repo_id, earlier, *known)
             _warn(repo_id, adapter, earlier, purge_history)
         # after a lost answer the user calls again, and what is there already is no second commit
         api.create_commit(
@@ -183,15 +188,26 @@ def _earlier(api: HfApi, repo_id: str, commit: str) -> Config | None:
             return None
 
 
-def _warn(repo_id: str, adapter: Adapter, earlier: Config | None, purge_history: bool) -> None:
-    """Warn, before anything is uploaded, of what earlier commits will still tell."""
-    if earlier is not None and earlier.n_samples_forgotten > adapter.n_forgotten:
+def _check_complete(repo_id: str, earlier: Config | None, chains: set[str], deletions: set[str]) -> None:
+    """Raise PublicationError where the version on the Hub knows deletions that this one lacks."""
+    heads = {} if earlier is None else earlier.receipts
+    if any(chain in chains and head not in deletions for chain, head in heads.items()):
+        raise PublicationError(
+            f"The adapter in {repo_id!r} knows a deletion that this estimator lacks: it was restored "
+            "from an older state, and would publish forgotten rows again. Forget them again and push; "
+            "load(..., against=...) says what is missing. Nothing was uploaded."
+        )
+    if heads.keys() - chains:
         warnings.warn(
-            f"The adapter in {repo_id!r} has forgotten {earlier.n_samples_forgotten:,} rows, and this "
-            f"one {adapter.n_forgotten:,}. If it is an older state, forgotten rows are published again.",
+            f"The adapter in {repo_id!r} comes from another fit, from which rows were forgotten. Make "
+            "sure that this one was fitted without them.",
             PrivacyWarning,
             stacklevel=4,
         )
+
+
+def _warn(repo_id: str, adapter: Adapter, earlier: Config | None, purge_history: bool) -> None:
+    """Warn, before anything is uploaded, of what earlier commits will still tell."""
     same = earlier is not None and earlier.tensors_checksum == adapter.checksum
     if adapter.n_forgotten and not same and not purge_history:
         warnings.warn(

@@ -42,6 +42,18 @@ TABLES = {
     "features": ("segment INTEGER", "digest BLOB", "value BLOB"),
     "ids": ("segment INTEGER", "owner BLOB", "kind TEXT", "sample_id TEXT"),
     "receipts": ("receipt BLOB",),
+    "requests": (
+        "request_id TEXT",
+        "state TEXT",
+        "subject TEXT",
+        "received TEXT",
+        "due TEXT",
+        "closed TEXT",
+        "note TEXT",
+        "names TEXT",
+        "files TEXT",
+        "receipt TEXT",
+    ),
 }
 _KINDS = {"INTEGER": int, "REAL": float, "TEXT": str, "BLOB": bytes}
 _PIECE = 64 * 2**20  # SQLite holds at most 1 GB in one value
@@ -72,9 +84,9 @@ class Database:
             raise StateFormatError(f"{self._name} is damaged: {verdict}. Restore a backup.")
 
     def seal(self) -> bytes:
-        """Return a checksum of all rows but those of saves: rows of two saves do not fit together."""
+        """Return a checksum of the rows of a state: those of two saves do not fit together."""
         state = hashlib.blake2b(digest_size=16)
-        for table in sorted(TABLES.keys() - {"saves"}):
+        for table in sorted(TABLES.keys() - {"saves", "requests"}):
             query = f"SELECT checksum FROM {table} WHERE checksum NOT NULL ORDER BY row"
             state.update(b"".join(checksum for (checksum,) in self._execute(query)))
         return state.digest()
@@ -166,7 +178,7 @@ class Database:
         return self._cursors[-1]
 
     def close(self) -> None:
-        """End what is still being read: an error keeps its frames, and they would keep the file locked."""
+        """End what is still being read: the frames that an error keeps would keep the file locked."""
         for cursor in self._cursors:
             cursor.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,10 +53,20 @@ class Match(NamedTuple):
     """What a request finds: copies to be removed, and for each of its rows what became of it.
 
     `results` are "found", "unknown", "elsewhere" (learned with another label or id) or "ambiguous".
+    `by_id`: the request names ids alone, and not rows.
     """
 
     removals: list[Removal]
     results: list[str]
+    by_id: bool = False
+
+    def joined(self, other: Match) -> Match:
+        """Return both, without what the other removes already; its rows follow."""
+        covered = {removal[1:] for removal in other.removals}
+        n = len(self.results)
+        mine = [removal for removal in self.removals if removal[1:] not in covered]
+        theirs = [removal._replace(row=removal.row + n) for removal in other.removals]
+        return Match([*mine, *theirs], self.results + other.results)
 
     def check(self, on_unknown: str = "raise") -> None:
         """Raise UnknownSampleError or AmbiguousSampleError where rows are in the way.
@@ -67,7 +78,8 @@ class Match(NamedTuple):
             for kind in ("unknown", "elsewhere", "ambiguous")
         )
         if (unknown or elsewhere) and not (on_unknown == "skip" and (self.removals or ambiguous)):
-            raise UnknownSampleError(_unknown_message(unknown, elsewhere), unknown + elsewhere)
+            message = _unknown_ids(unknown) if self.by_id else _unknown_message(unknown, elsewhere)
+            raise UnknownSampleError(message, unknown + elsewhere)
         if ambiguous:
             raise AmbiguousSampleError(
                 f"Rows {_rows(ambiguous)} were learned several times with different labels, weights "
@@ -313,7 +325,17 @@ class Ledger:
                 for _ in range(count)
             ]
         found = {sample_ids[removal.row] for removal in removals}
-        return Match(removals, ["found" if one in found else "unknown" for one in sample_ids])
+        results = ["found" if one in found else "unknown" for one in sample_ids]
+        return Match(removals, results, by_id=True)
+
+    def known_ids(self, name: str | int) -> list[str | int]:
+        """Return the ids of learned rows that a person may mean by a name: 7 is also "7"."""
+        either = [name]
+        if isinstance(name, int):
+            either.append(str(name))
+        elif re.fullmatch(r"-?\d{1,18}", name):
+            either.append(int(name))
+        return [one for one in either if self.owned_rows([one])]
 
     def copies_left(self, removals: Sequence[Removal]) -> Counter[int]:
         """Return how many copies of what each row of a request removed from this ledger's are left."""
@@ -415,6 +437,13 @@ class Ledger:
 def _rows(indices: Sequence[int]) -> str:
     shown = ", ".join(map(str, indices[:10]))
     return f"[{shown}, ...] ({len(indices)} in all)" if len(indices) > 10 else f"[{shown}]"
+
+
+def _unknown_ids(unknown: Sequence[int]) -> str:
+    return (
+        f"No row was learned under the sample ids at {_rows(unknown)}, or all are forgotten already. "
+        "Nothing was changed."
+    )
 
 
 def _unknown_message(unknown: Sequence[int], elsewhere: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ from ..publishing.rebuilding import build_model, check_sizes, read_adapter, sett
 from .database import Database, connect, rekey
 from .packing import pack, restore, unpack
 from .private import Private
-from .receipts import chain_heads, parse_receipts
+from .receipts import chain_heads, lost, parse_receipts
 
-__all__ = ["Mark", "check_place", "load", "opened", "rekey", "save"]
+__all__ = ["Mark", "check_complete", "check_place", "load", "opened", "rekey", "save"]
 
 _SAVING = threading.Lock()  # of threads that save one estimator, the second finds the mark of the first
 
@@ -81,19 +81,22 @@ def opened(
     cls: type,
     path: str | os.PathLike[str],
     *,
-    backbone: Any,
-    device: str | None,
     key: bytes | str | None,
-    timeout: float,
-) -> Iterator[Any]:
-    """Load an estimator, keep others from writing, and save it; see :meth:`FastNTKClassifier.open`."""
+    backbone: Any = None,
+    device: str | None = None,
+    timeout: float = 60.0,
+) -> Iterator[tuple[Any, Database]]:
+    """Load an estimator, keep others from writing, and save it; see :meth:`FastNTKClassifier.open`.
+
+    With the estimator comes the transaction in which it is saved.
+    """
     if not Path(path).exists():
         raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
     with connect(Path(path), key, write=True, timeout=timeout) as db:
         classifier = _read(db, cls, Path(path).name, backbone, device, key)
         mark, before, failure = classifier._mark, classifier._held, None
         try:
-            yield classifier
+            yield classifier, db
         except Exception as error:  # of the block: another database's are no errors of this file
             failure = error
         if failure is None and classifier._held is not before:
@@ -125,6 +128,25 @@ def _write(
     return new
 
 
+def check_complete(private: Private, chains: set[str], against: Any) -> None:
+    """Raise StaleStateError where others know of deletions that a state lacks."""
+    missing = lost(private.receipts, chains, against)
+    if missing:
+        told = "; ".join(_in_words(receipt) for receipt in [*missing.values()][:10])
+        raise StaleStateError(
+            f"Expected a state that knows all deletions, got one that lacks {len(missing)} ({told}): it "
+            "is an old one, and remembers those rows. Load it without `against`, call unlearn with the "
+            "same rows or sample ids, which your list of requests holds, and save it."
+        )
+
+
+def _in_words(receipt: Mapping[str, Any]) -> str:
+    if "time" not in receipt:
+        return "the last of its chain"
+    names = ", ".join(receipt["request_ids"])
+    return f"{receipt['n_rows']:,} rows at {receipt['time']}{f' for {names}' if names else ''}"
+
+
 def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
     """Return which save a file holds, if it holds one."""
     marks = [Mark._make((*values, key is not None)) for _, values in db.rows("saves")]
@@ -135,12 +157,12 @@ def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
     """Say what a save over a file that has moved on would undo."""
     known = {receipt["checksum"] for receipt in receipts}
     there = parse_receipts((content for _, (content,) in db.rows("receipts")), name)
-    lost = [receipt for receipt in there if receipt["checksum"] not in known]
-    undone = "; ".join(f"{r['n_rows']:,} rows at {r['time']}" for r in lost[:10])
+    gone = [receipt for receipt in there if receipt["checksum"] not in known]
+    undone = "; ".join(map(_in_words, gone[:10]))
     what = (
         f"deletions that this estimator does not know would be undone ({undone}"
-        f"{'; ...' if len(lost) > 10 else ''})"
-        if lost
+        f"{'; ...' if len(gone) > 10 else ''})"
+        if gone
         else "what was learned there meanwhile would be lost"
     )
     return (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,6 +15,9 @@ from msgspec import Meta, Struct
 from ..exceptions import ReceiptError, StateFormatError
 from ..publishing import files
 from ..publishing.config import Checksum, Count, Exactness, RowCount
+from ..publishing.exactness import exactness
+from ..publishing.folder import ADAPTER
+from ..publishing.rebuilding import read_adapter
 
 Measured = Annotated[float, Meta(ge=0)]
 
@@ -39,6 +43,18 @@ class Receipt(Struct):
     chain: str
     previous: str
     checksum: Checksum
+
+
+class Claim(Struct):
+    """The last line of a signed export."""
+
+    heads: dict[str, Checksum]
+    time: str
+    signature: str
+    public_key: str
+
+
+_MEASURED = ("drift", "position_gap", "residual", "rounding", "seen_by", "searched_by", "anchor")
 
 
 def make_receipt(
@@ -126,47 +142,69 @@ def senses(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"exact": all(one["exact"] for one in found), "reasons": list(reasons)}
 
 
-def chain_heads(receipts: Iterable[Mapping[str, Any]]) -> list[str]:
+def chain_heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return the checksum of the last receipt of each chain."""
-    return list(_heads(receipts).values())
-
-
-def head_of(receipts: Iterable[Mapping[str, Any]], chain: str) -> str:
-    """Return the checksum of the last receipt of one chain, or "" if it has none yet."""
-    return _heads(receipts).get(chain, "")
-
-
-def _heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {receipt["chain"]: receipt["checksum"] for receipt in receipts}
 
 
-def export_receipts(receipts: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Write receipts as JSON lines; see the classifier."""
-    path = Path(path).absolute()
-    files.replace(path.parent, path.name, lines(*receipts))
+def export_receipts(
+    receipts: Iterable[Mapping[str, Any]], path: str | os.PathLike[str], signing_key: bytes | None
+) -> None:
+    """Write receipts as JSON lines, signed on demand; see the classifier."""
+    path, receipts = Path(path).absolute(), [*receipts]
+    documents = [dict(receipt) for receipt in receipts]
+    if signing_key is not None:
+        documents.append(_signed(chain_heads(receipts), signing_key))
+    data = b"".join(files.canonical(document) + b"\n" for document in documents)
+    files.replace(path.parent, path.name, data)
 
 
-def lines(*documents: Mapping[str, Any]) -> bytes:
-    """Return JSON lines."""
-    return b"".join(files.canonical(document) + b"\n" for document in documents)
+def _signed(heads: dict[str, str], signing_key: bytes) -> dict[str, Any]:
+    """Return the last line of an export: what the chains end in, when, and the owner's signature."""
+    if not isinstance(signing_key, bytes) or len(signing_key) != 32:
+        raise ValueError(
+            "Expected signing_key to be the 32 bytes of an Ed25519 key (secrets.token_bytes(32)), got "
+            "something else."
+        )
+    key = _ed25519().Ed25519PrivateKey.from_private_bytes(signing_key)
+    claim = {"heads": heads, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    signature = key.sign(files.canonical(claim)).hex()
+    return claim | {"signature": signature, "public_key": key.public_key().public_bytes_raw().hex()}
 
 
-def verify_receipts(path: str | os.PathLike[str], heads: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Check that exported receipts are whole and in order.
+def _ed25519() -> ModuleType:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise ImportError(
+            "Signatures need the package cryptography: pip install 'fastntk_sk[encryption]'."
+        ) from error
+    return ed25519
+
+
+def verify_receipts(
+    path: str | os.PathLike[str], *, adapter: Any = None, public_key: str | None = None
+) -> list[dict[str, Any]]:
+    """Check that exported receipts are whole, in order and consistent.
 
     Each receipt holds the checksum of the one before it: a line that was changed, inserted, left out or
-    moved is noticed. Lines that were cut off at the end are noticed only through `heads`. A chain is
-    evidence of what was run by somebody who is honest, not a proof that nothing was kept: who holds
-    the state can write another chain.
+    moved is noticed; so is one whose verdict its own numbers contradict. Lines that were cut off at
+    the end, and deletions that came later, are noticed against what was published. A chain is evidence
+    of what was run by somebody who is honest, and with a signature of who says so; it is no proof that
+    nothing was kept: who holds the state can write another chain.
 
     Parameters
     ----------
     path : str or path-like
         As :meth:`FastNTKClassifier.export_receipts` wrote it.
 
-    heads : iterable of str, default=()
-        Checksums that must be among the receipts: those under "receipts" in the `config.json` of a
-        published adapter.
+    adapter : str, path-like or FastNTKClassifier, default=None
+        The folder of the published adapter, or the estimator that `from_pretrained` made of it: the
+        chains must end where it says, no earlier and no later.
+
+    public_key : str, default=None
+        The owner's, 64 hexadecimal digits which he gave you by another way than the file: the file must
+        be signed with it.
 
     Returns
     -------
@@ -175,7 +213,8 @@ def verify_receipts(path: str | os.PathLike[str], heads: Iterable[str] = ()) -> 
     Raises
     ------
     ReceiptError
-        If a line does not fit; the message names it.
+        If a line does not fit, the message names it; if the chains do not end as the adapter says; if
+        the signature is missing or another's.
 
     StateFormatError
         If there is no such file.
@@ -189,19 +228,93 @@ def verify_receipts(path: str | os.PathLike[str], heads: Iterable[str] = ()) -> 
     >>> clf = FastNTKClassifier(random_state=0).fit(X, y).unlearn(X[:5]).unlearn(X[5:7])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     clf.export_receipts(f"{folder}/receipts.jsonl")
-    ...     [receipt["n_rows"] for receipt in verify_receipts(f"{folder}/receipts.jsonl")]
+    ...     receipts = verify_receipts(f"{folder}/receipts.jsonl", adapter=clf)
+    >>> [receipt["n_rows"] for receipt in receipts]
     [5, 2]
     """
     path = Path(path).absolute()
-    receipts = parse_receipts(files.read(path.parent, path.name).splitlines(), path.name)
-    wanted = {heads} if isinstance(heads, str) else set(heads)
-    missing = sorted(wanted - {receipt["checksum"] for receipt in receipts})
+    lines = files.read(path.parent, path.name).splitlines()
+    claim = None
+    if lines and b'"signature"' in lines[-1]:
+        claim = _parse(lines.pop(), Claim, "The signature")
+    receipts = parse_receipts(lines, path.name)
+    heads = chain_heads(receipts)
+    if claim is not None:
+        _check_signature(claim, heads)
+    if public_key is not None and (claim is None or claim["public_key"] != public_key.lower()):
+        raise ReceiptError(f"{path.name} is not signed with the key {public_key}.")
+    if adapter is not None:
+        _check_heads(receipts, published_heads(adapter), path.name)
+    return receipts
+
+
+def published_heads(adapter: Any) -> dict[str, str]:
+    """Return the heads of the chains that an adapter names; it is a folder or an estimator."""
+    if hasattr(adapter, "_adapter"):
+        return dict(adapter._adapter.heads)
+    return dict(read_adapter(files.read(Path(adapter), ADAPTER), ADAPTER)[0].receipts)
+
+
+def lost(
+    receipts: Iterable[Mapping[str, Any]], chains: Container[str], other: Any
+) -> dict[str, Mapping[str, Any]]:
+    """Return what others know of deletions in these chains and the receipts do not, by checksum.
+
+    `other` is what `published_heads` takes, or the path of exported receipts, which tell more.
+    """
+    known = {receipt["checksum"] for receipt in receipts}
+    if not hasattr(other, "_adapter") and Path(other).is_file():
+        found = {receipt["checksum"]: receipt for receipt in verify_receipts(other)}
+    else:
+        found = {head: {"chain": chain} for chain, head in published_heads(other).items()}
+    return {
+        head: receipt
+        for head, receipt in found.items()
+        if receipt["chain"] in chains and head not in known
+    }
+
+
+def _check_heads(receipts: list[dict[str, Any]], published: dict[str, str], name: str) -> None:
+    """Raise ReceiptError unless chains end where an adapter says."""
+    missing = sorted(set(published.values()) - {receipt["checksum"] for receipt in receipts})
     if missing:
         raise ReceiptError(
-            f"{path.name} lacks the receipts {missing}, which were published. It was cut off, or "
-            "belongs to another model."
+            f"{name} lacks the receipts {missing}, which were published. It was cut off, or belongs to "
+            "another model."
         )
-    return receipts
+    later = [
+        receipt["time"]
+        for i, receipt in enumerate(receipts)
+        if published.get(receipt["chain"]) not in {r["checksum"] for r in receipts[i:]}
+    ]
+    if later:
+        raise ReceiptError(
+            f"{name} tells of {len(later)} deletions that the adapter does not know, the first at "
+            f"{later[0]}: what is published still holds those rows. Publish it again."
+        )
+
+
+def _check_signature(claim: dict[str, Any], heads: dict[str, str]) -> None:
+    """Raise ReceiptError unless a claim is signed as it says, and is about these chains."""
+    from cryptography.exceptions import InvalidSignature
+
+    signed = {name: claim[name] for name in ("heads", "time")}
+    try:
+        key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(claim["public_key"]))
+        key.verify(bytes.fromhex(claim["signature"]), files.canonical(signed))
+    except (InvalidSignature, ValueError) as error:
+        raise ReceiptError("The signature does not fit what it signs. Ask for the file anew.") from error
+    if claim["heads"] != heads:
+        raise ReceiptError("The signature is of other receipts than the file holds. Ask for it anew.")
+
+
+def _parse(line: bytes, kind: type[Struct], name: str) -> dict[str, Any]:
+    try:
+        document = files.parse_json(line, name)
+        msgspec.convert(document, kind)
+    except (StateFormatError, msgspec.ValidationError) as error:
+        raise ReceiptError(f"{name} is not what was written: {error}") from error
+    return document
 
 
 def parse_receipts(documents: Iterable[bytes], name: str) -> list[dict[str, Any]]:
@@ -209,12 +322,19 @@ def parse_receipts(documents: Iterable[bytes], name: str) -> list[dict[str, Any]
     receipts: list[dict[str, Any]] = []
     last: dict[str, str] = {}
     for i, line in enumerate(documents, 1):
+        receipt = _parse(line, Receipt, f"Receipt {i} of {name}")
         try:
-            receipt = files.parse_json(line, f"Receipt {i}")
-            files.check_checksum(receipt, f"Receipt {i}")
-            msgspec.convert(receipt, Receipt)
-        except (StateFormatError, msgspec.ValidationError) as error:
-            raise ReceiptError(f"{name} is not what was written, in receipt {i}: {error}") from error
+            files.check_checksum(receipt, f"Receipt {i} of {name}")
+        except StateFormatError as error:
+            raise ReceiptError(str(error)) from error
+        verdict = exactness(**{key: receipt[key] for key in _MEASURED})
+        if not set(verdict["reasons"]) <= set(receipt["exactness"]["reasons"]) or (
+            receipt["exactness"]["exact"] and receipt["exactness"]["reasons"]
+        ):
+            raise ReceiptError(
+                f"Receipt {i} of {name} says {receipt['exactness']}, and its own numbers say "
+                f"{verdict['reasons']}."
+            )
         if receipt["previous"] != last.get(receipt["chain"], ""):
             raise ReceiptError(
                 f"Receipt {i} of {name} does not follow the one before it in its chain: receipts "

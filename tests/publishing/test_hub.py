@@ -176,9 +176,14 @@ def test_two_that_push_at_once(clf, blobs, tmp_path, monkeypatch, server):
     with pytest.raises(HubError, match="Somebody else"):
         clf.partial_fit(X[:2], y[:2]).push_to_hub(REPO, token=TOKEN)
     assert pull(tmp_path).n_samples_forgotten_ == 5
-    # what the other has forgotten would come back
-    with pytest.warns(PrivacyWarning, match="published again"):
-        clf.push_to_hub(REPO, token=TOKEN)
+    # what the other has forgotten would come back, however many rows this one forgets
+    for rows in (slice(10, 15), slice(15, 30)):
+        with pytest.raises(PublicationError, match="older state"):
+            clf.unlearn(X[rows]).push_to_hub(REPO, token=TOKEN)
+    assert pull(tmp_path).n_samples_forgotten_ == 5
+    refit = copy.deepcopy(clf).fit(X[5:], y[5:])
+    with pytest.warns(PrivacyWarning, match="another fit"):
+        refit.push_to_hub(REPO, token=TOKEN)
 
 
 @pytest.mark.parametrize("token", ["hf_SECRET\nhf_SECRET", "hf SECRET", "hf_S\u00c9CRET"])

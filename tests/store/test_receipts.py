@@ -8,7 +8,13 @@ import pytest
 from hostile import checked
 
 from fastntk_sk import FastNTKClassifier, verify_receipts
-from fastntk_sk.exceptions import PrivacyWarning, ReceiptError, StateFormatError
+from fastntk_sk.exceptions import (
+    PrivacyWarning,
+    ReceiptError,
+    StaleStateError,
+    StateFormatError,
+    UnknownSampleError,
+)
 
 
 def make(**changes):
@@ -44,9 +50,9 @@ def test_what_a_receipt_says(exported, tmp_path):
     assert first["rounding"] < 1e-8
     assert {"torch", "timm", "numpy"} <= first["versions"].keys()
     assert (first["device"], first["precision"]) == ("cpu", "float64")
-    # what is published joins up, and nothing tells what was published before
-    assert receipts[2]["adapter"] == published(clf, tmp_path / "adapter")["tensors_checksum"]
-    assert "adapter_before" not in first
+    assert (first["request_ids"], first["n_copies_left"], first["kept_features"]) == ([], 0, False)
+    # nothing is a function of the rows, which who has the state could compare with
+    assert not any("adapter" in key or "digest" in key for key in first)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -55,7 +61,7 @@ def test_the_chain_goes_on_after_a_load(blobs, exported, tmp_path):
     clf.save(tmp_path / "state")
     again = FastNTKClassifier.load(tmp_path / "state").unlearn(blobs[0][10:12])
     again.export_receipts(path)
-    receipts = verify_receipts(path, published(again, tmp_path / "adapter")["receipts"])
+    receipts = verify_receipts(path, adapter=again)
     checksums = [receipt["checksum"] for receipt in receipts]
     assert [receipt["previous"] for receipt in receipts] == ["", *checksums[:-1]]
 
@@ -88,14 +94,98 @@ def test_forgeries_are_named(exported, forge, message):
         verify_receipts(path)
 
 
-def test_a_cut_end_is_noticed_through_what_was_published(exported, tmp_path):
+def test_a_verdict_that_its_numbers_contradict(exported):
+    _, path = exported
+    lines = path.read_text().splitlines()
+    for changes in ({"drift": 1e-9}, {"residual": 1e-3}, {"anchor": "finetuned"}):
+        path.write_text(_forged(lines[0], **changes) + "\n")
+        with pytest.raises(ReceiptError, match="its own numbers"):
+            verify_receipts(path)
+
+
+def test_chains_end_where_the_published_adapter_says(exported, blobs, tmp_path):
     clf, path = exported
-    heads = published(clf, tmp_path / "adapter")["receipts"]
-    assert len(verify_receipts(path, heads=heads)) == 3
-    path.write_text("\n".join(path.read_text().splitlines()[:2]) + "\n")
+    clf.save_pretrained(tmp_path / "adapter")
+    pulled = FastNTKClassifier.from_pretrained(tmp_path / "adapter")
+    for adapter in (tmp_path / "adapter", str(tmp_path / "adapter"), pulled, clf):
+        assert len(verify_receipts(path, adapter=adapter)) == 3
+    whole = path.read_text()
+    path.write_text("\n".join(whole.splitlines()[:2]) + "\n")
     assert len(verify_receipts(path)) == 2
     with pytest.raises(ReceiptError, match="were published"):
-        verify_receipts(path, heads=heads)
+        verify_receipts(path, adapter=pulled)
+    clf.unlearn(blobs[0][10:11]).export_receipts(path)
+    with pytest.raises(ReceiptError, match="1 deletions that the adapter does not know"):
+        verify_receipts(path, adapter=pulled)
+
+
+def test_signatures(exported):
+    clf, path = exported
+    clf.export_receipts(path, signing_key=bytes(32))
+    lines = path.read_text().splitlines()
+    key = json.loads(lines[-1])["public_key"]
+    assert len(verify_receipts(path, public_key=key)) == 3
+    for public_key, forged, message in (
+        ("0" * 64, lines, "not signed with"),
+        (key, lines[:-1], "not signed with"),
+        (None, [*lines[:2], lines[-1]], "other receipts"),
+        (None, [*lines[:-1], _changed(lines[-1], time="2020-01-01T00:00:00+00:00")], "signature"),
+        (None, [*lines[:-1], _changed(lines[-1], signature="x")], "signature"),
+        (None, [*lines[:-1], _changed(lines[-1], heads=7)], "signature"),
+    ):
+        path.write_text("\n".join(forged) + "\n")
+        with pytest.raises(ReceiptError, match=message):
+            verify_receipts(path, public_key=public_key)
+    with pytest.raises(ValueError, match="32 bytes"):
+        clf.export_receipts(path, signing_key="secret")
+
+
+def test_a_restored_state_is_told_what_it_lacks(blobs, tmp_path):
+    X, state = blobs[0], tmp_path / "state"
+    clf = make().fit(*blobs).unlearn(X[:1])
+    clf.save(state)
+    clf.unlearn(X[1:3], request_id="case 7").export_receipts(tmp_path / "receipts.jsonl")
+    clf.save_pretrained(tmp_path / "adapter")
+    for against, message in (
+        (tmp_path / "receipts.jsonl", "2 rows at .* for case 7"),
+        (str(tmp_path / "adapter"), "the last of its chain"),
+        (clf, "call unlearn with"),
+    ):
+        with pytest.raises(StaleStateError, match=message):
+            FastNTKClassifier.load(state, against=against)
+    clf.save(tmp_path / "new")
+    assert FastNTKClassifier.load(tmp_path / "new", against=tmp_path / "receipts.jsonl").receipts_
+    another = make().fit(*blobs).unlearn(X[:5])
+    assert FastNTKClassifier.load(state, against=another).n_samples_forgotten_ == 1
+
+
+def test_copies_that_stay_are_told(blobs):
+    X, y = blobs
+    clf = make().fit(np.r_[X, X[:2]], np.r_[y, y[:2]])
+    with pytest.warns(PrivacyWarning, match="2 copies"):
+        clf.unlearn(X[:3])
+    assert clf.receipts_[0]["n_copies_left"] == 2
+    report = clf.can_unlearn(np.r_[X[:1], X[5:6]], copies="all")
+    assert [row["copies_left"] for row in report["rows"]] == [0, 0]
+    clf.unlearn(X[:2])
+
+
+def test_one_unknown_row_does_not_block_the_others(blobs):
+    X, y = blobs
+    clf = make().fit(X, y).unlearn(X[:1])
+    asked = X[[0, 1, 2]]
+    report = clf.can_unlearn(asked)
+    assert [row["result"] for row in report["rows"]] == ["unknown", "found", "found"]
+    assert (report["possible"], report["indices"]) == (False, [0])
+    assert clf.can_unlearn(asked, on_unknown="skip")["n_rows"] == 2
+    clf.unlearn(asked, on_unknown="skip", request_id=["a", "b"])
+    assert clf.receipts_[-1]["request_ids"] == ["a", "b"]
+    assert clf.n_samples_forgotten_ == 3
+    with pytest.raises(UnknownSampleError):
+        clf.unlearn(asked, on_unknown="skip")
+    for wrong in ({"on_unknown": "ignore"}, {"request_id": 7}, {"request_id": [7]}):
+        with pytest.raises((ValueError, TypeError)):
+            clf.unlearn(X[4:5], **wrong)
 
 
 def test_merged_sites_keep_their_chains(blobs, tmp_path):
@@ -107,9 +197,10 @@ def test_merged_sites_keep_their_chains(blobs, tmp_path):
         merged = sites[0].merge(sites[1])
     merged.unlearn(X[1:2])
     merged.export_receipts(tmp_path / "receipts.jsonl")
+    receipts = verify_receipts(tmp_path / "receipts.jsonl", adapter=merged)
     heads = published(merged, tmp_path / "adapter")["receipts"]
-    receipts = verify_receipts(tmp_path / "receipts.jsonl", heads=heads)
-    assert len({receipt["chain"] for receipt in receipts}) == len(heads) == 2
+    assert {receipt["chain"] for receipt in receipts} == heads.keys()
+    assert len(heads) == 2
     assert receipts[2]["previous"] == receipts[0]["checksum"]
 
 
