@@ -541,8 +541,8 @@ def test_50_rounds_of_writers(pair, tmp_path, n_writers):
         # who was told of no error has saved; who was told has changed nothing
         lost += rows_left(place, rows) != [int(code > 0) for code in codes]
     print(
-        f"\n50 rounds of {n_writers} writers: {lost} of {50 * n_writers} deletions by open lost; by load "
-        f"and save: {stale} of {50 * n_writers} told that they are stale, 0 undone"
+        f"\n50 rounds of {n_writers} writers: {lost} of {50 * n_writers} deletions by open lost; by "
+        f"load and save: {stale} of {50 * n_writers} told that they are stale, 0 undone"
     )
     assert lost == 0
 
