@@ -178,7 +178,7 @@ class Database:
         return self._cursors[-1]
 
     def close(self) -> None:
-        """End what is still being read: the frames that an error keeps would keep the file locked."""
+        """End what is still read: the frames of an error would keep the file locked."""
         for cursor in self._cursors:
             cursor.close()
 

@@ -88,7 +88,7 @@ def test_damaged_files(clf, expected, kind, tmp_path):
 
 
 def test_pages_of_an_earlier_save_do_not_fit(clf, tmp_path):
-    """Who has no key can put back pages of an encrypted file: all of them, which is a backup, or none."""
+    """Who has no key can put back all pages of an encrypted file, which is a backup, but not some."""
     file = save(clf, "encrypted", tmp_path / "file")
     before = file.read_bytes()
     hostile.load(file, key=KEY).unlearn(X[2:5]).save(file, key=KEY)
@@ -178,7 +178,7 @@ SCHEMAS = {
     "a trigger": "CREATE TRIGGER t AFTER UPDATE ON ledger BEGIN INSERT INTO receipts VALUES "
     "(NULL, NULL, old.digest); END",
     "a view": "CREATE VIEW v AS SELECT * FROM ledger",
-    "a view in place of a table": "ALTER TABLE ledger RENAME TO l; CREATE VIEW ledger AS SELECT * FROM l",
+    "a view for a table": "ALTER TABLE ledger RENAME TO l; CREATE VIEW ledger AS SELECT * FROM l",
     "an index": "CREATE INDEX i ON ledger (digest)",
     "another table": "CREATE TABLE other (x)",
     "a column more": "ALTER TABLE ledger ADD COLUMN name TEXT",
