@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from .classifier import FastNTKClassifier
-from .exceptions import RequestError
+from .exceptions import RequestError, StateFormatError
 from .publishing.exactness import exactness_text
 from .store import persistence
 from .store.database import Database, connect
@@ -54,7 +56,7 @@ class Request:
     """
 
     request_id: str
-    state: str
+    state: Literal["open", "found", "done", "refused"]
     subject: str
     received: str
     due: str
@@ -69,7 +71,7 @@ class Request:
         """Whether it is open after its due date."""
         return self.state in OPEN and date.fromisoformat(self.due) < datetime.now(UTC).date()
 
-    def closed_as(self, state: str, receipt: str = "") -> Request:
+    def closed_as(self, state: Literal["done", "refused"], receipt: str = "") -> Request:
         """Return what is left of it when it is done or refused."""
         today = datetime.now(UTC).date().isoformat()
         return Request(self.request_id, state, "", self.received, self.due, today, "", (), (), receipt)
@@ -328,8 +330,8 @@ Receipt            {receipt[checksum]}
 Receipt before     {receipt[previous]}
 Chain              {receipt[chain]}
 
-The receipt is evidence of what was run. It does not cover backups, free blocks of disks, published versions
-from before, and what the backbone has learned elsewhere.
+The receipt is evidence of what was run. It does not cover backups, free blocks of disks, versions that
+were published before, and what the backbone has learned elsewhere.
 """
 
 
@@ -371,14 +373,14 @@ def _look_up(
 
 
 def _told(
-    request_id: str, item: str | int, result: str, n_rows: int = 0, left: int = 0
+    request_id: str, item: str | int, result: str, n_rows: int = 0, copies_left: int = 0
 ) -> dict[str, Any]:
     return {
         "request_id": request_id,
         "item": item,
         "result": result,
         "n_rows": n_rows,
-        "copies_left": left,
+        "copies_left": copies_left,
     }
 
 
@@ -404,8 +406,13 @@ def _asked(db: Database, request_ids: tuple[str, ...]) -> list[Request]:
 def _read(db: Database) -> Iterator[tuple[int, Request]]:
     for number, values in db.rows("requests"):
         document = dict(zip((field.name for field in fields(Request)), values, strict=True))
-        lists = {name: tuple(json.loads(document[name])) for name in ("names", "files")}
-        yield number, Request(**document | lists)
+        try:
+            lists = {name: json.loads(document[name]) for name in ("names", "files")}
+            request = msgspec.convert(document | lists, Request)
+            date.fromisoformat(request.due)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise StateFormatError(f"Request {number} is not what was written: {error}.") from error
+        yield number, request
 
 
 def _row(request: Request) -> tuple[str, ...]:

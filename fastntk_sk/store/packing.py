@@ -322,9 +322,12 @@ def _unpack_ledger(db: Database, name: str) -> Ledger:
         raise StateFormatError(f"{name} holds no ledger. Restore a backup.")
     for number, (place, owner, kind, sample_id) in db.rows("ids"):
         try:
-            segments[place].ids[owner] = _ID_KINDS[kind](sample_id)
-        except (LookupError, ValueError) as error:
-            raise StateFormatError(f"Row {number} of the ids in {name} is impossible.") from error
+            one = _ID_KINDS[kind](sample_id)
+        except (LookupError, ValueError):
+            one = None
+        if one is None or not 0 <= place < len(segments) or segments[place].owner(one) != owner:
+            raise StateFormatError(f"Row {number} of the ids in {name} is impossible.")
+        segments[place].ids[owner] = one
     return Ledger(segments)
 
 
@@ -335,4 +338,7 @@ def _unpack_features(db: Database, ledger: Ledger, model: LinearizedModel) -> No
         known = 0 <= place < len(ledger.segments) and digest in ledger.segments[place].rows
         if not known or len(value) != width * dtype.itemsize:
             raise StateFormatError(f"Row {number} of the kept features is impossible. Restore a backup.")
-        ledger.segments[place].features[digest] = np.frombuffer(value, dtype=dtype)
+        features = np.frombuffer(value, dtype=dtype)
+        if not np.isfinite(features).all():
+            raise StateFormatError(f"Row {number} of the kept features is not finite. Restore a backup.")
+        ledger.segments[place].features[digest] = features
