@@ -10,17 +10,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .backbones.folders import DATA, read_labelled, read_pictures
+from .backbones.folders import DATA, Pictures, read_labelled, read_pictures
 from .backbones.recipes import Recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
-from .exceptions import FastNTKError, SampleError
+from .exceptions import AmbiguousSampleError, FastNTKError, SampleError
 from .publishing import files
 from .publishing.exactness import exactness_text
+from .requests import Requests
 from .store import persistence
 from .sums import memory
 from .sums.statistics import Statistics
@@ -34,6 +36,7 @@ _FIT_PARAMETERS = (
     "alpha",
     "n_components",
     "image_size",
+    "keep",
     "random_state",
     "num_workers",
 )
@@ -129,33 +132,43 @@ def _unlearn(args: argparse.Namespace) -> Answer:
             f"Expected files that exist, got {missing[:5]}: rows are matched by their content. Restore "
             "them from a backup, forget them, and delete them afterwards."
         )
+    if bool(paths) == bool(args.id):
+        raise ValueError("Expected either --forget, with pictures, or --id, got both or neither.")
     ids = [one for pictures in listed for one in pictures.ids or [None] * len(pictures.paths)]
-    request: dict[str, Any] = {
-        "sample_ids": ids if any(one is not None for one in ids) else None,
-        "copies": "all" if args.all_copies else "one",
-    }
 
-    def labels(clf: FastNTKClassifier) -> list | None:
+    def request(clf: FastNTKClassifier) -> dict[str, Any]:
+        options: dict[str, Any] = {"on_unknown": "skip" if args.skip_unknown else "raise"}
+        if args.id:
+            return options | {"X_forget": None, "sample_ids": [_meant(clf, one) for one in args.id]}
         # a folder of a request need not be named after a class; a file states its labels
         given = [
             _as_classes(clf, pictures.labels, source.is_dir())
             for source, pictures in zip(args.forget, listed, strict=True)
         ]
-        return [label for part in given for label in part or ()] if None not in given else None
+        named = any(one is not None for one in ids)
+        return options | {
+            "X_forget": paths,
+            "y_forget": [one for part in given for one in part or ()] if None not in given else None,
+            "sample_ids": [one and _meant(clf, one) for one in ids] if named else None,
+            "copies": "all" if args.all_copies else "one",
+        }
 
     if args.dry_run:
         clf = FastNTKClassifier.load(args.state, key=_key(args))
-        report = clf.can_unlearn(paths, labels(clf), **request)
-        report["files"] = [paths[i] for i in report.pop("indices")]
+        report = clf.can_unlearn(**request(clf))
+        report["files"] = [(paths or args.id)[i] for i in report.pop("indices")]
+        report["rows"] = [
+            {"item": item} | row for item, row in zip(paths or args.id, report["rows"], strict=True)
+        ]
         report["reason"] = _here(_with_files(report["reason"], paths))
         verdict = "can be forgotten" if report["possible"] else f"cannot: {report['reason']}"
         text = f"{report['n_rows']:,} learned rows {verdict} (about {report['seconds']:.1f} s)."
         return Answer(report, text, code=int(not report["possible"]))
     with _opened(args, paths) as clf:
-        clf.unlearn(paths, labels(clf), **request)
+        clf.unlearn(**request(clf), request_id=args.request_id or ())
     receipt = clf.receipts_[-1]
-    unknown = set(clf.can_unlearn(paths, copies="all")["indices"])
-    copies = [path for i, path in enumerate(paths) if i not in unknown]
+    rows = clf.can_unlearn(paths, copies="all")["rows"] if paths else []
+    copies = [path for path, row in zip(paths, rows, strict=True) if row["result"] == "found"]
     text = (
         f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {_exactness(clf, receipt)}. "
         f"{clf.n_samples_learned_:,} rows are left."
@@ -170,10 +183,91 @@ def _unlearn(args: argparse.Namespace) -> Answer:
     return Answer(data, text)
 
 
+def _meant(clf: FastNTKClassifier, name: str) -> str | int:
+    """Return the sample id that is meant by a text: 7 may have been learned as a number."""
+    known = clf._held.ledger.known_ids(name)
+    if len(known) > 1:
+        raise AmbiguousSampleError(
+            f"Both the number {name} and the text {name!r} are sample ids of learned rows. Forget it in "
+            "Python, where they differ."
+        )
+    return known[0] if known else name
+
+
+def _find(args: argparse.Namespace) -> Answer:
+    clf = FastNTKClassifier.load(args.state, key=_key(args))
+    paths = [path for source in args.images for path in read_pictures(source).paths]
+    found = clf.find(paths, n=args.number, threshold=args.threshold)
+    rows = [{"path": path} | row for path, each in zip(paths, found, strict=True) for row in each]
+    lines = [
+        f"{row['path']}\t{row['similarity']:.3f}\t{row['sample_id']}\t{row['label']}" for row in rows
+    ]
+    return Answer({"found": rows}, "\n".join(lines) or "Nothing is like these pictures.")
+
+
+def _rekey(args: argparse.Namespace) -> Answer:
+    FastNTKClassifier.rekey(args.state, key=_key(args) or "", new_key=_passphrase(args.new_key_file))
+    return Answer({"state": str(args.state)}, f"{args.state} is encrypted with the new key.")
+
+
+def _request_add(args: argparse.Namespace) -> Answer:
+    requests = Requests(args.state, key=_key(args))
+    if args.csv is not None:
+        added = requests.add_csv(args.csv)
+    else:
+        added = [
+            requests.add(
+                args.subject,
+                sample_ids=args.id,
+                files=args.file,
+                note=args.note,
+                received=args.received,
+                days=args.days,
+                request_id=args.request_id,
+            )
+        ]
+    return Answer({"request_ids": added}, "\n".join(added))
+
+
+def _request_list(args: argparse.Namespace) -> Answer:
+    found = Requests(args.state, key=_key(args)).all()
+    lines = [
+        f"{r.request_id}\t{r.state}\treceived {r.received}\tdue {r.due}\t{r.subject}"
+        f"{chr(9) + 'OVERDUE' if r.is_overdue else ''}"
+        for r in found
+    ]
+    data = [vars(request) | {"overdue": request.is_overdue} for request in found]
+    return Answer({"requests": data}, "\n".join(lines) or "There are no requests.")
+
+
+def _request_rows(args: argparse.Namespace) -> Answer:
+    requests = Requests(args.state, key=_key(args))
+    rows = (requests.run if args.go else requests.show)(*args.request_ids)
+    lines = [
+        f"{row['request_id']}\t{row['item']}\t{row['result']}\t{row['n_rows']:,} rows\t"
+        f"{row['copies_left']:,} copies left"
+        for row in rows
+    ]
+    return Answer({"rows": rows}, "\n".join(lines) or "No request is open.")
+
+
+def _request_refuse(args: argparse.Namespace) -> Answer:
+    Requests(args.state, key=_key(args)).refuse(args.request_id)
+    return Answer({"request_id": args.request_id}, f"{args.request_id} is closed.")
+
+
+def _request_letter(args: argparse.Namespace) -> Answer:
+    text = Requests(args.state, key=_key(args)).letter(args.request_id, args.reader)
+    return Answer({"text": text}, text.rstrip())
+
+
 def _rebuild(args: argparse.Namespace) -> Answer:
-    pictures = read_pictures(args.data)
+    pictures = Pictures([]) if args.data is None else read_pictures(args.data)
     with _opened(args, pictures.paths) as clf:
-        clf.rebuild(pictures.paths, _as_classes(clf, pictures.labels, args.data.is_dir()))
+        if args.data is None:
+            clf.rebuild()
+        else:
+            clf.rebuild(pictures.paths, _as_classes(clf, pictures.labels, args.data.is_dir()))
     text = f"Rebuilt the sums of {clf.n_samples_learned_:,} rows. Ledger and receipts are unchanged."
     return Answer({"n_learned": clf.n_samples_learned_}, text)
 
@@ -276,7 +370,11 @@ def _alpha(text: str) -> float | str:
 
 
 def _key(args: argparse.Namespace) -> str | None:
-    return None if args.key_file is None else args.key_file.read_text(encoding="utf-8").strip()
+    return None if args.key_file is None else _passphrase(args.key_file)
+
+
+def _passphrase(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _any(args: argparse.Namespace, path: str | None = None) -> FastNTKClassifier:
@@ -302,20 +400,56 @@ def _as_classes(clf: FastNTKClassifier, labels: list[str] | None, lenient: bool)
     )
 
 
+def _add(commands: Any, name: str, run: Callable[..., Answer], text: str) -> argparse.ArgumentParser:
+    """Add a command to a group."""
+    made = commands.add_parser(name, help=text, description=text)
+    made.set_defaults(run=run)
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    made.add_argument("--quiet", action="store_true", help="show no progress bars")
+    if name not in ("zoo", "demo"):
+        made.add_argument("--key-file", type=Path, help="file with the passphrase of an encrypted state")
+    return made
+
+
+def _add_requests(commands: Any) -> None:
+    """Add the commands about requests to be forgotten."""
+    text = "Keep requests to be forgotten beside the state, and run them as one deletion."
+    group = commands.add_parser("request", help=text, description=text)
+    actions = group.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: Callable[..., Answer], text: str) -> argparse.ArgumentParser:
+        made = _add(actions, name, run, text)
+        made.add_argument("state", type=Path, help="file of the state")
+        return made
+
+    add = action("add", _request_add, "Add a request, or those of a CSV file; print its id.")
+    add.add_argument("--subject", default="", help="who asks; erased when it is done")
+    add.add_argument("--id", nargs="+", default=[], help="sample ids to be forgotten")
+    add.add_argument("--file", type=Path, nargs="+", default=[], help="pictures to be forgotten")
+    add.add_argument("--csv", type=Path, help="columns id or path; request_id, subject, received, note")
+    add.add_argument("--note", default="", help="erased when it is done")
+    add.add_argument("--received", help="ISO date; today by default")
+    add.add_argument("--days", type=int, default=30, help="until it is due; 30 by default")
+    add.add_argument("--request-id", help="an opaque name for the receipt; drawn by default")
+    action("list", _request_list, "List requests, the open ones by their due dates.")
+    for name, go, text in (
+        ("show", False, "Show what would go, row by row."),
+        ("run", True, "Forget what the open requests name, as one deletion."),
+    ):
+        rows = action(name, _request_rows, text)
+        rows.set_defaults(go=go)
+        rows.add_argument("request_ids", nargs="*", help="all that are open, by default")
+    refuse = action("refuse", _request_refuse, "Close a request without a deletion.")
+    refuse.add_argument("request_id")
+    letter = action("letter", _request_letter, "Print a text about a request that is done.")
+    letter.add_argument("request_id")
+    letter.add_argument("--reader", choices=("person", "auditor"), default="person")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastntk", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[..., Answer], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(run=run)
-        made.add_argument("--json", action="store_true", help="print one JSON object")
-        made.add_argument("--quiet", action="store_true", help="show no progress bars")
-        if name not in ("zoo", "demo"):
-            made.add_argument(
-                "--key-file", type=Path, help="file with the passphrase of an encrypted state"
-            )
-        return made
+    command = partial(_add, commands)
 
     zoo = command("zoo", _zoo, "List the recipes of backbones.")
     zoo.add_argument("pattern", nargs="?", default="*", help="such as 'vit*'")
@@ -332,14 +466,18 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--n-components", type=int)
     fit.add_argument("--image-size", type=int)
     fit.add_argument("--random-state", type=int, default=0, help="0 by default")
+    fit.add_argument("--keep", choices=("features",), help="forget by name; see the documentation")
     fit.add_argument("--random-weights", action="store_true", help="no pretrained weights")
     fit.add_argument("--num-workers", type=int, help="processes that read ahead")
 
     unlearn = command("unlearn", _unlearn, "Forget pictures and save the state again.")
     unlearn.add_argument("state", type=Path, help="file of the state")
+    unlearn.add_argument("--forget", type=Path, nargs="+", default=[], help="pictures, or lists of them")
     unlearn.add_argument(
-        "--forget", type=Path, nargs="+", required=True, help="pictures, or lists of them"
+        "--id", nargs="+", default=[], help="sample ids, of a state that keeps features"
     )
+    unlearn.add_argument("--skip-unknown", action="store_true", help="forget the rest of the request")
+    unlearn.add_argument("--request-id", help="an opaque name for the receipt")
     unlearn.add_argument("--dry-run", action="store_true", help="only report whether it is possible")
     unlearn.add_argument("--all-copies", action="store_true", help="forget every copy of their content")
 
@@ -347,7 +485,21 @@ def _parser() -> argparse.ArgumentParser:
         "rebuild", _rebuild, "Sum the remaining pictures anew, which ends numerical drift."
     )
     rebuild.add_argument("state", type=Path, help="file of the state")
-    rebuild.add_argument("data", type=Path, help="exactly the pictures that are still learned")
+    rebuild.add_argument(
+        "data", type=Path, nargs="?", help="exactly the pictures that are left; none with --keep"
+    )
+
+    find = command("find", _find, "Find learned rows that are like pictures.")
+    find.add_argument("state", type=Path, help="file of a state that keeps features")
+    find.add_argument("images", type=Path, nargs="+", help="pictures, folders or lists")
+    find.add_argument("--number", type=int, default=5, help="rows a picture; 5 by default")
+    find.add_argument("--threshold", type=float, default=0.9, help="least similarity; 0.9 by default")
+
+    rekey = command("rekey", _rekey, "Encrypt a state with another key.")
+    rekey.add_argument("state", type=Path, help="file of an encrypted state")
+    rekey.add_argument("--new-key-file", type=Path, required=True, help="file with the new passphrase")
+
+    _add_requests(commands)
 
     predict = command("predict", _predict, "Print the predicted classes of pictures.")
     predict.add_argument("state", help="a state, an adapter or a repository of the Hub")

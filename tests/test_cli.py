@@ -155,6 +155,7 @@ def test_a_request_of_several_sources(folders, tmp_path, capsys):
     assert answer(capsys, "unlearn", out, "--forget", tmp_path / "request")["n_learned"] == 21
 
 
+@pytest.mark.filterwarnings("always::fastntk_sk.exceptions.PrivacyWarning")
 def test_copies_and_classes_that_are_numbers(folders, tmp_path, capsys):
     paths = sorted((folders / "train").rglob("*.png"))
     learned = [*paths, paths[0]]
@@ -171,6 +172,65 @@ def test_copies_and_classes_that_are_numbers(folders, tmp_path, capsys):
     assert answer(capsys, *request)["copies_left"] == [str(paths[0])]
     assert main([*map(str, request), "--quiet"]) == 0
     assert "--all-copies" not in capsys.readouterr().out
+
+
+def test_forget_by_name(folders, tmp_path, capsys):
+    out, key, new = tmp_path / "state", tmp_path / "key", tmp_path / "new"
+    key.write_text("old\n")
+    new.write_text("new\n")
+    answer(
+        capsys, "fit", folders / "train.csv", "--out", out, "--keep", "features", *FIT, "--key-file", key
+    )
+    rekeyed = ("rekey", out, "--key-file", key, "--new-key-file", new)
+    assert answer(capsys, *rekeyed) == {"state": str(out)}
+    state = (out, "--key-file", new)
+    paths = sorted((folders / "train").rglob("*.png"))
+    found = answer(capsys, "find", *state, paths[3])["found"]
+    assert (found[0]["sample_id"], found[0]["same"]) == ("person 3", True)
+    request = ("unlearn", *state, "--id", "person 2", "nobody", "--request-id", "case 1")
+    assert refused(capsys, *request)["error"] == "UnknownSampleError"
+    found = answer(capsys, *request, "--skip-unknown")
+    assert (found["receipt"]["n_rows"], found["receipt"]["request_ids"]) == (5, ["case 1"])
+    dry = answer(capsys, "unlearn", *state, "--id", "person 3", "--dry-run")
+    assert dry["rows"] == [{"item": "person 3", "result": "found", "n_rows": 5, "copies_left": 0}]
+    assert answer(capsys, "rebuild", *state)["n_learned"] == 19
+    for wrong in (("--forget", paths[0], "--id", "a"), ()):
+        assert "either" in refused(capsys, "unlearn", *state, *wrong)["message"]
+
+
+def test_requests(folders, tmp_path, capsys):
+    out = tmp_path / "state"
+    answer(capsys, "fit", folders / "train.csv", "--out", out, "--keep", "features", *FIT)
+    path = min((folders / "train").rglob("*.png"))
+    added = ("request", "add", out, "--subject", "Anna", "--received", "2020-01-01")
+    (case,) = answer(capsys, *added, "--id", "person 2", "--file", path)["request_ids"]
+    answer(capsys, *added, "--id", "nobody", "--request-id", "case 2")
+    (listed, _) = answer(capsys, "request", "list", out)["requests"]
+    assert (listed["subject"], listed["overdue"]) == ("Anna", True)
+    main(["request", "list", str(out)])
+    assert "OVERDUE" in capsys.readouterr().out
+    rows = answer(capsys, "request", "show", out)["rows"]
+    assert [row["result"] for row in rows] == ["found", "found", "unknown"]
+    main(["request", "run", str(out), case])
+    assert "person 2\tforgotten\t5 rows" in capsys.readouterr().out
+    assert FastNTKClassifier.load(out).n_samples_learned_ == 18
+    assert case in answer(capsys, "request", "letter", out, case, "--reader", "auditor")["text"]
+    answer(capsys, "request", "refuse", out, "case 2")
+    assert refused(capsys, "request", "letter", out, "case 2")["error"] == "RequestError"
+
+
+def test_a_number_that_is_two_ids(folders, tmp_path, capsys):
+    paths = sorted(map(str, (folders / "train").rglob("*.png")))
+    clf = FastNTKClassifier(
+        "test_resnet", pretrained=False, image_size=32, n_components=8, keep="features"
+    ).fit(paths, [path[-8] for path in paths], sample_ids=[7, "7", 8, *map(str, range(21))])
+    clf.save(tmp_path / "state")
+    found = refused(capsys, "unlearn", tmp_path / "state", "--id", "7")
+    assert found["error"] == "AmbiguousSampleError"
+    (tmp_path / "request.csv").write_text(f"path,id\n{paths[2]},8\n")
+    found = refused(capsys, "unlearn", tmp_path / "state", "--forget", tmp_path / "request.csv")
+    assert found["error"] == "AmbiguousSampleError"
+    assert answer(capsys, "unlearn", tmp_path / "state", "--id", "9")["n_learned"] == 23
 
 
 def test_folders_are_read_as_image_folders(tmp_path):
