@@ -53,6 +53,13 @@ class Request:
 
     receipt : str
         Checksum of the receipt of the deletion, or empty.
+
+    Examples
+    --------
+    >>> from fastntk_sk import Request
+    >>> dates = "2020-01-01", "2020-01-31", ""
+    >>> Request("case 1", "open", "Anna", *dates, "", ("anna",), (), "").is_overdue
+    True
     """
 
     request_id: str

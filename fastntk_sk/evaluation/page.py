@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +13,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from sklearn.utils._optional_dependencies import check_pandas_support
 from sklearn.utils.validation import check_is_fitted
 
-from ..publishing.adapter import LADDER_IS_EXACT
+from ..publishing.adapter import LADDER_IS_EXACT, Adapter
+from ..publishing.config import public_name
 from ..publishing.exactness import exactness_text
 from ..publishing.html import state_table
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay
@@ -23,7 +25,8 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}
 th,td{border-bottom:1px solid #ddd;padding:.3rem .7rem;text-align:left}
-img{max-width:100%}h1,h2{line-height:1.2}footer{color:#666;font-size:.85rem;margin-top:3rem}
+.dataframe td{overflow-wrap:anywhere}img{max-width:100%}h1,h2{line-height:1.2}
+footer{color:#666;font-size:.85rem;margin-top:3rem}
 """
 _EXACT = (
     "&ldquo;Exact for the linearised model&rdquo; means that its parameters are those of a fit that "
@@ -31,6 +34,18 @@ _EXACT = (
     "about a fine-tuned anchor, hyper-parameters that were chosen with the rows, or versions that were "
     "published before."
 )
+
+_NOT_COVERED = "".join(
+    f"<li>{place}</li>"
+    for place in (
+        "backups, snapshots and free blocks of disks on which the state was",
+        "versions of the adapter that were published or copied before",
+        "what the backbone learned before, and what a fine-tuned anchor has seen",
+        "fitted steps before the classifier, and hyper-parameters that were chosen with the rows",
+        "the pictures themselves, and whatever else was made of them",
+    )
+)
+_SEEN = {True: "yes", False: "no", "unknown": "it is not known"}
 
 
 def report_page(
@@ -80,10 +95,14 @@ def report_page(
     check_is_fitted(estimator)
     ladder_alone = estimator._adapter.is_ladder_alone
     exact = f"{_EXACT} {LADDER_IS_EXACT}" if ladder_alone else _EXACT
-    parts = [f"<h1>{_TITLE}</h1>", state_table(estimator), f"<p>{exact}</p>"]
+    written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    parts = [f"<h1>{_TITLE}</h1>", f"<p>Written on {written}.</p>", state_table(estimator)]
+    parts += ["<h2>Where it comes from</h2>", _provenance(estimator._adapter), f"<p>{exact}</p>"]
     receipts = estimator.receipts_
     if receipts:
         parts += ["<h2>Deletions</h2>", _deletions(receipts, ladder_alone)]
+        parts += ["<h3>Ends of the chains of receipts</h3>", _heads(estimator._adapter.heads)]
+        parts.append(f"<h3>What a deletion does not cover</h3><ul>{_NOT_COVERED}</ul>")
         parts.append(_image(ForgettingTimelineDisplay(receipts).plot()))
     if X is not None:
         models = {"now": estimator} | ({} if before is None else {"before": before})
@@ -94,9 +113,30 @@ def report_page(
                 "<p>Most changed first, by the total variation between the class probabilities.</p>"
             )
             parts.append(_image(ChangedPredictionsDisplay.from_estimators(before, estimator, X)))
-    parts.append(f"<footer>fastntk_sk {version('fastntk_sk')}, arXiv:2312.14923</footer>")
+    parts.append("<footer>fastntk_sk, arXiv:2312.14923</footer>")
     head = f"<meta charset='utf-8'><title>{_TITLE}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def _provenance(adapter: Adapter) -> str:
+    """Return a table of the backbone, its weights, and the versions that are here."""
+    model, origin = adapter.model, adapter.model.origin
+    cells = {
+        "backbone": public_name(model),
+        "base model": origin["base_model"] or "unknown",
+        "revision": origin["revision"] or "unknown",
+        "checksum of its weights": model.backbone.digest(model.own_tensors()),
+        "has it seen the rows": _SEEN[adapter.settings.backbone_has_seen],
+        "checksum of the adapter": adapter.checksum,
+        **{package: version(package) for package in ("fastntk_sk", "torch", "timm")},
+    }
+    return _table([*cells.items()], header=False, index=False)
+
+
+def _heads(heads: dict[str, str]) -> str:
+    """Return a table of the last receipt of each chain."""
+    rows = [{"chain": chain, "last receipt": head} for chain, head in heads.items()]
+    return _table(rows, index=False)
 
 
 def _deletions(receipts: list[dict[str, Any]], ladder_alone: bool) -> str:
@@ -104,10 +144,14 @@ def _deletions(receipts: list[dict[str, Any]], ladder_alone: bool) -> str:
     rows = [
         {
             "time": receipt["time"],
+            "requests": ", ".join(receipt["request_ids"]) or "-",
             "rows forgotten": receipt["n_rows"],
             "rows left": receipt["n_samples_learned"],
+            "copies left": receipt["n_copies_left"],
             "exactness": exactness_text(receipt["exactness"], ladder_alone=ladder_alone),
             "relative residual": f"{receipt['residual']:.3g}",
+            "drift": f"{receipt['drift']:.3g}",
+            "receipt": receipt["checksum"],
             "seconds": f"{receipt['seconds']:.3g}",
         }
         for receipt in receipts

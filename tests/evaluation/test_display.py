@@ -32,6 +32,10 @@ def receipt(n_rows, left, chain="a", exactness=None):
         "chain": chain,
         "n_rows": n_rows,
         "n_samples_learned": left,
+        "request_ids": ["<case 1>"],
+        "n_copies_left": 0,
+        "drift": 0.0,
+        "checksum": "0" * 32,
         "exactness": exactness or {"exact": True, "reasons": []},
         "residual": 1.25e-15,
         "seconds": 0.5,
@@ -137,11 +141,13 @@ def test_the_page_escapes_and_needs_no_connection(blobs, monkeypatch):
     assert "Deletions" not in report_page(clf)
     monkeypatch.setattr(FastNTKClassifier, "receipts_", property(lambda self: RECEIPTS))
     page = report_page(clf, X=X, y=names, before=clf)
-    for raw in ("<b>", "<scaler>", "http"):
+    for raw in ("<b>", "<scaler>", "<case", "http"):
         assert raw not in page
     for cell in (f"{clf.score(X, names):.1%}", "48", "1.25e-15", "0.5"):
         assert f"<td>{cell}</td>" in page
     assert "<th>&lt;b&gt;</th>" in page
+    for told in ("&lt;case 1&gt;", "0" * 32, clf._adapter.checksum, "free blocks", "mlp"):
+        assert told in page
     assert page.count("<td>exact for the model itself</td>") == 2
     assert "<td>approximate: a &lt;scaler&gt; has seen the rows</td>" in page
     assert page.count("<img") == page.count("src='data:image/png;base64,") == 1  # vectors are not drawn
