@@ -78,8 +78,8 @@ def main() -> None:
     lines = [[name, f"{value:.2f}"] for name, value in seconds.items()]
     text = (
         f"{n:,} rows, {A_PERSON} a person, {WIDTH:,} features; the file has {size / 1e6:,.0f} MB. After "
-        f"both deletions the parameters, which are published in float32, are {before:.1e} (relative) away "
-        f"from those of the refit, and {gap(clf, refit):.1e} after the sums were made anew."
+        f"both deletions the parameters, which are published in float32, are {before:.1e} (relative) "
+        f"away from those of the refit, and {gap(clf, refit):.1e} after the sums were made anew."
     )
     publish("forget_by_name", f"{table(['what', 'seconds'], lines)}\n\n{text}")
 
