@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,20 +15,24 @@ from ..publishing.files import check_tensors
 from ..publishing.folder import ADAPTER, adapter_file
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 from .database import Database, connect, rekey
-from .packing import pack, restore, unpack
+from .packing import Contents, pack, restore, unpack
 from .receipts import chain_heads, parse_receipts
 
 __all__ = ["Mark", "check_place", "load", "opened", "rekey", "save"]
 
-_SAVING = threading.Lock()  # of threads that save one estimator, the second finds the mark of the first
 
-
-class Mark(NamedTuple):
-    """Which save of which file an estimator goes on from."""
+class Save(NamedTuple):
+    """The last save of a file: its number, its random name, and the seal of its rows."""
 
     generation: int
     stamp: bytes
     seal: bytes
+
+
+class Mark(NamedTuple):
+    """Which saves an estimator goes on from: it was loaded from them, or wrote them."""
+
+    stamps: frozenset[bytes]
     is_encrypted: bool
 
 
@@ -38,10 +41,8 @@ def save(
 ) -> None:
     """Write the whole estimator; see :meth:`FastNTKClassifier.save`."""
     classifier._held  # noqa: B018 - raises where there is none
-    with _SAVING:
-        with connect(Path(path), key, write=True) as db:
-            mark = _write(db, classifier, Path(path).name, key, overwrite)
-        classifier._mark = mark
+    with connect(Path(path), key, write=True) as db:
+        _write(db, classifier, Path(path).name, key, overwrite)
 
 
 def check_place(path: Path, key: bytes | str | None) -> None:
@@ -69,7 +70,9 @@ def load(
             "FastNTKClassifier.from_pretrained."
         )
     with connect(Path(path), key) as db:
-        return _read(db, cls, Path(path).name, backbone, device, key)
+        last, contents = _read(db, Path(path).name)
+    # outside: a backbone may have to be downloaded, and nobody could commit meanwhile
+    return _build(cls, last, contents, Path(path).name, backbone, device, key)
 
 
 @contextmanager
@@ -86,22 +89,20 @@ def opened(
     if not Path(path).exists():
         raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
     with connect(Path(path), key, write=True, timeout=timeout) as db:
-        classifier = _read(db, cls, Path(path).name, backbone, device, key)
+        last, contents = _read(db, Path(path).name)
+        classifier = _build(cls, last, contents, Path(path).name, backbone, device, key)
         before, failure = classifier._held, None
         try:
             yield classifier
         except Exception as error:  # of the block: another database's are no errors of this file
             failure = error
-        changed = failure is None and classifier._held is not before
-        if changed:
-            mark = _write(db, classifier, Path(path).name, key, overwrite=False)
+        if failure is None and classifier._held is not before:
+            _write(db, classifier, Path(path).name, key, overwrite=False)
     if failure is not None:
         raise failure
-    if changed:
-        classifier._mark = mark
 
 
-def _write(db: Database, classifier: Any, name: str, key: bytes | str | None, overwrite: bool) -> Mark:
+def _write(db: Database, classifier: Any, name: str, key: bytes | str | None, overwrite: bool) -> None:
     """Write an estimator, unless the file is not the one that it goes on from."""
     private, mark = classifier._held, classifier._mark
     if key is None and mark is not None and mark.is_encrypted:
@@ -109,21 +110,22 @@ def _write(db: Database, classifier: Any, name: str, key: bytes | str | None, ov
             "Expected the key of an estimator that was encrypted, got None: its state would be readable "
             "by everybody. Pass key=..., the old one or a new one for another file."
         )
-    there = _mark_of(db, key)
-    if there is not None and not overwrite and (mark is None or mark.stamp != there.stamp):
+    there, known = _last_save(db), frozenset[bytes]() if mark is None else mark.stamps
+    if there is not None and not overwrite and there.stamp not in known:
         raise StaleStateError(_stale(db, private.receipts, name))
     config = describe(classifier._adapter, classifier, public=False)
     pack(db, private, adapter_file(classifier._adapter, config))
     generation = 1 if there is None else there.generation + 1
-    new = Mark(generation, secrets.token_bytes(16), db.seal(), key is not None)
-    db.replace("saves", [new[:3]])
-    return new
+    last = Save(generation, secrets.token_bytes(16), db.seal())
+    db.replace("saves", [last])
+    # before the commit: a thread that saves the same estimator next is not stale
+    classifier._mark = Mark(known | {last.stamp}, key is not None)
 
 
-def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
+def _last_save(db: Database) -> Save | None:
     """Return which save a file holds, if it holds one."""
-    marks = [Mark._make((*values, key is not None)) for _, values in db.rows("saves")]
-    return marks[-1] if marks else None
+    saves = [Save._make(values) for _, values in db.rows("saves")]
+    return saves[-1] if saves else None
 
 
 def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
@@ -145,16 +147,26 @@ def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
     )
 
 
-def _read(
-    db: Database, cls: type, name: str, backbone: Any, device: str | None, key: bytes | str | None
-) -> Any:
+def _read(db: Database, name: str) -> tuple[Save, Contents]:
     db.check()
-    mark = _mark_of(db, key)
-    if mark is None:
+    last = _last_save(db)
+    if last is None:
         raise StateFormatError(f"{name} holds no saved state. Restore a backup.")
     contents = unpack(db, name)
-    if mark.seal != db.seal():
+    if last.seal != db.seal():
         raise StateFormatError(f"{name} holds rows of different saves. Restore a backup.")
+    return last, contents
+
+
+def _build(
+    cls: type,
+    last: Save,
+    contents: Contents,
+    name: str,
+    backbone: Any,
+    device: str | None,
+    key: bytes | str | None,
+) -> Any:
     config, tensors = read_adapter(contents.adapter, name)
     if config.receipts != chain_heads(contents.receipts):
         raise StateFormatError(f"{name} holds other receipts than its adapter names. Restore a backup.")
@@ -178,7 +190,7 @@ def _read(
     private = restore(model, W, tensors["displacement"], contents)
     classifier = unfitted(cls, config, backbone)
     classifier._commit(private.adapter(config.classes.labels()), private)
-    classifier._mark = mark
+    classifier._mark = Mark(frozenset({last.stamp}), key is not None)
     return classifier
 
 
