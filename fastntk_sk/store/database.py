@@ -244,7 +244,7 @@ def _connection(
             yield connection
         finally:
             connection.close()  # which undoes what was not committed
-    except (driver.Error, OverflowError) as error:  # the latter: a row number beyond 64 bits
+    except (driver.Error, OverflowError, UnicodeDecodeError) as error:  # of damaged numbers and names
         raise _named(error, path, key) from error
     finally:
         with _REGISTER:

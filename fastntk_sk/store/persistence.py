@@ -42,6 +42,7 @@ def save(
     """Write the whole estimator; see :meth:`FastNTKClassifier.save`."""
     classifier._held  # noqa: B018 - raises where there is none
     with connect(Path(path), key, write=True) as db:
+        db.check()  # what is written into damaged pages may be lost
         _write(db, classifier, Path(path).name, key, overwrite)
 
 
