@@ -143,8 +143,8 @@ def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
     )
     return (
         f"{name} was saved by another estimator since this one was loaded, or never was its own: "
-        f"{what}. Nothing was written. Load the file again and repeat the change (FastNTKClassifier.open "
-        "does both), save to another file, or pass overwrite=True."
+        f"{what}. Nothing was written. Load the file again and repeat the change, as "
+        "FastNTKClassifier.open does, save to another file, or pass overwrite=True."
     )
 
 

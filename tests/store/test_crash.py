@@ -32,6 +32,7 @@ from fastntk_sk.exceptions import (
     StateLockedError,
     StateWriteError,
 )
+from fastntk_sk.store import persistence
 from fastntk_sk.store.database import connect
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -377,6 +378,34 @@ def test_an_estimator_goes_on_in_all_files_that_it_has_saved(pair, tmp_path):
         clf.save(place)
     clf.save(backup)
     assert rows_left(backup, [6, 7]) == [0, 1]
+
+
+def test_a_file_that_is_overwritten_by_another_estimator_loads(pair, tmp_path):
+    """Also where they share sites, whose segments and receipts stand in another order."""
+    draws = np.random.default_rng(1)
+    sites = [
+        FastNTKClassifier(n_components=16, random_state=0).fit(part, y).unlearn(part[:1])
+        for part in X + draws.normal(size=(3, 1, 1))
+    ]
+    pairs = (0, 1), (1, 0), (2, 0)
+    merged = [copy.copy(sites[first]).merge(sites[second]) for first, second in pairs]
+    for clf in (*merged, sites[0], pair[0]):
+        copy.copy(clf).save(tmp_path / "state", overwrite=True)
+        again = FastNTKClassifier.load(tmp_path / "state")
+        assert again.receipts_ == clf.receipts_
+        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+
+
+def test_looking_at_a_place_leaves_nothing_there(pair, tmp_path):
+    place = tmp_path / "new" / "state"
+    persistence.check_place(place, None)
+    assert [*place.parent.iterdir()] == []
+    copy.copy(pair[0]).save(place)
+    data = place.read_bytes()
+    persistence.check_place(place, None)
+    assert place.read_bytes() == data
+    with pytest.raises(DecryptionError):
+        persistence.check_place(place, KEY)
 
 
 def test_threads_that_save_one_estimator(pair, tmp_path):

@@ -100,7 +100,7 @@ def test_a_save_to_a_damaged_file_is_refused_or_whole(clf, tmp_path):
     data, draws, mark = bytearray(file.read_bytes()), np.random.default_rng(0), clf._mark
     again = hostile.load(file).unlearn(X[2:4])
     scores, n_refused, n_pages = again.decision_function(X), 0, len(data) // 4096
-    for _ in range(60):
+    for _ in range(30):
         # among the first bytes of a page are its counts and places
         changed, where = bytearray(data), int(draws.integers(n_pages)) * 4096 + int(draws.integers(100))
         changed[where] ^= int(draws.integers(1, 256))
@@ -112,7 +112,7 @@ def test_a_save_to_a_damaged_file_is_refused_or_whole(clf, tmp_path):
             n_refused += 1
         else:
             np.testing.assert_array_equal(outcome(file), scores)
-    assert n_refused >= 10
+    assert n_refused >= 5
 
 
 def test_pages_of_an_earlier_save_do_not_fit(clf, tmp_path):
