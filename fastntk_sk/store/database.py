@@ -125,26 +125,23 @@ class Database:
 
     def write(self, table: str, contents: dict[str, Any]) -> None:
         """Let a table of pieces hold these contents, bytes or buffers, by name."""
-        there = {
-            (name, piece): (row, size)
-            for row, name, piece, size in self._execute(
-                f"SELECT row, name, piece, length(value) FROM {table} WHERE checksum NOT NULL"
-            )
-        }
+        query = f"SELECT row, name, piece, length(value) FROM {table} WHERE checksum NOT NULL"
+        there = {row: (name, piece, size) for row, name, piece, size in self._execute(query)}
+        numbers = {fits: row for row, fits in there.items()}
         for name, content in contents.items():
             view = memoryview(content).cast("B")
             for piece, start in enumerate(range(0, max(1, len(view)), _PIECE)):
                 value = bytes(view[start : start + _PIECE])
-                row, size = there.pop((name, piece), (None, 0))
-                if row is not None and size == len(value):
-                    self._execute(
-                        f"UPDATE {table} SET value = ?, checksum = ? WHERE row = ?",
-                        (value, _checksum(table, row, (name, piece, value)), row),
-                    )
+                row = numbers.get((name, piece, len(value)))
+                if row is None:
+                    self.append(table, [(name, piece, value)])
                     continue
-                self.blank(table, () if row is None else (row,))
-                self.append(table, [(name, piece, value)])
-        self.blank(table, (row for row, _ in there.values()))
+                self._execute(
+                    f"UPDATE {table} SET value = ?, checksum = ? WHERE row = ?",
+                    (value, _checksum(table, row, (name, piece, value)), row),
+                )
+                del there[row]
+        self.blank(table, there)
 
     def read(self, table: str) -> dict[str, bytes]:
         """Return what `write` was given."""
