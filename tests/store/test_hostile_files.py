@@ -257,7 +257,7 @@ def test_a_trigger_under_the_name_of_a_table(clf, tmp_path):
         clf.save(file, overwrite=True)
 
 
-def test_a_wal_file_loads_and_is_saved(clf, expected, tmp_path):
+def test_a_wal_file_loads_and_is_saved(clf, tmp_path):
     file = save(clf, "state", tmp_path / "state")
     connection = sqlite3.connect(file)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -272,7 +272,7 @@ def test_a_wal_file_loads_and_is_saved(clf, expected, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["state", "encrypted"])
-def test_a_pickle_is_not_opened(saved, clf, tmp_path, kind):
+def test_a_pickle_is_not_opened(clf, tmp_path, kind):
     """Nor one under names, checksums and a key that fit."""
     trace = tmp_path / "trace"
     torch.save(Payload(trace), tmp_path / "zip")
