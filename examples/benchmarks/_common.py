@@ -130,6 +130,7 @@ def linearized(
         "target_scale": 1.0,
         "predict_with": "linear",
         "backbone_has_seen": False,
+        "keep": None,
         "searched_by": (),
     }
     return linearize(source, None, Settings(**settings | changes))

@@ -81,7 +81,7 @@ class Database:
         """Raise StateFormatError unless the file's pages are in order."""
         (verdict, *_), *_ = self._execute("PRAGMA quick_check(1)")
         if verdict != "ok":
-            raise StateFormatError(f"{self._name} is damaged: {verdict}. Restore a backup.")
+            raise StateFormatError(f"{self._name} is damaged: {verdict}. Restore a backup, or save to another file and delete it.")
 
     def seal(self) -> bytes:
         """Return a checksum of the rows of a state: those of two saves do not fit together."""
@@ -143,24 +143,23 @@ class Database:
 
     def write(self, table: str, contents: dict[str, Any]) -> None:
         """Let a table of pieces hold these contents, bytes or buffers, by name."""
-        there = {
-            (name, piece): (row, size)
-            for row, name, piece, size in self.index(table, "row, name, piece, length(value)")
-        }
+        found = self.index(table, "row, name, piece, length(value)")
+        there = {row: (name, piece, size) for row, name, piece, size in found}
+        numbers = {fits: row for row, fits in there.items()}
         for name, content in contents.items():
             view = memoryview(content).cast("B")
             for piece, start in enumerate(range(0, max(1, len(view)), _PIECE)):
                 value = bytes(view[start : start + _PIECE])
-                row, size = there.pop((name, piece), (None, 0))
-                if row is not None and size == len(value):
-                    self._execute(
-                        f"UPDATE {table} SET value = ?, checksum = ? WHERE row = ?",
-                        (value, _checksum(table, row, (name, piece, value)), row),
-                    )
+                row = numbers.get((name, piece, len(value)))
+                if row is None:
+                    self.append(table, [(name, piece, value)])
                     continue
-                self.blank(table, () if row is None else (row,))
-                self.append(table, [(name, piece, value)])
-        self.blank(table, (row for row, _ in there.values()))
+                self._execute(
+                    f"UPDATE {table} SET value = ?, checksum = ? WHERE row = ?",
+                    (value, _checksum(table, row, (name, piece, value)), row),
+                )
+                del there[row]
+        self.blank(table, there)
 
     def read(self, table: str) -> dict[str, bytes]:
         """Return what `write` was given."""
@@ -260,7 +259,7 @@ def _connection(
             yield connection
         finally:
             connection.close()  # which undoes what was not committed
-    except (driver.Error, OverflowError) as error:  # the latter: a row number beyond 64 bits
+    except (driver.Error, OverflowError, UnicodeDecodeError) as error:  # of damaged numbers and names
         raise _named(error, path, key) from error
     finally:
         with _REGISTER:

@@ -190,6 +190,7 @@ class Contents(NamedTuple):
     statistics: dict[str, bytes]
     ledger: Ledger
     receipts: list[dict[str, Any]]
+    features: list[tuple[int, tuple[Any, ...]]]
 
 
 def unpack(db: Database, name: str) -> Contents:
@@ -218,12 +219,19 @@ def unpack(db: Database, name: str) -> Contents:
         raise StateFormatError(f"{name} holds tensors that are not known. Restore a backup.")
     receipts = parse_receipts((content for _, (content,) in db.rows("receipts")), name)
     ledger = _unpack_ledger(db, name)
-    return Contents(model["adapter"], records, probes, anchor, db.read("statistics"), ledger, receipts)
+    return Contents(
+        model["adapter"],
+        records,
+        probes,
+        anchor,
+        db.read("statistics"),
+        ledger,
+        receipts,
+        [*db.rows("features")],
+    )
 
 
-def restore(
-    model: LinearizedModel, W: Tensor, displacement: Tensor, contents: Contents, db: Database
-) -> Private:
+def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: Contents) -> Private:
     """Return the private half of a model, each part checked against the others.
 
     Parameters
@@ -234,9 +242,6 @@ def restore(
         Of the adapter.
 
     contents : Contents
-
-    db : Database
-        For kept features, whose size the model tells.
 
     Raises
     ------
@@ -259,7 +264,7 @@ def restore(
                 counted[entry.label] += count
     if counted != records.class_rows or not 0 < sum(counted) <= 2**53:
         raise StateFormatError("Ledger and records do not count the same rows. Restore a backup.")
-    _unpack_features(db, ledger, model)
+    _unpack_features(contents.features, ledger, model)
     delta = displacement if anchor is None else anchor.delta
     linearity = math.nan if records.linearity is None else records.linearity
     path = [math.inf if value is None else value for value in records.alpha_path]
@@ -331,10 +336,12 @@ def _unpack_ledger(db: Database, name: str) -> Ledger:
     return Ledger(segments)
 
 
-def _unpack_features(db: Database, ledger: Ledger, model: LinearizedModel) -> None:
+def _unpack_features(
+    rows: list[tuple[int, tuple[Any, ...]]], ledger: Ledger, model: LinearizedModel
+) -> None:
     """Give a ledger the features that were kept, one for each content or none at all."""
     width, dtype = model.sizes[0] + 1, model.directions.numpy().dtype
-    for number, (place, digest, value) in db.rows("features"):
+    for number, (place, digest, value) in rows:
         known = 0 <= place < len(ledger.segments) and digest in ledger.segments[place].rows
         if not known or len(value) != width * dtype.itemsize:
             raise StateFormatError(f"Row {number} of the kept features is impossible. Restore a backup.")

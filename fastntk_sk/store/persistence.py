@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,21 +15,25 @@ from ..publishing.files import check_tensors
 from ..publishing.folder import ADAPTER, adapter_file
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 from .database import Database, connect, rekey
-from .packing import pack, restore, unpack
+from .packing import Contents, pack, restore, unpack
 from .private import Private
 from .receipts import chain_heads, lost, parse_receipts
 
 __all__ = ["Mark", "check_complete", "check_place", "load", "opened", "rekey", "save"]
 
-_SAVING = threading.Lock()  # of threads that save one estimator, the second finds the mark of the first
 
-
-class Mark(NamedTuple):
-    """Which save of which file an estimator goes on from."""
+class Save(NamedTuple):
+    """The last save of a file: its number, its random name, and the seal of its rows."""
 
     generation: int
     stamp: bytes
     seal: bytes
+
+
+class Mark(NamedTuple):
+    """Which saves an estimator goes on from: it was loaded from them, or wrote them."""
+
+    stamps: frozenset[bytes]
     is_encrypted: bool
 
 
@@ -38,14 +41,14 @@ def save(
     classifier: Any, path: str | os.PathLike[str], key: bytes | str | None, *, overwrite: bool = False
 ) -> None:
     """Write the whole estimator; see :meth:`FastNTKClassifier.save`."""
-    with _SAVING:
-        private, adapter = _contents(classifier, key)
-        with connect(Path(path), key, write=True) as db:
-            there = _mark_of(db, key)
-            if not (there is None or overwrite or there == classifier._mark):
-                raise StaleStateError(_stale(db, private.receipts, Path(path).name))
-            mark = _write(db, private, adapter, there, key)
-        classifier._mark = mark
+    contents = _contents(classifier, key)
+    with connect(Path(path), key, write=True) as db:
+        db.check()  # what is written into damaged pages may be lost
+        there, mark = _last_save(db), classifier._mark
+        known = mark is not None and there is not None and there.stamp in mark.stamps
+        if there is not None and not overwrite and not known:
+            raise StaleStateError(_stale(db, contents[0].receipts, Path(path).name))
+        _write(db, classifier, *contents, key)
 
 
 def check_place(path: Path, key: bytes | str | None) -> None:
@@ -73,7 +76,9 @@ def load(
             "FastNTKClassifier.from_pretrained."
         )
     with connect(Path(path), key) as db:
-        return _read(db, cls, Path(path).name, backbone, device, key)
+        last, contents = _read(db, Path(path).name)
+    # outside: a backbone may have to be downloaded, and nobody could commit meanwhile
+    return _build(cls, last, contents, Path(path).name, backbone, device, key)
 
 
 @contextmanager
@@ -93,17 +98,17 @@ def opened(
     if not Path(path).exists():
         raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
     with connect(Path(path), key, write=True, timeout=timeout) as db:
-        classifier = _read(db, cls, Path(path).name, backbone, device, key)
-        mark, before, failure = classifier._mark, classifier._held, None
+        last, contents = _read(db, Path(path).name)
+        classifier = _build(cls, last, contents, Path(path).name, backbone, device, key)
+        before, failure = classifier._held, None
         try:
             yield classifier, db
         except Exception as error:  # of the block: another database's are no errors of this file
             failure = error
         if failure is None and classifier._held is not before:
-            mark = _write(db, *_contents(classifier, key), mark, key)
+            _write(db, classifier, *_contents(classifier, key), key)
     if failure is not None:
         raise failure
-    classifier._mark = mark
 
 
 def _contents(classifier: Any, key: bytes | str | None) -> tuple[Private, bytes]:
@@ -118,14 +123,17 @@ def _contents(classifier: Any, key: bytes | str | None) -> tuple[Private, bytes]
 
 
 def _write(
-    db: Database, private: Private, adapter: bytes, there: Mark | None, key: bytes | str | None
-) -> Mark:
-    """Write a new generation."""
+    db: Database, classifier: Any, private: Private, adapter: bytes, key: bytes | str | None
+) -> None:
+    """Write both halves, and let the estimator go on from this save."""
+    there, mark = _last_save(db), classifier._mark
     pack(db, private, adapter)
     generation = 1 if there is None else there.generation + 1
-    new = Mark(generation, secrets.token_bytes(16), db.seal(), key is not None)
-    db.replace("saves", [new[:3]])
-    return new
+    last = Save(generation, secrets.token_bytes(16), db.seal())
+    db.replace("saves", [last])
+    stamps = frozenset({last.stamp}) if mark is None else mark.stamps | {last.stamp}
+    # before the commit: a thread that saves the same estimator next is not stale
+    classifier._mark = Mark(stamps, key is not None)
 
 
 def check_complete(private: Private, chains: set[str], against: Any) -> None:
@@ -147,10 +155,10 @@ def _in_words(receipt: Mapping[str, Any]) -> str:
     return f"{receipt['n_rows']:,} rows at {receipt['time']}{f' for {names}' if names else ''}"
 
 
-def _mark_of(db: Database, key: bytes | str | None) -> Mark | None:
+def _last_save(db: Database) -> Save | None:
     """Return which save a file holds, if it holds one."""
-    marks = [Mark._make((*values, key is not None)) for _, values in db.rows("saves")]
-    return marks[-1] if marks else None
+    saves = [Save._make(values) for _, values in db.rows("saves")]
+    return saves[-1] if saves else None
 
 
 def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
@@ -167,21 +175,31 @@ def _stale(db: Database, receipts: list[dict[str, Any]], name: str) -> str:
     )
     return (
         f"{name} was saved by another estimator since this one was loaded, or never was its own: "
-        f"{what}. Nothing was written. Load the file again and repeat the change "
-        "(FastNTKClassifier.open does both), save to another file, or pass overwrite=True."
+        f"{what}. Nothing was written. Load the file again and repeat the change, as "
+        "FastNTKClassifier.open does, save to another file, or pass overwrite=True."
     )
 
 
-def _read(
-    db: Database, cls: type, name: str, backbone: Any, device: str | None, key: bytes | str | None
-) -> Any:
+def _read(db: Database, name: str) -> tuple[Save, Contents]:
     db.check()
-    mark = _mark_of(db, key)
-    if mark is None:
+    last = _last_save(db)
+    if last is None:
         raise StateFormatError(f"{name} holds no saved state. Restore a backup.")
     contents = unpack(db, name)
-    if mark.seal != db.seal():
+    if last.seal != db.seal():
         raise StateFormatError(f"{name} holds rows of different saves. Restore a backup.")
+    return last, contents
+
+
+def _build(
+    cls: type,
+    last: Save,
+    contents: Contents,
+    name: str,
+    backbone: Any,
+    device: str | None,
+    key: bytes | str | None,
+) -> Any:
     config, tensors = read_adapter(contents.adapter, name)
     if config.receipts != chain_heads(contents.receipts):
         raise StateFormatError(f"{name} holds other receipts than its adapter names. Restore a backup.")
@@ -202,10 +220,10 @@ def _read(
         _check(anchor.moved, W.dtype, (model.projection.k,), "anchor.moved")
         _check(anchor.delta, W.dtype, (model.projection.p,), "anchor.delta")
         _check(anchor.sgd, W.dtype, tuple(W.shape), "anchor.sgd")
-    private = restore(model, W, tensors["displacement"], contents, db)
+    private = restore(model, W, tensors["displacement"], contents)
     classifier = unfitted(cls, config, backbone)
     classifier._commit(private.adapter(config.classes.labels()), private)
-    classifier._mark = mark
+    classifier._mark = Mark(frozenset({last.stamp}), key is not None)
     return classifier
 
 

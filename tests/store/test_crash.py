@@ -32,6 +32,7 @@ from fastntk_sk.exceptions import (
     StateLockedError,
     StateWriteError,
 )
+from fastntk_sk.store import persistence
 from fastntk_sk.store.database import connect
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -332,10 +333,7 @@ def test_a_thread_that_loads_does_not_drop_the_lock_of_another(pair, tmp_path):
     """POSIX takes all locks of a process from it when it closes the file once."""
     place = tmp_path / "state"
     copy.copy(pair[0]).save(place)
-    code = (
-        "import sys; from fastntk_sk import FastNTKClassifier\n"
-        f"with FastNTKClassifier.open({str(place)!r}, timeout=0): pass"
-    )
+    code = f"import sqlite3; sqlite3.connect({str(place)!r}, timeout=0).execute('BEGIN IMMEDIATE')"
     with FastNTKClassifier.open(place) as clf:
         FastNTKClassifier.load(place)
         with pytest.raises(DecryptionError, match="not encrypted"):
@@ -344,7 +342,7 @@ def test_a_thread_that_loads_does_not_drop_the_lock_of_another(pair, tmp_path):
             with pytest.raises(StateLockedError):
                 _without_waiting(call)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert "StateLockedError" in done.stderr
+        assert "database is locked" in done.stderr
         clf.unlearn(X[6:7])
     assert rows_left(place, [6, 7]) == [0, 1]
 
@@ -364,6 +362,68 @@ def test_the_loser_is_told(pair, tmp_path):
     with pytest.raises(StaleStateError, match="1 rows"):
         second.unlearn(X[7:8]).save(place)
     assert rows_left(place, [6, 7]) == [0, 1]
+
+
+def test_an_estimator_goes_on_in_all_files_that_it_has_saved(pair, tmp_path):
+    """A backup made meanwhile, in a block too, does not keep a deletion from the file."""
+    clf, place, backup = copy.copy(pair[0]), tmp_path / "state", tmp_path / "backup"
+    clf.save(place)
+    clf.save(backup)
+    clf.unlearn(X[6:7]).save(place)
+    with FastNTKClassifier.open(place) as opened:
+        opened.unlearn(X[7:8])
+        opened.save(tmp_path / "other")
+    assert rows_left(place, [6, 7]) == [0, 0]
+    with pytest.raises(StaleStateError):
+        clf.save(place)
+    clf.save(backup)
+    assert rows_left(backup, [6, 7]) == [0, 1]
+
+
+def test_a_file_that_is_overwritten_by_another_estimator_loads(pair, tmp_path):
+    """Also where they share sites, whose segments and receipts stand in another order."""
+    draws = np.random.default_rng(1)
+    sites = [
+        FastNTKClassifier(n_components=16, random_state=0).fit(part, y).unlearn(part[:1])
+        for part in X + draws.normal(size=(3, 1, 1))
+    ]
+    pairs = (0, 1), (1, 0), (2, 0)
+    merged = [copy.copy(sites[first]).merge(sites[second]) for first, second in pairs]
+    for clf in (*merged, sites[0], pair[0]):
+        copy.copy(clf).save(tmp_path / "state", overwrite=True)
+        again = FastNTKClassifier.load(tmp_path / "state")
+        assert again.receipts_ == clf.receipts_
+        np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+
+
+def test_looking_at_a_place_leaves_nothing_there(pair, tmp_path):
+    place = tmp_path / "new" / "state"
+    persistence.check_place(place, None)
+    assert [*place.parent.iterdir()] == []
+    copy.copy(pair[0]).save(place)
+    data = place.read_bytes()
+    persistence.check_place(place, None)
+    assert place.read_bytes() == data
+    with pytest.raises(DecryptionError):
+        persistence.check_place(place, KEY)
+
+
+def test_threads_that_save_one_estimator(pair, tmp_path):
+    clf, failed = copy.copy(pair[0]), []
+
+    def run():
+        try:
+            for _ in range(5):
+                clf.save(tmp_path / "state")
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_an_error_of_the_block_is_its_own(pair, tmp_path):

@@ -87,6 +87,34 @@ def test_damaged_files(clf, expected, kind, tmp_path):
     assert error_of(clf, expected, kind, file) is not None
 
 
+def test_a_schema_that_is_no_text(clf, tmp_path):
+    file = save(clf, "state", tmp_path / "file")
+    data = file.read_bytes()
+    for old, new in ((b"receipts", b"rece\xb3pts"), (b"CREATE TABLE saves", b"CREATE T\xb3BLE saves")):
+        file.write_bytes(data.replace(old, new))
+        assert isinstance(outcome(file), StateFormatError)
+
+
+def test_a_save_to_a_damaged_file_is_refused_or_whole(clf, tmp_path):
+    file = save(clf, "state", tmp_path / "file")
+    data, draws, mark = bytearray(file.read_bytes()), np.random.default_rng(0), clf._mark
+    again = hostile.load(file).unlearn(X[2:4])
+    scores, n_refused, n_pages = again.decision_function(X), 0, len(data) // 4096
+    for _ in range(30):
+        # among the first bytes of a page are its counts and places
+        changed, where = bytearray(data), int(draws.integers(n_pages)) * 4096 + int(draws.integers(100))
+        changed[where] ^= int(draws.integers(1, 256))
+        file.write_bytes(changed)
+        again._mark = mark
+        try:
+            again.save(file)
+        except StateFormatError:
+            n_refused += 1
+        else:
+            np.testing.assert_array_equal(outcome(file), scores)
+    assert n_refused >= 5
+
+
 def test_pages_of_an_earlier_save_do_not_fit(clf, tmp_path):
     """Who has no key can put back all pages of an encrypted file, which is a backup, but not some."""
     file = save(clf, "encrypted", tmp_path / "file")
@@ -229,7 +257,7 @@ def test_a_trigger_under_the_name_of_a_table(clf, tmp_path):
         clf.save(file, overwrite=True)
 
 
-def test_a_wal_file_loads_and_is_saved(clf, expected, tmp_path):
+def test_a_wal_file_loads_and_is_saved(clf, tmp_path):
     file = save(clf, "state", tmp_path / "state")
     connection = sqlite3.connect(file)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -244,7 +272,7 @@ def test_a_wal_file_loads_and_is_saved(clf, expected, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["state", "encrypted"])
-def test_a_pickle_is_not_opened(saved, clf, tmp_path, kind):
+def test_a_pickle_is_not_opened(clf, tmp_path, kind):
     """Nor one under names, checksums and a key that fit."""
     trace = tmp_path / "trace"
     torch.save(Payload(trace), tmp_path / "zip")

@@ -77,6 +77,7 @@ def linearized(make, trainable, **changes):
         "target_scale": 1.0,
         "predict_with": "linear",
         "backbone_has_seen": False,
+        "keep": None,
         "searched_by": (),
     }
     model = linearize(net, X, Settings(**settings | changes))
