@@ -1,8 +1,10 @@
-"""Saved folders that are taken apart, changed, and written again with checksums that fit."""
+"""Saved adapters and states that are taken apart, changed, and written again with checksums that fit."""
 
 import copy
 import json
 import os
+import secrets
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,9 @@ from fastntk_sk.exceptions import (
     SubsetError,
 )
 from fastntk_sk.publishing import files
+from fastntk_sk.store.database import connect
 
-KEY = "aGFsZiBvZiB0aGUgYnl0ZXMgb2YgYSBrZXkgYXJlISE="
+KEY = bytes(range(32))
 MIB = 2**20
 NAMED = (StateFormatError, StateMismatchError, BackboneNotFoundError, SubsetError)
 draws = np.random.default_rng(0)
@@ -84,19 +87,19 @@ def fitted(**changes):
     return clf.fit(X, y, sample_ids=range(len(y))).unlearn(X[:1]).unlearn(X[1:2])
 
 
-def load(folder, backbone=tiny, key=None):
-    """Read a folder of either kind."""
-    if (folder / "manifest.json").exists():
-        return FastNTKClassifier.load(folder, backbone=backbone, key=key)
-    return FastNTKClassifier.from_pretrained(folder, backbone=backbone)
+def load(path, backbone=tiny, key=None):
+    """Read a folder with a public adapter, or the file of a state."""
+    if path.is_dir():
+        return FastNTKClassifier.from_pretrained(path, backbone=backbone)
+    return FastNTKClassifier.load(path, backbone=backbone, key=key)
 
 
-def outcome(folder, backbone=tiny, key=None):
+def outcome(path, backbone=tiny, key=None):
     """Return the named error of a loader, or the scores of the estimator that it made."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            clf = load(folder, backbone, key)
+            clf = load(path, backbone, key)
         except FastNTKError as error:
             return error
         scores = clf.decision_function(X)
@@ -107,41 +110,54 @@ def outcome(folder, backbone=tiny, key=None):
     return scores
 
 
+def everything(clf):
+    """Return what two estimators that hold the same state share; this one forgets a row."""
+    scores = clf.decision_function(X).tobytes()
+    receipts, rows = clf.receipts_, [clf.can_unlearn(x[None])["n_rows"] for x in X]
+    clf.unlearn(X[-1:])
+    return [scores, receipts, rows, clf.readout_.tobytes(), clf.displacement_.tobytes()]
+
+
 @dataclass
 class Parts:
-    """What the files of a folder say.
+    """What the files of an adapter or a state say.
 
-    `config` and `records` are JSON, `receipts` a list of it; `tensors`, `statistics` and `ledger` are
-    dicts of tensors. A public adapter has the first two only.
+    `config` and `records` are JSON, `receipts` a list of it; `tensors` and `own` (the private ones) are
+    dicts of tensors, `statistics` of bytes; `segments` and `ledger` are lists of rows. A public adapter
+    has the first two only.
     """
 
     config: dict
     tensors: dict
-    statistics: dict | None = None
-    ledger: dict | None = None
     records: dict | None = None
+    own: dict | None = None
+    statistics: dict | None = None
+    segments: list | None = None
+    ledger: list | None = None
     receipts: list | None = None
 
     @classmethod
-    def of(cls, folder):
-        """Take a folder apart."""
-        if not (folder / "manifest.json").exists():
-            return cls(*adapter_parts(folder / "adapter.safetensors"))
-        found = {file.name.partition("-")[0]: file for file in folder.iterdir()}
-        records, *receipts = map(json.loads, found["receipts"].read_text().splitlines())
-        return cls(
-            *adapter_parts(found["adapter"]),
-            load_tensors(found["statistics"].read_bytes()),
-            load_tensors(found["ledger"].read_bytes()),
-            records,
-            receipts,
-        )
+    def of(cls, path):
+        """Take a folder or a file apart."""
+        if path.is_dir():
+            return cls(*adapter_parts((path / "adapter.safetensors").read_bytes()))
+        with connect(path, None) as db:
+            model = db.read("model")
+            return cls(
+                *adapter_parts(model["adapter"]),
+                json.loads(model["records"]),
+                load_tensors(model["tensors"]),
+                db.read("statistics"),
+                [[*row] for _, row in db.rows("segments")],
+                [[*row] for _, row in db.rows("ledger")],
+                [json.loads(receipt) for _, (receipt,) in db.rows("receipts")],
+            )
 
     def copy(self):
         """Return parts that can be changed; tensors are shared, and have to be replaced."""
-        config, records, receipts = copy.deepcopy((self.config, self.records, self.receipts))
-        tensors = [part and dict(part) for part in (self.tensors, self.statistics, self.ledger)]
-        return Parts(config, *tensors, records, receipts)
+        tensors = {name: part and dict(part) for name, part in vars(self).items() if name in _SHARED}
+        others = {name: part for name, part in vars(self).items() if name not in _SHARED}
+        return Parts(**tensors, **copy.deepcopy(others))
 
     def with_tensors(self, **tensors):
         """Replace tensors of the adapter, and the checksum of all of them."""
@@ -149,24 +165,35 @@ class Parts:
         self.config["tensors_checksum"] = files.tensors_checksum(self.tensors)
         return self
 
-    def write(self, folder, text=None):
-        """Write a folder whose every checksum fits; `text` stands in place of the configuration."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.iterdir():
-            file.unlink()
+    def write(self, path, text=None, **model):
+        """Write a folder or a file whose every checksum fits, and return its path.
+
+        `text` stands in place of the configuration, `model` of contents of the state's model.
+        """
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         config = text or json.dumps(checked(self.config))
         adapter = files.dump(self.tensors, {"config": config})
         if self.records is None:
-            (folder / "adapter.safetensors").write_bytes(adapter)
-        else:
-            contents = {
-                "adapter": adapter,
-                "statistics": files.dump(self.statistics),
-                "ledger": files.dump(self.ledger),
-                "receipts": "\n".join(map(json.dumps, [self.records, *self.receipts])).encode(),
-            }
-            write_state(folder, contents)
-        return folder
+            path.mkdir(parents=True)
+            (path / "adapter.safetensors").write_bytes(adapter)
+            return path
+        records, own = json.dumps(self.records).encode(), files.dump(self.own)
+        with connect(path, None, write=True) as db:
+            db.write("model", {"adapter": adapter, "records": records, "tensors": own} | model)
+            db.write("statistics", self.statistics)
+            db.append("segments", self.segments)
+            db.append("ledger", self.ledger)
+            db.append("receipts", [(json.dumps(receipt).encode(),) for receipt in self.receipts])
+            seal(db)
+        return path
+
+
+_SHARED = ("tensors", "own", "statistics")
+
+
+def seal(db):
+    """Let a database name the rows that it holds now."""
+    db.replace("saves", [(1, secrets.token_bytes(16), db.seal())])
 
 
 def checked(document):
@@ -177,23 +204,11 @@ def checked(document):
         return document
 
 
-def adapter_parts(file):
+def adapter_parts(data):
     """Return the configuration, without its checksum, and the tensors of an adapter."""
-    data = file.read_bytes()
-    config = json.loads(files.parse_tensors(data, file.name)[1]["config"])
+    config = json.loads(files.parse_tensors(data, "adapter")[1]["config"])
     del config["checksum"]
     return config, load_tensors(data)
-
-
-def write_state(folder, contents, **changes):
-    """Write the files of a whole estimator under the names of their checksums, and a manifest."""
-    names = {}
-    for kind, data in contents.items():
-        ending = "jsonl" if kind == "receipts" else "safetensors"
-        names[kind] = f"{kind}-{files.checksum(data)}.{ending}"
-        (folder / names[kind]).write_bytes(data)
-    manifest = {"format": 1, "version": "0", "files": names} | changes
-    (folder / "manifest.json").write_bytes(files.canonical(files.with_checksum(manifest)))
 
 
 def saved_parts(folder):
@@ -219,8 +234,7 @@ class Forge:
         """Return the named error, or scores."""
         parts = self.saved[case][0].copy()
         change(parts)
-        parts.write(self.folder)
-        return outcome(self.folder)
+        return outcome(parts.write(self.folder))
 
 
 def put(path, value):

@@ -130,9 +130,10 @@ def linearized(
         "target_scale": 1.0,
         "predict_with": "linear",
         "backbone_has_seen": False,
+        "keep": None,
         "searched_by": (),
     }
-    return linearize(source, None, Settings(**settings | changes))
+    return linearize(source, Settings(**settings | changes))
 
 
 def with_alpha(clf: Any, alpha: float | None) -> Any:

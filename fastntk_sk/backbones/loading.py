@@ -19,7 +19,7 @@ from torch.nn.utils import skip_init
 from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
 from ..randomness import generator
 from . import torchvision_models
-from .inputs import InputSpec, drawable
+from .inputs import InputSpec
 from .packaged_weights import find_weights, load_efficientnet_lite
 from .recipes import find_recipe, import_quietly, list_recipes, source_of
 
@@ -66,7 +66,6 @@ def load_backbone(
     *,
     pretrained: bool = True,
     image_size: int | tuple[int, int] | None = None,
-    X: Any = None,
     n_features: int | None = None,
     seed: int = 0,
 ) -> Backbone:
@@ -75,8 +74,8 @@ def load_backbone(
     `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]",
     "local-dir:PATH" or "mlp"; a module that returns features, which is copied (a timm module loses its
     classifier); or a factory of one. Without `image_size` pictures have the size that the weights were
-    trained at, for a module that does not say one that of the first picture of X. `n_features` is the
-    length of input vectors; None stands for pictures.
+    trained at; a module that does not state one needs it. `n_features` is the length of input vectors;
+    None stands for pictures.
     """
     if backbone == "mlp":
         net, spec = _mlp(n_features or 1, seed), InputSpec()
@@ -101,8 +100,13 @@ def load_backbone(
         elif n_features is not None:
             spec = InputSpec()
         else:
-            height, width = pair(image_size) or drawable(X[0]).shape[:2]
-            spec = InputSpec((height, width), 3, (0.0,) * 3, (1.0,) * 3, "bilinear")
+            size = pair(image_size)
+            if size is None:  # that of the rows would be published, and stay when they are forgotten
+                raise ValueError(
+                    f"Expected image_size with a {type(net).__name__} as backbone, which states no size "
+                    "of its input, got None. Pass image_size=..., such as 224 or (height, width)."
+                )
+            spec = InputSpec(size, 3, (0.0,) * 3, (1.0,) * 3, "bilinear")
     net.requires_grad_(False).eval()
     name = backbone if isinstance(backbone, str) else type(net).__name__
     return Backbone(net.to(memory_format=torch.channels_last), spec, name)

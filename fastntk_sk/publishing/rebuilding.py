@@ -123,7 +123,7 @@ def build_model(
     try:
         _check_size(backbone, config, saved)
         asked = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
-        model = linearize(backbone, None, asked, saved)
+        model = linearize(backbone, asked, saved)
     except FastNTKError:
         raise
     except Exception as error:  # torch, timm and modules raise anything for what they do not take

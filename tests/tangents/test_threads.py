@@ -77,9 +77,10 @@ def linearized(make, trainable, **changes):
         "target_scale": 1.0,
         "predict_with": "linear",
         "backbone_has_seen": False,
+        "keep": None,
         "searched_by": (),
     }
-    model = linearize(net, X, Settings(**settings | changes))
+    model = linearize(net, Settings(**settings | changes))
     if changes.get("anchor") == "finetuned":
         draws = torch.Generator().manual_seed(0)
         moved = torch.randn(model.projection.k, generator=draws) / 100
