@@ -6,6 +6,7 @@ The file of an adapter may name any repository, so that its configuration is as 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _CLASSES = 2**16  # of a classifier in the weights
 _BYTES = 32  # a number: float32, eight times: weights of CLIP hold a text tower too
 _REFUSED = {"device", "dtype", "features_only", "feature_cfg"}  # what only the caller decides
 _WEIGHTS = "pytorch_model.bin"
+_ALTERNATIVES = (r"(.*)\.bin$", r"pytorch_(model)\.bin$")  # which timm takes where they exist
 
 
 def is_repository(source: str) -> bool:
@@ -85,9 +87,9 @@ def check_download(source: str, weights: dict[str, Any], net: nn.Module) -> None
     n_classes = weights.get("num_classes")
     n_classes = min(n_classes, _CLASSES) if isinstance(n_classes, int) else 1000
     most = _BYTES * (numbers + n_classes * int(getattr(net, "num_features", 0)))
-    file = str(weights.get("hf_hub_filename") or _WEIGHTS)
-    safe = {_WEIGHTS: "model.safetensors"}.get(file, f"{file.removesuffix('.bin')}.safetensors")
-    for file in (safe, file):  # in which timm looks for weights
+    given = str(weights.get("hf_hub_filename") or _WEIGHTS)
+    others = (re.sub(pattern, r"\1.safetensors", given) for pattern in _ALTERNATIVES)
+    for file in {given, *others}:
         n_bytes = _remote_bytes(name, file, commit)
         if n_bytes is not None and n_bytes > most:
             raise BackboneNotFoundError(
