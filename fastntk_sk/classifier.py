@@ -198,8 +198,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Number of prompt tokens.
 
     image_size : int, tuple (height, width) or None, default=None
-        Images are resized to it; None is the size that the weights were trained at. The time of a pass
-        grows with the area.
+        Images are resized to it; None is the size that the weights were trained at. A module of your
+        own needs it for pictures. The time of a pass grows with the area.
 
     pretrained : bool, default=True
         Load pretrained weights; False gives random ones, seeded by `random_state`.
@@ -1365,7 +1365,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         checked = check_training_rows(twin, X, y, sample_weight, sample_ids, vectors=vectors, reset=True)
         names = check_classes(checked.y, classes)
         settings = self._settings(checked.X.shape[1] if vectors else None, len(names))
-        model = linearize(self.backbone, checked.X, replace(settings, **chosen))
+        model = linearize(self.backbone, replace(settings, **chosen))
         if model.ladder is not None and settings.predict_with == "network":
             raise ValueError(
                 'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen '

@@ -19,6 +19,7 @@ from PIL import Image
 from .backbones.folders import DATA, Pictures, read_labelled, read_pictures
 from .backbones.recipes import Recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
+from .escaping import visible
 from .exceptions import AmbiguousSampleError, FastNTKError, SampleError
 from .publishing import files
 from .publishing.exactness import exactness_text
@@ -306,7 +307,9 @@ def _predict(args: argparse.Namespace) -> Answer:
         {"path": path, "class": clf.classes_.tolist()[row.argmax()], "confidence": float(row.max())}
         for path, row in zip(paths, probabilities, strict=True)
     ]
-    lines = [f"{row['path']}\t{row['class']}\t{row['confidence']:.3f}" for row in found]
+    lines = [
+        f"{visible(row['path'])}\t{visible(row['class'])}\t{row['confidence']:.3f}" for row in found
+    ]
     return Answer({"predictions": found}, "\n".join(lines))
 
 
@@ -354,10 +357,10 @@ def _push(args: argparse.Namespace) -> Answer:
 
 def _demo(args: argparse.Namespace) -> Answer:
     try:
-        from .demo.app import build
+        from .demo.app import serve
     except ImportError as error:
         raise ValueError(f'Expected gradio, got {error}. pip install "fastntk_sk[demo]".') from error
-    build(local=True).launch(server_name="127.0.0.1", server_port=args.port, quiet=args.json)
+    serve(args.port, quiet=args.json)
     return Answer({}, "The app has ended.")
 
 
@@ -525,8 +528,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _here(message: object) -> str:
-    """Return a message of the library with its advice in terms of the command line."""
-    text = str(message)
+    """Return a message of the library with its advice in terms of the command line, in one paragraph."""
+    text = visible(message, keep="\n").replace("\n", "\n  ")
     for python, command in _COMMANDS.items():
         text = text.replace(python, command)
     return text
@@ -563,5 +566,5 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(json.dumps({"error": type(error).__name__, "message": _here(error)}))
             print(f"fastntk: {_here(error)}", file=sys.stderr)
             return 1
-    print(json.dumps(answer.data) if args.json else answer.text)
+    print(json.dumps(answer.data) if args.json else visible(answer.text, keep="\n\t"))
     return answer.code

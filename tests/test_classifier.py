@@ -102,11 +102,11 @@ def test_a_module_is_copied_and_never_changed(digits):
         torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
     )  # fmt: skip
     before = copy.deepcopy(net.state_dict())
-    clf = FastNTKClassifier(net, random_state=0).fit(X, y)
+    clf = FastNTKClassifier(net, image_size=8, random_state=0).fit(X, y)
     assert net.training
     assert all(p.requires_grad for p in net.parameters())
     assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
-    refit = FastNTKClassifier(net, random_state=0).fit(X[4:], y[4:])
+    refit = FastNTKClassifier(net, image_size=8, random_state=0).fit(X[4:], y[4:])
     assert gap(clf.unlearn(X[:4]), refit) < 1e-7
 
 
@@ -355,7 +355,7 @@ def test_global_seeds_are_not_touched_and_none_differs(blobs, digits):
     np.random.seed(1)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     tiny_cnn().fit(X, y)
-    seeded = [FastNTKClassifier(factory, random_state=0).fit(X, y) for _ in range(2)]
+    seeded = [FastNTKClassifier(factory, image_size=8, random_state=0).fit(X, y) for _ in range(2)]
     drawn = [small(random_state=None, trainable="norm").fit(*blobs) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002

@@ -133,7 +133,7 @@ def linearized(
         "keep": None,
         "searched_by": (),
     }
-    return linearize(source, None, Settings(**settings | changes))
+    return linearize(source, Settings(**settings | changes))
 
 
 def with_alpha(clf: Any, alpha: float | None) -> Any:

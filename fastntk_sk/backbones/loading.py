@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch.nn.utils import skip_init
 
 from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
 from ..randomness import generator
-from . import torchvision_models
-from .inputs import InputSpec, drawable
+from . import repositories, torchvision_models
+from .inputs import InputSpec
 from .packaged_weights import find_weights, load_efficientnet_lite
 from .recipes import find_recipe, import_quietly, list_recipes, source_of
 
 _MLP_WIDTH = 256
 _KEPT = 3  # memory for checking Jacobians, in activations of one row; measured: 2.4
+_LIVE = 16  # memory for predictions, in largest activations of a row; measured: 7 to 17
 
 
 @dataclass
@@ -66,7 +67,6 @@ def load_backbone(
     *,
     pretrained: bool = True,
     image_size: int | tuple[int, int] | None = None,
-    X: Any = None,
     n_features: int | None = None,
     seed: int = 0,
 ) -> Backbone:
@@ -75,8 +75,8 @@ def load_backbone(
     `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]",
     "local-dir:PATH" or "mlp"; a module that returns features, which is copied (a timm module loses its
     classifier); or a factory of one. Without `image_size` pictures have the size that the weights were
-    trained at, for a module that does not say one that of the first picture of X. `n_features` is the
-    length of input vectors; None stands for pictures.
+    trained at; a module that does not state one needs it. `n_features` is the length of input vectors;
+    None stands for pictures.
     """
     if backbone == "mlp":
         net, spec = _mlp(n_features or 1, seed), InputSpec()
@@ -101,8 +101,13 @@ def load_backbone(
         elif n_features is not None:
             spec = InputSpec()
         else:
-            height, width = pair(image_size) or drawable(X[0]).shape[:2]
-            spec = InputSpec((height, width), 3, (0.0,) * 3, (1.0,) * 3, "bilinear")
+            size = pair(image_size)
+            if size is None:  # that of the rows would be published, and stay when they are forgotten
+                raise ValueError(
+                    f"Expected image_size with a {type(net).__name__} as backbone, which states no size "
+                    "of its input, got None. Pass image_size=..., such as 224 or (height, width)."
+                )
+            spec = InputSpec(size, 3, (0.0,) * 3, (1.0,) * 3, "bilinear")
     net.requires_grad_(False).eval()
     name = backbone if isinstance(backbone, str) else type(net).__name__
     return Backbone(net.to(memory_format=torch.channels_last), spec, name)
@@ -124,7 +129,7 @@ def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str |
         return {"base_model": None, "revision": str(weights)}
     base: str | None
     revision: str | None = None
-    if named.startswith(("hf-hub:", "hf_hub:")):
+    if repositories.is_repository(named):
         base, _, revision = named[len("hf-hub:") :].partition("@")
     else:
         base = (getattr(backbone.net, "pretrained_cfg", None) or {}).get("hf_hub_id")
@@ -184,29 +189,38 @@ def _timm_spec(net: nn.Module, size: tuple[int, int] | None) -> InputSpec:
     )
 
 
-def outline(name: str, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the width of a network's features, and bytes for building it and checking its Jacobians.
+class Outline(NamedTuple):
+    """The width of a network's features, and its size in float32.
 
-    It is measured on torch's meta device, which allocates no memory: a named network, other than "mlp",
-    in float32, on two rows.
+    `n_bytes` are for building it and checking its Jacobians, `row_bytes` for each row of a prediction.
     """
+
+    n_features: int
+    n_bytes: int
+    row_bytes: int
+
+
+def outline(name: str, size: tuple[int, int] | None) -> Outline:
+    """Measure a named network, other than "mlp", on torch's meta device, which allocates no memory."""
     with torch.device("meta"):
         net, spec = _named(name, False, size, 0)
         net.eval()
         assert spec.size is not None
         picture = torch.empty(1, spec.channels, *spec.size)
-    numbers = [p.numel() for p in net.state_dict().values()]
+    numbers = [0]  # of each activation of a row
 
     def count(module: nn.Module, inputs: Any, out: Any) -> None:
         if isinstance(out, Tensor):
-            numbers.append(_KEPT * out.numel())
+            numbers.append(out.numel())
 
     for module in net.modules():
         if not list(module.children()):
             module.register_forward_hook(count)
     with torch.no_grad():
         features = net(picture)
-    return features.shape[-1], torch.float32.itemsize * sum(numbers)
+    weights = sum(tensor.numel() for tensor in net.state_dict().values())
+    n_bytes = torch.float32.itemsize * (weights + _KEPT * sum(numbers))
+    return Outline(features.shape[-1], n_bytes, torch.float32.itemsize * _LIVE * max(numbers))
 
 
 def _named(
@@ -249,10 +263,21 @@ def _create(name: str, source: str, pretrained: bool, size: tuple[int, int] | No
         load_efficientnet_lite(net, packaged)
         net.reset_classifier(0)
         return net
+
+    def make(pretrained: bool) -> nn.Module:
+        try:
+            return timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
+        except TypeError:  # an hf-hub or local-dir architecture without a fixed input size
+            return timm.create_model(source, pretrained=pretrained, num_classes=0)
+
     try:
-        return timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
-    except TypeError:  # an hf-hub or local-dir architecture without a fixed input size
-        return timm.create_model(source, pretrained=pretrained, num_classes=0)
+        if repositories.is_repository(source):
+            source, weights = repositories.checked(source)
+            with torch.device("meta"), repositories.few_modules(source):
+                measured = make(False)
+            if pretrained:
+                repositories.check_download(source, weights, measured)
+        return make(pretrained)
     except (OSError, RuntimeError) as error:
         if not pretrained and ":" not in source:
             raise

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fastntk_sk.demo.session import Session, learn
+from fastntk_sk.escaping import visible
 
 ABOUT = (
     "# Forget these pictures\n"
@@ -52,7 +56,7 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
             try:
                 return shown(learn(place if local else "", **parameters), set())
             except (ValueError, OSError) as error:
-                raise gr.Error(str(error)) from error
+                raise gr.Error(escape(visible(error))) from error  # gradio shows it as HTML
 
         def on_pick(held: Session, picked: set[int], event: gr.SelectData) -> tuple:
             if event.index not in held.forgotten:
@@ -63,14 +67,30 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
             try:
                 held.forget(picked)
             except ValueError as error:
-                raise gr.Error(str(error)) from error
+                raise gr.Error(escape(visible(error))) from error
             return shown(held, set())
 
         out = [session, chosen, gallery, summary, receipts, forget]
-        start.click(on_learn, [folder], out)
-        gallery.select(on_pick, [session, chosen], out)
-        forget.click(on_forget, [session, chosen], out)
+        # without postprocessing, which would write every picture to a cache on disk
+        start.click(on_learn, [folder], out, postprocess=False)
+        gallery.select(on_pick, [session, chosen], out, postprocess=False)
+        forget.click(on_forget, [session, chosen], out, postprocess=False)
     return app
+
+
+def serve(port: int, *, quiet: bool = False, **parameters: Any) -> None:
+    """Run the app for the person at this machine.
+
+    A page of another site that lets its own name stand for 127.0.0.1 is refused by the Host header.
+    """
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    build(local=True, **parameters).launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        quiet=quiet,
+        ssr_mode=False,  # a server of Node in front would send a Host header of its own
+        app_kwargs={"middleware": [hosts]},
+    )
 
 
 if __name__ == "__main__":

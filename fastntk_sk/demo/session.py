@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from sklearn.datasets import load_digits
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.folders import read_labelled
 from fastntk_sk.backbones.inputs import drawable
+from fastntk_sk.escaping import visible
 
 N_DIGITS, N_WRONG, SHOWN = 120, 8, 24
 _RECEIPT = ("time", "n_rows", "n_samples_learned", "exactness", "residual", "seconds")
@@ -44,8 +47,11 @@ class Session:
         self.forgotten |= set(rows)
         self.before, self.now = self.now, self.classifier.predict_proba(self.pictures)
 
-    def gallery(self, chosen: set[int]) -> list[tuple[Image.Image, str]]:
-        """Return pictures, enlarged, each with its given label and its predicted class."""
+    def gallery(self, chosen: set[int]) -> list[dict[str, Any]]:
+        """Return pictures, each with its given label and its predicted class, as a page takes them.
+
+        A picture stands in the page itself, and in no file.
+        """
         names = self.classifier.classes_.astype(str)
         shown = []
         for i, picture in enumerate(self.pictures[:SHOWN]):
@@ -56,7 +62,9 @@ class Session:
             if earlier != guess or abs(self.before[i, guess] - self.now[i, guess]) >= 0.01:
                 seen += f", was {names[earlier]} {self.before[i, earlier]:.0%}"
             large = Image.fromarray(picture).resize((96, 96), Image.Resampling.NEAREST)
-            shown.append((large, f"{mark}{given}: {seen}"))
+            url = f"data:image/png;base64,{_png(large)}"
+            image = {"path": None, "url": url, "meta": {"_type": "gradio.FileData"}}
+            shown.append({"image": image, "caption": visible(f"{mark}{given}: {seen}")})
         return shown
 
     def receipts(self) -> str:
@@ -68,6 +76,12 @@ class Session:
         """Return one line about the model."""
         clf = self.classifier
         return f"{clf.n_samples_learned_} pictures learned, {clf.n_samples_forgotten_} forgotten."
+
+
+def _png(image: Image.Image) -> str:
+    written = io.BytesIO()
+    image.save(written, format="png")
+    return base64.b64encode(written.getvalue()).decode()
 
 
 def learn(folder: str = "", **parameters: Any) -> Session:

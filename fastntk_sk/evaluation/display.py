@@ -12,6 +12,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support, check
 from sklearn.utils.validation import check_is_fitted
 
 from ..backbones.inputs import drawable
+from ..escaping import drawn, visible
 from ._checks import check_same_classes, check_sets
 from .metrics import accuracies, margins
 from .report import named_models
@@ -105,15 +106,17 @@ class UnlearningDisplay:
         """
         axes, self.figure_ = _axes(ax, 1 + len(self.accuracies), (3.2, 3.2))
         self.axes_ = axes
-        bars = check_pandas_support("UnlearningDisplay").DataFrame(self.accuracies).plot.bar
-        bars(ax=axes[0], title="accuracy", ylim=(0, 1), rot=0, width=0.8)
+        frame = check_pandas_support("UnlearningDisplay").DataFrame(self.accuracies)
+        frame.rename(drawn, axis="columns").plot.bar(
+            ax=axes[0], title="accuracy", ylim=(0, 1), rot=0, width=0.8
+        )
         everything = np.concatenate([part for of in self.margins.values() for part in of.values()])
         edges = np.histogram_bin_edges(everything.clip(-_WIDEST_MARGIN, _WIDEST_MARGIN), _BINS)
         for ax, name in zip(axes[1:], self.accuracies, strict=True):
             for of, by_model in self.margins.items():
                 shown = by_model[name].clip(edges[0], edges[-1])
                 ax.hist(shown, edges, density=True, alpha=0.5, label=of)
-            ax.set(title=name, xlabel="margin", xlim=(edges[0], edges[-1]))
+            ax.set(title=drawn(name), xlabel="margin", xlim=(edges[0], edges[-1]))
         for ax in axes:
             ax.legend(fontsize="small")
         return self
@@ -293,7 +296,8 @@ class ChangedPredictionsDisplay:
             ax.imshow(image, cmap="gray")
             ax.axis("off")
             title, colour = (old, "black") if old == new else (f"{old} → {new}", "tab:red")
-            ax.set_title(f"{title}\n{change:.2f}", fontsize="small", color=colour)
+            text = f"{visible(title)}\n{change:.2f}"
+            ax.set_title(text, fontsize="small", color=colour, parse_math=False, usetex=False)
         return self
 
 

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
 from sklearn.utils._optional_dependencies import check_pandas_support
 from sklearn.utils.validation import check_is_fitted
 
+from ..escaping import visible
 from ..publishing.adapter import LADDER_IS_EXACT, Adapter
 from ..publishing.config import public_name
 from ..publishing.exactness import exactness_text
@@ -179,7 +180,9 @@ def _table(cells: Any, rows: Any = None, columns: Any = None, **shown: Any) -> s
     """Return a table as HTML; pandas escapes its cells."""
     pandas = check_pandas_support("report_page")
     with pandas.option_context("display.max_colwidth", None):
-        return pandas.DataFrame(cells, rows, columns).to_html(border=0, justify="left", **shown)
+        frame = pandas.DataFrame(cells, rows, columns).rename(visible).rename(visible, axis="columns")
+        frame = frame.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
+        return frame.to_html(border=0, justify="left", **shown)
 
 
 def _image(display: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backbones.recipes import find_recipe
+from ..escaping import markdown
 from ..sums.ridge import TANGENT_ALPHA
 from .adapter import LADDER_IS_EXACT, Adapter
 from .config import public_name
@@ -68,9 +69,9 @@ def model_card(
         arguments=", ".join(arguments),
         pictures=pictures,
         revision=model.origin["revision"],
-        summary={key: _cell(text) for key, text in adapter.summary().items()},
+        summary={key: markdown(text) for key, text in adapter.summary().items()},
         alpha=_alpha(adapter),
-        classes=[_cell(str(label)) for label in adapter.classes.tolist()],
+        classes=[markdown(label) for label in adapter.classes.tolist()],
         finetuned=settings.is_finetuned,
         ladder=model.ladder is not None,
         ladder_alone=adapter.is_ladder_alone,
@@ -79,11 +80,6 @@ def model_card(
         paper=recipe and recipe.paper,
     )
     return str(card)
-
-
-def _cell(text: str) -> str:
-    """Return a text as it may stand in a cell of a table."""
-    return re.sub(r"([|*])", r"\\\1", re.sub(r"\s+", " ", text))
 
 
 def _alpha(adapter: Adapter) -> str:

@@ -21,7 +21,8 @@ from .adapter import Adapter
 from .files import canonical, check_checksum, convert, with_checksum
 
 FORMAT = 1
-_ELSEWHERE = ("backbone", "num_workers")  # the source has its own place; a file starts no processes
+ELSEWHERE = ("backbone", "num_workers")  # the source has its own place; a file starts no processes
+OWNERS = ("finetune_params", "keep")  # left out of what is published, and not taken from it
 _BACKBONE = (
     r"(?a)\A(mlp|(timm:|torchvision:)?[\w.\-]{1,200}|local-dir:.{1,4000}"
     r"|hf[\-_]hub:(?!.*\.\.)\w[\w.\-/]{0,200}(@\w[\w.\-/]{0,200})?)\Z"
@@ -46,8 +47,8 @@ class BackboneSource(Struct):
 
     source: Source | None
     name: str
-    base_model: str | None
-    revision: str | None
+    base_model: Annotated[str, Meta(pattern=r"(?a)\A[\w.\-/]{1,200}\Z")] | None
+    revision: Annotated[str, Meta(pattern=r"(?a)\A[\w.\-+/ ]{1,200}\Z")] | None
     checksum: Checksum
 
 
@@ -110,8 +111,8 @@ class Config(Struct, kw_only=True):
 def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, Any]:
     """Return the configuration of a fitted estimator as `Config` reads it, with its checksum.
 
-    `public` leaves out what belongs to this machine: its device, paths, and `finetune_params`, which may
-    hold some. Raise StateFormatError if class labels are no plain values.
+    `public` leaves out what belongs to this machine and its owner: the device, paths, `finetune_params`,
+    which may hold some, and `keep`. Raise StateFormatError if class labels are no plain values.
     """
     model, settings = adapter.model, adapter.settings
     source = None if settings.backbone is None else portable(settings.backbone)
@@ -119,8 +120,9 @@ def describe(adapter: Adapter, classifier: Any, *, public: bool) -> dict[str, An
     here: dict[str, Any] = {"backbone": None}
     if public:
         source = _public(source)
-        params.pop("finetune_params", None)
-        here["device"] = params["device"] = "cpu"
+        params = {name: value for name, value in params.items() if name not in OWNERS}
+        here |= {"device": "cpu", "keep": None}
+        params["device"] = "cpu"
     names = getattr(classifier, "feature_names_in_", None)
     classes = classifier.classes_
     config = with_checksum(
@@ -161,7 +163,7 @@ def _plain_params(classifier: Any, seed: int) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     lost = []
     for name, value in classifier.get_params(deep=False).items():
-        if name in _ELSEWHERE:
+        if name in ELSEWHERE:
             continue
         if name == "random_state" and not isinstance(value, (int, np.integer, type(None))):
             value = seed

@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 from ..exceptions import PublicationError, StateFormatError
 from . import files
 from .adapter import Adapter
-from .config import describe
+from .config import OWNERS, describe
 from .rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 
 ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
@@ -78,6 +78,8 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
             f"{ADAPTER} names a folder as backbone ({source!r:.100}), which is not read: whoever wrote "
             "the file could name any. If it is yours, pass from_pretrained(..., backbone=...)."
         )
+    for name in OWNERS:
+        config.params.pop(name, None)
     settings = settings_at_fit(config, device)
     if settings.is_finetuned and settings.predict_with == "linear":
         raise StateFormatError(f"{ADAPTER} lacks the anchor that its predictions need.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from ..escaping import visible
+
 
 def state_table(classifier: Any) -> str:
     """Return what a fitted classifier rests on."""
@@ -14,7 +16,7 @@ def state_table(classifier: Any) -> str:
         chosen = ", chosen by the sums" if classifier.alpha_path_ else ""
         cells["alpha"] = f"{classifier.alpha_:.4g}{chosen}"
     rows = "".join(
-        f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(visible(value))}</td></tr>"
         for name, value in cells.items()
     )
     return f"<table class='fastntk-state'>{rows}</table>"

@@ -15,13 +15,13 @@ from torch import Tensor
 from ..backbones.loading import outline
 from ..exceptions import FastNTKError, StateFormatError, StateMismatchError, UnknownKeyWarning
 from ..settings import Settings
-from ..sums.memory import block_sizes, require
+from ..sums.memory import available_memory, block_sizes, require
 from ..tangents.ladder import TENSORS
 from ..tangents.linearize import Saved, linearize
 from ..tangents.model import LinearizedModel, working_dtype
 from ..tangents.subsets import split_ladder
 from . import files
-from .config import Config, check
+from .config import ELSEWHERE, Config, check
 
 _ADVICE = "Load it on a larger machine."
 _PLANES = 64  # that an early layer of a network of images makes of one
@@ -121,9 +121,12 @@ def build_model(
         files.under(tensors, "ladder."),
     )
     try:
-        _check_size(backbone, config, saved)
+        row_bytes = _check_size(backbone, config, saved)
+        if row_bytes and not learns:  # no sums depend on how many rows of a public adapter are in a pass
+            fitting = max(1, int(min(available_memory() // row_bytes, settings.batch_size)))
+            settings = replace(settings, batch_size=fitting)
         asked = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
-        model = linearize(backbone, None, asked, saved)
+        model = linearize(backbone, asked, saved)
     except FastNTKError:
         raise
     except Exception as error:  # torch, timm and modules raise anything for what they do not take
@@ -172,23 +175,28 @@ def _check_same(model: LinearizedModel, config: Config, learns: bool) -> None:
         )
 
 
-def _check_size(backbone: Any, config: Config, saved: Saved) -> None:
-    """Check that a backbone fits V and memory, before it is built or run."""
+def _check_size(backbone: Any, config: Config, saved: Saved) -> int:
+    """Check that a backbone fits V and memory, before it is built; return bytes for a row of a pass."""
     size, V = config.preprocessing.size, saved.directions
     if backbone == "mlp":
         saved.check_mlp(config.settings.n_features)
     elif isinstance(backbone, str):
-        n_features, n_bytes = outline(backbone, size)
+        n_features, n_bytes, row_bytes = outline(backbone, size)
         if n_features != V.shape[1]:
             raise StateMismatchError(
                 f"Expected a backbone with {V.shape[1]} features, got {n_features} from "
                 f"{backbone!r:.100}. Pass the backbone that was saved: backbone=..."
             )
-        n_bytes = n_bytes * V.itemsize // torch.float32.itemsize
-        require(n_bytes, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE)
+        larger = V.itemsize // torch.float32.itemsize or 1
+        require(
+            n_bytes * larger, f"Backbone {backbone!r:.100} on images of {size} pixels takes", _ADVICE
+        )
+        return row_bytes * larger
     elif size:
         n_bytes = 2 * _PLANES * math.prod(size) * V.itemsize
         require(n_bytes, f"A pass over images of {size} pixels takes", _ADVICE)
+        return n_bytes
+    return 0
 
 
 def _pinned(source: str | None, revision: str | None) -> str | None:
@@ -223,9 +231,11 @@ def unfitted(cls: type, config: Config, backbone: Any) -> Any:
     params = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.params.items()
-        if name in known and name != "num_workers"  # a file starts no processes
+        if name in known and name not in ELSEWHERE
     }
-    params["backbone"] = config.backbone.source or backbone
+    source = config.backbone.source
+    named = source is not None and not (backbone and source.startswith("local-dir:"))
+    params["backbone"] = source if named else backbone
     classifier = cls(**params)
     if config.settings.n_features is not None:
         classifier.n_features_in_ = config.settings.n_features

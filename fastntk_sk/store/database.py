@@ -81,7 +81,9 @@ class Database:
         """Raise StateFormatError unless the file's pages are in order."""
         (verdict, *_), *_ = self._execute("PRAGMA quick_check(1)")
         if verdict != "ok":
-            raise StateFormatError(f"{self._name} is damaged: {verdict}. Restore a backup, or save to another file and delete it.")
+            raise StateFormatError(
+                f"{self._name} is damaged: {verdict}. Restore a backup, or save to another file and delete it."
+            )
 
     def seal(self) -> bytes:
         """Return a checksum of the rows of a state: those of two saves do not fit together."""

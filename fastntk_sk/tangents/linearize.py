@@ -73,24 +73,22 @@ def _check_saved(what: str, expected: object, got: object) -> None:
         )
 
 
-def linearize(backbone: Any, X: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
+def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
     """Load the backbone, choose the subset and measure the energy units; or take those that were saved.
 
-    `trainable` and `n_components` of the settings may be "auto"; those of the model are resolved. The
-    first picture of X gives the size for a module that does not say one. Memory is checked before the
-    statistics are allocated.
+    `trainable` and `n_components` of the settings may be "auto"; those of the model are resolved. Memory
+    is checked before the statistics are allocated.
     """
     with torch.autocast(torch.device(settings.device).type, enabled=False):  # the caller's
-        return _linearized(backbone, X, settings, saved)
+        return _linearized(backbone, settings, saved)
 
 
-def _linearized(backbone: Any, X: Any, settings: Settings, saved: Saved | None) -> LinearizedModel:
+def _linearized(backbone: Any, settings: Settings, saved: Saved | None) -> LinearizedModel:
     dtype = working_dtype(settings.precision)
     loaded = load_backbone(
         backbone,
         pretrained=settings.pretrained,
         image_size=settings.image_size,
-        X=X,
         n_features=settings.n_features,
         seed=settings.seed,
     )

@@ -1,12 +1,14 @@
 """The app: its session without a browser, and clicked through in headless Chromium."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from importlib import resources
 
 import numpy as np
@@ -23,12 +25,12 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 def test_a_session(monkeypatch):
     monkeypatch.setattr("fastntk_sk.demo.session.N_DIGITS", 40)
     session = learn(**SMALL)
-    captions = [caption for _, caption in session.gallery({2})]
+    captions = [shown["caption"] for shown in session.gallery({2})]
     assert len(captions) == SHOWN
     assert "(truly " in captions[0]
     assert captions[2].startswith("✓ ")
     session.forget({0, 1, 30})
-    assert session.gallery(set())[1][1].startswith("✗ ")
+    assert session.gallery(set())[1]["caption"].startswith("✗ ")
     assert session.summary() == "37 pictures learned, 3 forgotten."
     assert json.loads(session.receipts())[0]["n_rows"] == 3
     with pytest.raises(ValueError, match="not forgotten yet"):
@@ -100,16 +102,26 @@ def errors(driver):
 @pytest.mark.slow
 def test_the_app_in_a_browser(tmp_path):
     pytest.importorskip("gradio")
-    code = (
-        "from fastntk_sk.demo.app import build; import sys;"
-        f"build(local=True, **{SMALL!r}).launch(server_name='127.0.0.1', server_port=7911)"
-    )
+    code = f"from fastntk_sk.demo.app import serve; serve(7911, **{SMALL!r})"
     command = [sys.executable, "-u", "-W", "ignore", "-c", code]
+    cache = tmp_path / "cache"
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(cache)}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
     ) as app:
         try:
             address = next(found[0] for line in app.stdout if (found := re.search(r"http://\S+", line)))
+            connection = HTTPConnection("127.0.0.1", 7911)
+            for host, status in (("evil.example", 400), ("evil.example:7911", 400), ("localhost", 200)):
+                connection.request("GET", "/", headers={"Host": host})
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == status
             with browser(tmp_path) as driver:
                 driver.get(address)
                 driver.find_element("id", "learn").click()
@@ -126,6 +138,7 @@ def test_the_app_in_a_browser(tmp_path):
                 assert "exact" in driver.find_element("id", "receipts").text
                 assert driver.page_source.count("✗ ") > 2
                 assert not errors(driver)
+                assert not [path for path in cache.rglob("*") if path.is_file()]
         finally:
             app.kill()
 

@@ -131,10 +131,17 @@ def test_code_that_a_file_asks_for(forge, key):
     assert "code" in str(found)
 
 
-def test_a_file_starts_no_processes(saved, tmp_path):
+def test_parameters_that_a_file_does_not_decide(saved, tmp_path):
+    """Processes, what is kept of rows, what SGD is given, and a folder to be read at the next fit."""
     parts = saved[ADAPTER][0].copy()
-    parts.config["params"]["num_workers"] = 10**6
-    assert hostile.load(parts.write(tmp_path / "forged")).num_workers == 0
+    wanted = {"num_workers": 10**6, "keep": "features", "finetune_params": {"verbose": 5}}
+    parts.config["params"] |= wanted | {"backbone": "local-dir:/etc"}
+    assert not set(wanted) & set(saved[ADAPTER][0].config["params"])
+    for source in (None, "local-dir:/etc"):
+        parts.config["backbone"]["source"] = source
+        clf = hostile.load(parts.write(tmp_path / "forged"))
+        assert (clf.num_workers, clf.keep, clf.finetune_params) == (0, None, None)
+        assert clf.backbone is hostile.tiny
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if ODD[name].isascii()])
@@ -197,6 +204,8 @@ WRONG = {
     "exactness": [[], None, {"exact": 1}, {"exact": True, "reasons": "x"}],
     "receipts": [["x"], None],
     "format": [0, 2, "1", None],
+    "backbone base_model": ["a](https://evil)", "<b>", "a\nb", ""],
+    "backbone revision": ["`x`", "| x |", "a\x1b[2J"],
 }
 
 
@@ -278,3 +287,16 @@ def test_a_named_network_is_measured_before_it_is_built(little, tmp_path):
         folder = parts.write(tmp_path / "forged")
         assert peak(lambda folder=folder: found.append(outcome(folder, None))) < 32 * MIB
         assert isinstance(found[-1], error)
+
+
+def test_batches_fit_in_memory(monkeypatch, tmp_path):
+    """A batch is padded to its size, which a file could set to gigabytes."""
+    monkeypatch.setenv("FASTNTK_SK_MEMORY_LIMIT", str(200 * MIB))
+    params = {"image_size": 32, "batch_size": 4, "n_components": 8, "random_state": 0}
+    clf = FastNTKClassifier("timm:test_resnet", trainable="norm", pretrained=False, **params)
+    clf.fit(PICTURES, y).save_pretrained(tmp_path / "adapter")
+    parts, scores = Parts.of(tmp_path / "adapter"), clf.decision_function(PICTURES)
+    parts.config["settings"]["batch_size"] = parts.config["params"]["batch_size"] = 2**16
+    found, folder = [], parts.write(tmp_path / "forged")
+    assert peak(lambda: found.append(hostile.load(folder, None).decision_function(PICTURES))) < 250 * MIB
+    np.testing.assert_allclose(found[0], scores, atol=1e-5)

@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 
+import hostile
 import numpy as np
 import pytest
 import timm
@@ -20,7 +21,9 @@ from huggingface_hub.utils import close_session
 from timm.models import save_for_hf
 
 from fastntk_sk import FastNTKClassifier
+from fastntk_sk.backbones.loading import load_backbone
 from fastntk_sk.exceptions import (
+    BackboneNotFoundError,
     FastNTKError,
     HubError,
     PrivacyWarning,
@@ -272,6 +275,47 @@ def test_a_pickle_in_place_of_a_backbone_is_not_executed(server, api, clf, digit
         FastNTKClassifier.from_pretrained(tmp_path / "forged")
     assert any("weights.bin" in line for line in server.log)
     assert not bomb.exists()
+
+
+FORGED = {
+    "depth": {"model_args": {"depth": 10**9}},
+    "modules": {"model_args": {"layers": [16_000] * 4}},
+    "arguments": {"model_args": {"layers": [1] * 10**5}},
+    "device": {"model_args": {"device": "cpu"}},
+    "no object": [],
+    "no arguments": {"model_args": 7},
+    "no weights": {"pretrained_cfg": "x"},
+    "deep": {"model_args": json.loads("[" * 900 + "]" * 900)},
+    "length": {"label_names": "x" * 2**24},
+    "weights": {"num_classes": 10},
+    "named weights": {"pretrained_cfg": {"hf_hub_filename": "more.bin", "num_classes": 10}},
+    "other weights": {"hf_hub_filename": "config.json", "num_classes": 10},
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_forged_repository_is_neither_built_nor_downloaded(server, api, case):
+    """Whoever writes an adapter may name any repository, and may have written that too."""
+    api.create_repo("evil/net")
+    forged = FORGED[case]
+    config = forged and {"architecture": "test_resnet", "pretrained_cfg": {}} | forged
+    files = {"config.json": json.dumps(config).encode()}
+    if "weights" in case:
+        files |= dict.fromkeys(("model.safetensors", "more.bin"), bytes(24 * hostile.MIB))
+    for name, data in files.items():
+        api.upload_file(path_or_fileobj=data, path_in_repo=name, repo_id="evil/net")
+    found = []
+
+    def load():
+        with pytest.raises(BackboneNotFoundError) as raised:
+            load_backbone("hf-hub:evil/net", pretrained=True)
+        found.append(raised.value)
+
+    assert hostile.peak(load) < 200 * hostile.MIB
+    assert "evil/net" in str(found[0])
+    downloads = [line for line in server.log if line.startswith("GET") and "/resolve/" in line]
+    assert all("config.json" in line for line in downloads)
+    assert bool(downloads) is (case != "length")
 
 
 def test_named_errors(server, api, clf, tmp_path):

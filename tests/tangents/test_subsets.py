@@ -117,7 +117,7 @@ def test_rows_that_a_network_does_not_take(blobs, digits):
     on_vectors = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
     layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten()]
     with pytest.raises(ValueError, match="takes pictures"):
-        FastNTKClassifier(on_vectors, trainable="ladder").fit(*digits)
+        FastNTKClassifier(on_vectors, trainable="ladder", image_size=8).fit(*digits)
     with pytest.raises(ValueError, match="takes vectors"):
         FastNTKClassifier(nn.Sequential(*layers), trainable="ladder").fit(*blobs)
     with pytest.raises(ValueError, match="Expected images"):

@@ -80,7 +80,7 @@ def linearized(make, trainable, **changes):
         "keep": None,
         "searched_by": (),
     }
-    model = linearize(net, X, Settings(**settings | changes))
+    model = linearize(net, Settings(**settings | changes))
     if changes.get("anchor") == "finetuned":
         draws = torch.Generator().manual_seed(0)
         moved = torch.randn(model.projection.k, generator=draws) / 100
