@@ -82,7 +82,8 @@ class Database:
         (verdict, *_), *_ = self._execute("PRAGMA quick_check(1)")
         if verdict != "ok":
             raise StateFormatError(
-                f"{self._name} is damaged: {verdict}. Restore a backup, or save to another file and delete it."
+                f"{self._name} is damaged: {verdict}. Restore a backup, or save to another file and "
+                "delete this one."
             )
 
     def seal(self) -> bytes:
