@@ -54,6 +54,7 @@ from .store.ledger import KEY_BYTES, Ledger, Match
 from .store.private import Private
 from .store.receipts import chain_heads, export_receipts, make_receipt
 from .sums.ridge import number
+from .sums.solvers import coarse
 from .tangents.linearize import linearize
 from .tangents.model import LinearizedModel
 from .tangents.subsets import as_entries
@@ -1672,7 +1673,7 @@ def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[st
     measured: dict[str, Any] = {
         "drift": drift,
         "position_gap": state.model.position_gap,
-        "residual": state.residual,
+        "residual": coarse(state.residual),
         "rounding": state.rounding,
         "seen_by": seen_by,
         "searched_by": [*searched_by, *settings.searched_by],

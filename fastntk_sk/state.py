@@ -18,7 +18,7 @@ from torch import Tensor
 from .exceptions import DistributedError, HeavyRowError, SolveError, StateMismatchError
 from .settings import Settings
 from .sums.ridge import GRID, solve
-from .sums.solvers import ROUNDING, rounding_bound
+from .sums.solvers import ROUNDING, coarse, rounding_bound
 from .sums.statistics import Statistics
 from .tangents.model import LinearizedModel, Parameters, relative_gap, row_energies
 
@@ -105,9 +105,9 @@ class State:
 
     @property
     def rounding(self) -> float:
-        """Bound on what rounding has left in the solution, relative to it."""
+        """Bound on what rounding has left in the solution, relative to it; see `coarse`."""
         s = self.settings.tangent_scale
-        return rounding_bound(self.statistics.energy, self.removed, self.alpha, s)
+        return coarse(rounding_bound(self.statistics.energy, self.removed, self.alpha, s))
 
     def sum_rows(
         self,
@@ -181,7 +181,8 @@ class State:
 
     def _check_heavy(self, sums: Sums, alpha: float, add_up: AddUp) -> None:
         """Raise HeavyRowError, in every rank, where a row by itself forbids an exact deletion."""
-        bounds = sums.energies * rounding_bound(1.0, 0.0, alpha, self.settings.tangent_scale)
+        unit = rounding_bound(1.0, 0.0, alpha, self.settings.tangent_scale)
+        bounds = np.array([coarse(unit * energy) for energy in sums.energies])
         heavy = sums.numbers[bounds > ROUNDING]
         n_heavy = torch.tensor(len(heavy))
         add_up([n_heavy])
@@ -202,7 +203,7 @@ class State:
             self,
             statistics=sums.statistics,
             class_rows=self.class_rows - sums.class_rows,
-            removed=self.removed + sums.energy,
+            removed=self.removed + coarse(sums.energy),
             seconds_per_row=sums.seconds_per_row,
         ).solve()
 

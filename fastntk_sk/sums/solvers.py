@@ -176,6 +176,17 @@ def rounding_bound(left: float, removed: float, alpha: float, tangent_scale: flo
     return sys.float_info.epsilon * (max(1.0, tangent_scale) * (left + removed) / alpha + relative)
 
 
+def coarse(value: float) -> float:
+    """Return the power of two at or above a measurement: more digits would tell which rows it was of.
+
+    Somebody with the state could compare them with those of a row that he suspects was forgotten.
+
+    >>> coarse(0.0), coarse(3e-15) == 2.0**-48
+    (0.0, True)
+    """
+    return 2.0 ** math.ceil(math.log2(value)) if 0 < value < math.inf else value
+
+
 def used_up(alpha: float) -> str:
     """Return what to say where the smallest eigenvalue is below alpha / 2."""
     return (

@@ -1,5 +1,6 @@
 """Receipts form a chain that notices what was changed, left out or moved."""
 
+import copy
 import json
 import stat
 
@@ -157,6 +158,19 @@ def test_a_restored_state_is_told_what_it_lacks(blobs, tmp_path):
     assert FastNTKClassifier.load(tmp_path / "new", against=tmp_path / "receipts.jsonl").receipts_
     another = make().fit(*blobs).unlearn(X[:5])
     assert FastNTKClassifier.load(state, against=another).n_samples_forgotten_ == 1
+
+
+def test_numbers_do_not_tell_which_row_it_was(blobs):
+    """Energies with all their digits would confirm a row that somebody suspects was forgotten."""
+    X, y = blobs
+    fitted = make(trainable="ladder").fit(X, y)
+    said = set()
+    for row in range(12):
+        clf = copy.deepcopy(fitted).unlearn(X[row : row + 1])
+        told = clf.receipts_[0]
+        said.add((told["rounding"], told["drift"], told["position_gap"], clf._private.state.removed))
+    assert len(said) <= 3
+    assert all(np.log2(one[0]) % 1 == 0 for one in said)
 
 
 def test_copies_that_stay_are_told(blobs):
