@@ -104,7 +104,7 @@ def _remote_bytes(name: str, file: str, revision: str | None) -> int | None:
 
     try:
         return get_hf_file_metadata(hf_hub_url(name, file, revision=revision)).size
-    except (errors.HfHubHTTPError, ConnectionError, OSError):  # then nothing is downloaded either
+    except (errors.HfHubHTTPError.__bases__[0], OSError):  # then nothing is downloaded either
         return None
 
 
