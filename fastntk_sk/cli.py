@@ -201,7 +201,9 @@ def _find(args: argparse.Namespace) -> Answer:
     found = clf.find(paths, n=args.number, threshold=args.threshold)
     rows = [{"path": path} | row for path, each in zip(paths, found, strict=True) for row in each]
     lines = [
-        f"{row['path']}\t{row['similarity']:.3f}\t{row['sample_id']}\t{row['label']}" for row in rows
+        f"{visible(row['path'])}\t{row['similarity']:.3f}\t{visible(row['sample_id'])}"
+        f"\t{visible(row['label'])}"
+        for row in rows
     ]
     return Answer({"found": rows}, "\n".join(lines) or "Nothing is like these pictures.")
 
@@ -233,7 +235,7 @@ def _request_add(args: argparse.Namespace) -> Answer:
 def _request_list(args: argparse.Namespace) -> Answer:
     found = Requests(args.state, key=_key(args)).all()
     lines = [
-        f"{r.request_id}\t{r.state}\treceived {r.received}\tdue {r.due}\t{r.subject}"
+        f"{visible(r.request_id)}\t{r.state}\treceived {r.received}\tdue {r.due}\t{visible(r.subject)}"
         f"{chr(9) + 'OVERDUE' if r.is_overdue else ''}"
         for r in found
     ]
@@ -245,7 +247,7 @@ def _request_rows(args: argparse.Namespace) -> Answer:
     requests = Requests(args.state, key=_key(args))
     rows = (requests.run if args.go else requests.show)(*args.request_ids)
     lines = [
-        f"{row['request_id']}\t{row['item']}\t{row['result']}\t{row['n_rows']:,} rows\t"
+        f"{visible(row['request_id'])}\t{visible(row['item'])}\t{row['result']}\t{row['n_rows']:,} rows\t"
         f"{row['copies_left']:,} copies left"
         for row in rows
     ]

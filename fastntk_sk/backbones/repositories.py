@@ -102,9 +102,10 @@ def _remote_bytes(name: str, file: str, revision: str | None) -> int | None:
     """Return the size of a file on the Hub; None without a connection, or where it is missing."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]  # httpx's, or httpx2's, by version
     try:
         return get_hf_file_metadata(hf_hub_url(name, file, revision=revision)).size
-    except (errors.HfHubHTTPError, ConnectionError, OSError):  # then nothing is downloaded either
+    except (http_error, OSError):  # then nothing is downloaded either
         return None
 
 

@@ -140,7 +140,7 @@ def test_the_configuration(blobs, tmp_path):
     clf = make(alpha=0.5).fit(X, y).unlearn(X[:2]).unlearn(X[2:3])
     clf.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    elsewhere = {"backbone": "mlp", "num_workers": 0, "finetune_params": None}
+    elsewhere = {"backbone": "mlp", "num_workers": 0, "finetune_params": None, "keep": None}
     assert config["params"] | elsewhere == clf.get_params()
     assert config["exactness"] == {"exact": True, "reasons": []}
     last = clf.receipts_[-1]

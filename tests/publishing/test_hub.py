@@ -404,6 +404,11 @@ def test_a_backbone_on_the_hub_is_pinned(server, api, digits, tmp_path):
     np.testing.assert_array_equal(pulled.decision_function(X), clf.decision_function(X))
     pulled.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["backbone"] == config
+    # nor does a lost connection, once it was downloaded
+    server.cut(match="me/base", times=1000)
+    again = FastNTKClassifier(f"hf-hub:me/base@{commit}", **params).fit(X, y)
+    np.testing.assert_array_equal(again.decision_function(X), clf.decision_function(X))
+    server.faults.clear()
     del server.repos["me/base"]
     with pytest.raises(WeightsUnavailableError):
         FastNTKClassifier("hf-hub:me/base@0000", **params).fit(X, y)
