@@ -247,8 +247,8 @@ def _request_rows(args: argparse.Namespace) -> Answer:
     requests = Requests(args.state, key=_key(args))
     rows = (requests.run if args.go else requests.show)(*args.request_ids)
     lines = [
-        f"{visible(row['request_id'])}\t{visible(row['item'])}\t{row['result']}\t{row['n_rows']:,} rows\t"
-        f"{row['copies_left']:,} copies left"
+        f"{visible(row['request_id'])}\t{visible(row['item'])}\t{row['result']}"
+        f"\t{row['n_rows']:,} rows\t{row['copies_left']:,} copies left"
         for row in rows
     ]
     return Answer({"rows": rows}, "\n".join(lines) or "No request is open.")
