@@ -172,7 +172,11 @@ def test_leading_tokens_are_not_of_the_grid(n_leading):
 @pytest.mark.parametrize("n_classes", [2, 20])
 def test_few_components_and_many_classes(k, n_classes):
     params = {"trainable": "ladder", "n_components": k, "random_state": 0}
-    clf = FastNTKClassifier(plain(), **params).fit(X, np.arange(40) % n_classes).unlearn(X[:1])
+    clf = (
+        FastNTKClassifier(plain(), image_size=32, **params)
+        .fit(X, np.arange(40) % n_classes)
+        .unlearn(X[:1])
+    )
     assert clf.readout_.shape[1] == max(k, 2) + 1  # each side has one
     assert np.isfinite(clf.decision_function(X)).all()
 
@@ -219,8 +223,8 @@ def test_a_row_is_the_same_in_any_batch(name):
 )
 def test_unlearning_is_a_refit(trainable, kernel, tmp_path):
     params = {"trainable": trainable, "kernel": kernel, "n_components": 30, "random_state": 0}
-    clf = FastNTKClassifier(plain(), **params).fit(X, y).unlearn(X[:8])
-    refit = FastNTKClassifier(plain(), **params).fit(X[8:], y[8:])
+    clf = FastNTKClassifier(plain(), image_size=32, **params).fit(X, y).unlearn(X[:8])
+    refit = FastNTKClassifier(plain(), image_size=32, **params).fit(X[8:], y[8:])
     sides = {"ladder": [*SIDES], ("ladder", "bias"): [*SIDES, "bias"]}
     assert clf.trainable_ == sides.get(trainable, [trainable])
     np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-5, atol=1e-6)
@@ -234,7 +238,9 @@ def test_unlearning_is_a_refit(trainable, kernel, tmp_path):
 
 
 def test_as_a_plain_module():
-    clf = FastNTKClassifier(plain(), trainable="ladder", n_components=20, random_state=0).fit(X, y)
+    clf = FastNTKClassifier(
+        plain(), image_size=32, trainable="ladder", n_components=20, random_state=0
+    ).fit(X, y)
     module, spec = clf.to_module(), clf._adapter.model.backbone.spec
     batch = spec.normalise([spec.pixels(each) for each in X], torch.float32)
     with torch.no_grad():
@@ -292,7 +298,7 @@ class Reversed(Block):
 
 
 def test_a_saved_ladder_is_not_put_beside_other_blocks(tmp_path):
-    clf = FastNTKClassifier(plain(), n_components=20, random_state=0).fit(X, y)
+    clf = FastNTKClassifier(plain(), image_size=32, n_components=20, random_state=0).fit(X, y)
     clf.save_pretrained(tmp_path / "adapter")
     clf.save(tmp_path / "state")
     other = Net(nn.ModuleList([Reversed(), Reversed()])).eval()
