@@ -50,9 +50,9 @@ from .publishing.html import state_table
 from .settings import Settings
 from .state import State, Sums, Tuning, distinct
 from .store import persistence
-from .store.ledger import KEY_BYTES, Ledger, Match
+from .store.ledger import KEY_BYTES, Ledger, Match, Removal
 from .store.private import Private
-from .store.receipts import chain_heads, export_receipts, make_receipt
+from .store.receipts import chain_heads, export_receipts, lost, make_receipt
 from .sums.ridge import number
 from .sums.solvers import coarse
 from .tangents.linearize import linearize
@@ -246,10 +246,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         "features" keeps, in the private half, each row's features as they entered the sums, and its
         sample id in clear. Then :meth:`unlearn` needs no picture (``unlearn(sample_ids=["anna"])``) and
         no pass of the backbone, :meth:`rebuild` no data, and :meth:`find` tells what is held like a
-        picture. It takes 4 bytes a feature (16 KB a row at width 4096) in memory and in the file, for
-        a ladder, the head alone or the pseudo kernel. Features describe persons: forgetting erases
-        them, and until then whoever has the private half has them. None keeps sums and keyed digests
-        only.
+        picture. It takes 4 bytes a feature (16 KB a row at width 4096), 8 in float64, in memory and in
+        the file, for a ladder, the head alone or the pseudo kernel. Features describe persons:
+        forgetting erases them, and until then whoever has the private half has them. None keeps sums
+        and keyed digests only.
 
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
@@ -310,8 +310,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     receipts_ : list of dict
         One for each deletion: time, number of rows, "exactness" ({"exact": bool, "reasons": list of
-        str}) and the numbers that decide it, versions, device, precision, threads, the checksum of the
-        adapter, and that of the receipt before it. Private: empty after :meth:`from_pretrained`.
+        str}) and the numbers that decide it, versions, device, precision, threads, and the checksum of
+        the receipt before it. Private: empty after :meth:`from_pretrained`.
 
     See Also
     --------
@@ -427,8 +427,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Nonnegative; rows of weight zero are dropped before anything else.
 
         sample_ids : array-like of shape (n,), default=None
-            What deletion requests will name, such as a person's id; it may repeat. Only a keyed
-            digest is kept; a missing one (None, NaN) names nobody.
+            What deletion requests will name, such as a person's id, text or integers; it may repeat.
+            Only a keyed digest is kept, unless `keep` is set; a missing one (None, NaN) names nobody.
 
         classes : array-like of shape (n_classes,), default=None
             All class labels, for rows that lack one of them; by default those of `y`.
@@ -519,6 +519,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         copies: str = "one",
         on_unknown: str = "raise",
         request_id: str | Sequence[str] = (),
+        redoes: Any = None,
     ) -> Self:
         """Forget rows: the result is that of statistics which never saw them.
 
@@ -535,7 +536,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         sample_ids : array-like of shape (n,), default=None
             Match only rows that were learned under these ids (None among them: under any); the receipt
-            then counts the rows that are left under them. Without X_forget, of any length.
+            then counts the rows that are left under them. Without X_forget, any number of ids.
 
         copies : {"one", "all"}, default="one"
             How many learned copies of its content each row of the request removes.
@@ -546,6 +547,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         request_id : str or sequence of str, default=()
             What the receipt calls the request, or several: opaque names of the caller's, which are
             kept and may be shown to an auditor. Let them say nothing about persons.
+
+        redoes : str, path-like or FastNTKClassifier, default=None
+            For a state that was restored from a backup: what knows the deletions that it lacks, as
+            `against` of :meth:`load`. The receipt then says that this deletion stands for them.
 
         Returns
         -------
@@ -581,7 +586,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         PrivacyWarning
             If copies of what was forgotten are still learned.
         """
-        return self._forget(X_forget, y_forget, sample_ids, copies, on_unknown, request_id)
+        return self._forget(
+            X_forget, y_forget, sample_ids, copies, on_unknown, request_id, redoes=redoes
+        )
 
     def _forget(
         self,
@@ -592,6 +599,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         on_unknown="raise",
         request_id=(),
         *,
+        redoes=None,
         names=(),
         seen_by=(),
         searched_by=(),
@@ -605,8 +613,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         match.check(on_unknown)
         removals = match.removals
         ledger, features = before.ledger.removed(removals), before.ledger.features(removals)
+        _check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
-        drift = self._drift(before.state, before.state.probe()) if features is None else 0.0
+        by_features = all(row is not None for row in features)
+        drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
         sums = self._sum(before, rows, removals, features, "forgetting")
         after = replace(before, state=_agreed(before.state.subtract(sums)), ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
@@ -615,11 +625,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             raise InexactDeletionError(
                 f"The deletion would not be exact: {reasons}. Nothing was changed."
             )
-        n_copies_left = ledger.copies_left(removals).total()
+        n_copies_left = ledger.n_copies(match.found)
         receipt = make_receipt(
             request_ids=check_request_ids(request_id),
+            redoes=[] if redoes is None else self._lost(redoes),
             chain=before.chain,
-            previous=chain_heads(before.receipts).get(before.chain, ""),
+            previous=chain_heads(before.receipts, before.chain)[before.chain],
             n_rows=len(removals),
             n_samples_learned=after.state.n_rows,
             **measured,
@@ -627,7 +638,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             environment=after.state.environment,
             n_left=ledger.owned_rows(check_ids(sample_ids)),
             n_copies_left=n_copies_left,
-            kept_features=features is not None,
+            kept_features=by_features,
         )
         self._warn_of_empty_classes(before.state, after.state)
         _warn_of_copies(n_copies_left)
@@ -667,27 +678,27 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             held = self._held
             rows, match = self._match(held, X_forget, y_forget, sample_ids, copies)
             going = Counter(removal.row for removal in match.removals)
-            left = held.ledger.without(match.removals).copies_left(match.removals)
+            after = held.ledger.without(match.removals)
             report["rows"] = [
-                {"result": result, "n_rows": going[row], "copies_left": left[row]}
-                for row, result in enumerate(match.results)
+                {"result": result, "n_rows": going[row], "copies_left": after.n_copies(known)}
+                for row, (result, known) in enumerate(zip(match.results, match.known, strict=True))
             ]
             match.check(on_unknown)
             held.ledger.removed(match.removals)
             features = held.ledger.features(match.removals)
-            _check_summable(rows, features)
+            _check_summable(rows, match.removals, features)
         except FastNTKError as error:
             indices = error.indices if isinstance(error, SampleError) else []
             verdict = {"exact": False, "reasons": [str(error)]}
             return report | {"reason": str(error), "indices": indices, "exactness": verdict}
         state, batch_size = held.state, held.state.settings.batch_size
-        padded = math.ceil(len(match.removals) / batch_size) * batch_size if features is None else 0
-        drift = state.drift(state.probe()) if features is None else 0.0
+        n_passes = math.ceil(sum(row is None for row in features) / batch_size)
+        drift = state.drift(state.probe()) if n_passes else 0.0
         return report | {
             "possible": True,
             "n_rows": len(match.removals),
             "n_bytes": state.model.memory_needed(),
-            "seconds": padded * state.seconds_per_row + state.seconds_per_solve,
+            "seconds": n_passes * batch_size * state.seconds_per_row + state.seconds_per_solve,
             "exactness": _measured(state, drift)["exactness"],
         }
 
@@ -728,10 +739,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"Expected exactly the {before.ledger.n_rows} rows that are learned, got "
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
-        features = before.ledger.features(removals) if rows is None else None
+        ledger, features = before.ledger, before.ledger.features(removals)
+        _check_summable(rows, removals, features)
+        if rows is not None:
+            features = [None] * len(removals)  # the backbone gives them anew
         sums = self._sum(before, rows, removals, features, "rebuilding")
-        state = _agreed(before.state.rebuild(sums, here=features is None))
-        after = replace(before, state=_at_all_places(state, state.probes[0]))
+        if rows is not None and before.state.settings.keep:
+            ledger = ledger.with_features(removals, sums.features)
+            kept = [one for one in ledger.features(removals) if one is not None]
+            sums = before.state.with_features(sums, kept, *_learned_as(removals))
+        state = _agreed(before.state.rebuild(sums, here=rows is not None))
+        after = replace(before, state=_at_all_places(state, state.probes[0]), ledger=ledger)
         return self._commit(after.adapter(self.classes_), after, before=before)
 
     def find(self, X: Any, *, n: int = 5, threshold: float = 0.9) -> list[list[dict[str, Any]]]:
@@ -747,7 +765,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         threshold : float, default=0.9
             The least similarity: the cosine of the angle between the features of two rows, less the
-            mean over the learned rows. 1 is the same row; a picture that was encoded again comes near.
+            mean over the learned rows. A picture that was encoded again comes near 1. It tells little
+            where very few rows are learned. The very content is found by its digest, as 1.
 
         Returns
         -------
@@ -776,7 +795,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         rows = self._rows(X, held.state.model)
         wanted = [h.numpy() for h, _ in held.state.model.all_tangents(rows)]
         found = held.nearest(np.concatenate(wanted), [content(row) for row in rows], n, threshold)
-        return [[row | {"label": self.classes_[row["label"]].item()} for row in each] for each in found]
+        names = self.classes_.tolist()
+        return [[row | {"label": names[row["label"]]} for row in each] for each in found]
 
     def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> Self:
         """Add what other estimators have learned apart: sums, ledgers and receipts, never pictures.
@@ -981,7 +1001,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             state.
 
         overwrite : bool, default=False
-            Replace a file that this estimator does not go on from, with its receipts.
+            Replace a file that this estimator was neither loaded from nor saved to, and its receipts.
 
         Raises
         ------
@@ -1059,7 +1079,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         loaded = persistence.load(cls, path, backbone=backbone, device=device, key=key)
         if against is not None:
-            persistence.check_complete(loaded._private, loaded._known_deletions()[0], against)
+            chains, deletions = loaded._known_deletions()
+            persistence.check_complete(chains, deletions, against)
         return loaded
 
     @classmethod
@@ -1449,10 +1470,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         shown = self._progress(rows.read(part), "learning", len(part))
         noted, numbers = private.ledger.noted(shown, digests), checked.numbers[part]
         sums = state.sum_rows(noted, labels[part], weights[part], numbers, shared.add_up)
+        features = None
+        if state.settings.keep:
+            features = private.ledger.settled(digests, sums.features)
+            sums = state.with_features(sums, features, labels, weights)
         state = _agreed(state.learn(sums, shared.add_up))
         everyone = b"".join(shared.gather(b"".join(digests)))
         digests = [everyone[i : i + KEY_BYTES] for i in range(0, len(everyone), KEY_BYTES)]
-        features = sums.features if state.settings.keep else None
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids, features)
         return replace(private, state=_at_all_places(state, probe), ledger=ledger)
 
@@ -1462,7 +1486,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         ledger, labels = held.ledger, None
         if X is None:
             ids = check_ids(sample_ids)
-            if ids is None or y is not None:
+            if not ids or y is not None:
                 raise ValueError(
                     "Expected X_forget, or sample_ids alone, got neither, or labels without rows."
                 )
@@ -1477,27 +1501,23 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return rows, match.joined(ledger.find_ids(names)) if names else match
 
     def _sum(self, private: Private, rows: Rows | None, removals, features, what: str) -> Sums:
-        """Take the sums over matched rows: of kept features, or of a share of the rows in every rank."""
-        _check_summable(rows, features)
-        shared = ranks()
+        """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
+        shared, state = ranks(), private.state
         if shared.size > 1:
             shared.check_same(repr((self._adapter.checksum, removals)).encode())
-        asked = [removals[i] for i in shared.share(len(removals))]
-        labels = np.array([removal.entry.label for removal in asked], dtype=np.int64)
-        weights = np.array([removal.entry.weight for removal in asked])
-        if features is not None:
-            return private.state.sum_features(
-                self._progress(features, what, len(asked)), labels, weights
-            )
-        assert rows is not None
+        pairs = list(zip(removals, features, strict=True))
+        held = [(removal, row) for removal, row in pairs if row is not None]
+        if held:
+            kept, known = zip(*held, strict=True)
+            sums = state.sum_features(self._progress(known, what, len(known)), *_learned_as(kept))
+        others = [removal for removal, row in pairs if row is None]
+        if rows is None or not others:
+            return sums
+        asked = [others[i] for i in shared.share(len(others))]
         contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
-        return private.state.sum_rows(
-            private.ledger.unchanged(contents, asked),
-            labels,
-            weights,
-            np.array([removal.row for removal in asked]),
-            shared.add_up,
-        )
+        unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
+        found = state.sum_rows(unchanged, *_learned_as(asked), np.array(numbers), shared.add_up)
+        return found.plus(sums) if held else found
 
     def _drift(self, state: State, probe: Tensor) -> float:
         """Measure how far what the backbone gives here is from what was learned, and warn."""
@@ -1578,13 +1598,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _known_deletions(self) -> tuple[set[str], set[str]]:
-        """Return the chains of receipts that this estimator goes on, and the deletions in them."""
-        heads = self._adapter.heads
+        """Return the chains of receipts that this estimator goes on, and the deletions it has made."""
         if self._private is None:
-            return set(heads), set(heads.values())
+            return set(self._adapter.heads), set(self._adapter.heads.values())
         receipts = self._private.receipts
         chains = {self._private.chain} | {receipt["chain"] for receipt in receipts}
-        return chains, {receipt["checksum"] for receipt in receipts}
+        redone = {head for receipt in receipts for head in receipt["redoes"]}
+        return chains, redone | {receipt["checksum"] for receipt in receipts}
+
+    def _lost(self, against: Any) -> list[str]:
+        """Return the deletions that others know and this estimator lacks."""
+        return list(lost(*self._known_deletions(), against))
 
     def _halves(self) -> tuple[Adapter, Private]:
         """Return both halves, of one commit."""
@@ -1683,9 +1707,18 @@ def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[st
     return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
 
 
-def _check_summable(rows: Rows | None, features: list[np.ndarray] | None) -> None:
-    """Raise UnknownSampleError where neither rows nor features are there to be summed."""
-    if rows is None and features is None:
+def _learned_as(removals: Sequence[Removal]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels and weights with which rows were learned."""
+    labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
+    return labels, np.array([removal.entry.weight for removal in removals])
+
+
+def _check_summable(
+    rows: Rows | None, removals: Sequence[Removal], features: Sequence[np.ndarray | None]
+) -> None:
+    """Raise NoFeaturesError where neither a row nor its features are there to be summed."""
+    n = 0 if rows is None else len(rows)
+    if any(row is None and removal.row >= n for removal, row in zip(removals, features, strict=True)):
         raise NoFeaturesError(
             "Expected the rows themselves, got none: their features were not kept, and the rows have to "
             'be summed. Pass X, or fit with keep="features".'

@@ -254,9 +254,9 @@ def _request_rows(args: argparse.Namespace) -> Answer:
     return Answer({"rows": rows}, "\n".join(lines) or "No request is open.")
 
 
-def _request_refuse(args: argparse.Namespace) -> Answer:
-    Requests(args.state, key=_key(args)).refuse(args.request_id)
-    return Answer({"request_id": args.request_id}, f"{args.request_id} is closed.")
+def _request_close(args: argparse.Namespace) -> Answer:
+    Requests(args.state, key=_key(args)).close(args.request_id, args.as_state)
+    return Answer({"request_id": args.request_id}, f"{visible(args.request_id)} is closed.")
 
 
 def _request_letter(args: argparse.Namespace) -> Answer:
@@ -444,8 +444,9 @@ def _add_requests(commands: Any) -> None:
         rows = action(name, _request_rows, text)
         rows.set_defaults(go=go)
         rows.add_argument("request_ids", nargs="*", help="all that are open, by default")
-    refuse = action("refuse", _request_refuse, "Close a request without a deletion.")
-    refuse.add_argument("request_id")
+    close = action("close", _request_close, "Close a request without a deletion.")
+    close.add_argument("request_id")
+    close.add_argument("--as", dest="as_state", choices=("refused", "nothing held"), default="refused")
     letter = action("letter", _request_letter, "Print a text about a request that is done.")
     letter.add_argument("request_id")
     letter.add_argument("--reader", choices=("person", "auditor"), default="person")

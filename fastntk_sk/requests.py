@@ -8,13 +8,16 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from PIL import Image
 
+from .backbones.inputs import content
 from .classifier import FastNTKClassifier
 from .exceptions import RequestError, StateFormatError
 from .publishing.exactness import exactness_text
@@ -22,7 +25,9 @@ from .store import persistence
 from .store.database import Database, connect
 from .store.ledger import Match
 from .store.receipts import parse_receipts
+from .validation import check_ids, check_request_ids
 
+State = Literal["open", "found", "done", "refused", "nothing held"]
 OPEN = ("open", "found")
 _COLUMNS = ("request_id", "subject", "received", "note", "id", "path")
 
@@ -36,7 +41,7 @@ class Request:
     request_id : str
         An opaque name, which receipts show.
 
-    state : {"open", "found", "done", "refused"}
+    state : {"open", "found", "done", "refused", "nothing held"}
         "found": rows were found that it names.
 
     subject, note : str
@@ -52,7 +57,10 @@ class Request:
         Pictures to be forgotten; erased with the subject.
 
     receipt : str
-        Checksum of the receipt of the deletion, or empty.
+        Checksum of the receipt of the last deletion for it, or empty.
+
+    n_rows, n_unknown : int, default=0
+        Rows that were forgotten for it, and what it named that was not learned.
 
     Examples
     --------
@@ -63,7 +71,7 @@ class Request:
     """
 
     request_id: str
-    state: Literal["open", "found", "done", "refused"]
+    state: State
     subject: str
     received: str
     due: str
@@ -72,16 +80,34 @@ class Request:
     names: tuple[str | int, ...]
     files: tuple[str, ...]
     receipt: str
+    n_rows: int = 0
+    n_unknown: int = 0
 
     @property
     def is_overdue(self) -> bool:
         """Whether it is open after its due date."""
-        return self.state in OPEN and date.fromisoformat(self.due) < datetime.now(UTC).date()
+        return self.state in OPEN and date.fromisoformat(self.due) < date.today()
 
-    def closed_as(self, state: Literal["done", "refused"], receipt: str = "") -> Request:
-        """Return what is left of it when it is done or refused."""
-        today = datetime.now(UTC).date().isoformat()
-        return Request(self.request_id, state, "", self.received, self.due, today, "", (), (), receipt)
+    def closed_as(self, state: State) -> Request:
+        """Return what is left of it when it is closed."""
+        erased: dict[str, Any] = {"subject": "", "note": "", "names": (), "files": ()}
+        return replace(self, state=state, closed=date.today().isoformat(), **erased)
+
+    def after(self, rows: Iterable[dict[str, Any]], receipt: str) -> Request:
+        """Return it after a deletion, without what was served; it is done where nothing is left."""
+        rows = [row for row in rows if row["request_id"] == self.request_id]
+        served = {row["item"] for row in rows if row["result"] == "found"}
+        n_unknown = sum(row["result"] in ("unknown", "elsewhere") for row in rows)
+        changed = replace(
+            self,
+            names=tuple(name for name in self.names if name not in served),
+            files=tuple(file for file in self.files if file not in served),
+            n_rows=self.n_rows + sum(row["n_rows"] for row in rows),
+            n_unknown=n_unknown,
+            receipt=receipt if served else self.receipt,
+        )
+        waits = any(row["result"] in ("ambiguous", "no picture") for row in rows)
+        return changed.closed_as("done") if changed.n_rows and not waits else changed
 
 
 class Requests:
@@ -161,22 +187,9 @@ class Requests:
         RequestError
             If it names nothing, the id is taken, or the date is none.
         """
-        names = tuple(sample_ids)
-        paths = tuple(str(Path(file).absolute()) for file in files)
-        request_id = secrets.token_hex(8) if request_id is None else str(request_id)
-        if not names and not paths:
-            raise RequestError("Expected sample_ids or files of the request, got neither.")
-        try:
-            begin = date.today() if received is None else date.fromisoformat(received)
-        except ValueError as error:
-            raise RequestError(f"Expected an ISO date (2026-11-29), got {received!r}.") from error
-        due = begin + timedelta(days)
-        request = Request(request_id, "open", subject, f"{begin}", f"{due}", "", note, names, paths, "")
-        with connect(self.path, self.key, write=True) as db:
-            if any(known.request_id == request_id for _, known in _read(db)):
-                raise RequestError(f"There is a request {request_id!r} already. Choose another id.")
-            db.append("requests", [_row(request)])
-        return request_id
+        request = _request(subject, sample_ids, files, note, received, days, request_id)
+        self._append([request])
+        return request.request_id
 
     def add_csv(self, path: str | os.PathLike[str]) -> list[str]:
         """Add the requests of a CSV file, and return their ids.
@@ -199,21 +212,41 @@ class Requests:
             groups.setdefault(line.get("request_id") or line.get("subject") or f"line {i}", []).append(
                 line
             )
-        return [
-            self.add(
+        added = [
+            _request(
                 group[0].get("subject") or "",
-                sample_ids=[line["id"] for line in group if line.get("id")],
-                files=[path.parent / line["path"] for line in group if line.get("path")],
-                note=group[0].get("note") or "",
-                received=group[0].get("received") or None,
+                [line["id"] for line in group if line.get("id")],
+                [path.parent / line["path"] for line in group if line.get("path")],
+                group[0].get("note") or "",
+                group[0].get("received") or None,
                 request_id=group[0].get("request_id") or None,
             )
             for group in groups.values()
         ]
+        self._append(added)
+        return [request.request_id for request in added]
+
+    def _append(self, added: list[Request]) -> None:
+        """Add requests, all or none."""
+        with self._open(write=True) as db:
+            there = [request.request_id for _, request in _read(db)]
+            ids = there + [request.request_id for request in added]
+            twice = sorted({one for one in ids if ids.count(one) > 1})
+            if twice:
+                raise RequestError(f"There are requests {twice} already. Choose other ids.")
+            db.append("requests", [_row(request) for request in added])
+
+    def _open(self, *, write: bool = False) -> AbstractContextManager[Database]:
+        """Open the file, which must be there: a request makes none."""
+        if not self.path.is_file():
+            raise StateFormatError(
+                f"There is no file {str(self.path)!r}. Save a fitted estimator there."
+            )
+        return connect(self.path, self.key, write=write)
 
     def all(self) -> list[Request]:
         """Return all requests, those that are due first before the others."""
-        with connect(self.path, self.key) as db:
+        with self._open() as db:
             found = [request for _, request in _read(db)]
         return sorted(found, key=lambda request: (request.state not in OPEN, request.due))
 
@@ -235,22 +268,22 @@ class Requests:
             "unknown", "elsewhere", "ambiguous", or "no picture" where a file is missing or features
             were not kept), "n_rows" and "copies_left".
         """
-        with connect(self.path, self.key) as db:
+        with self._open() as db:
             asked = _asked(db, request_ids)
         clf = FastNTKClassifier.load(self.path, key=self.key, **source)
         _, rows = _look_up(clf, asked)
         found = {row["request_id"] for row in rows if row["n_rows"]}
-        with connect(self.path, self.key, write=True) as db:
-            _change(
-                db, {r.request_id: replace(r, state="found") for r in asked if r.request_id in found}
-            )
+        with self._open(write=True) as db:  # another may have run or closed some meanwhile
+            same = [request for _, request in _read(db) if request in asked]
+            _change(db, [replace(one, state="found") for one in same if one.request_id in found])
         return rows
 
     def run(self, *request_ids: str, **source: Any) -> list[dict[str, Any]]:
         """Forget what open requests name, or some of them, as one deletion with one receipt.
 
-        What is not found blocks nothing. A request of which anything was found, and nothing is ambiguous
-        or without picture, is done; the others stay open.
+        What is not found blocks nothing. What was forgotten is taken from its request, which is done
+        when nothing is left that is ambiguous or without picture. A request of which nothing was ever
+        found stays open: see :meth:`close`.
 
         Parameters
         ----------
@@ -267,19 +300,27 @@ class Requests:
             plan, rows = _look_up(clf, asked)
             if not plan:
                 return rows
-            done = [request.request_id for request in asked if _is_served(request, rows)]
-            clf._forget(**plan, request_id=done)
+            served = dict.fromkeys(row["request_id"] for row in rows if row["n_rows"])
+            clf._forget(**plan, request_id=list(served))
             receipt = clf.receipts_[-1]["checksum"]
-            _change(
-                db, {r.request_id: r.closed_as("done", receipt) for r in asked if r.request_id in done}
-            )
+            _change(db, [one.after(rows, receipt) for one in asked if one.request_id in served])
         return [row | {"result": "forgotten"} if row["result"] == "found" else row for row in rows]
 
-    def refuse(self, request_id: str) -> None:
-        """Close a request without a deletion; its subject, note and names are erased."""
-        with connect(self.path, self.key, write=True) as db:
+    def close(self, request_id: str, state: Literal["refused", "nothing held"] = "refused") -> None:
+        """Close a request without a deletion; its subject, note and names are erased.
+
+        Parameters
+        ----------
+        request_id : str
+
+        state : {"refused", "nothing held"}, default="refused"
+            "nothing held" where nothing that it names was learned, or others have had it forgotten.
+        """
+        if state not in ("refused", "nothing held"):
+            raise ValueError(f"Expected state to be 'refused' or 'nothing held', got {state!r}.")
+        with self._open(write=True) as db:
             (request,) = _asked(db, (request_id,))
-            _change(db, {request_id: request.closed_as("refused")})
+            _change(db, [request.closed_as(state)])
 
     def letter(self, request_id: str, reader: str = "person") -> str:
         """Return a text about a request that is done, for the person or for an auditor.
@@ -294,89 +335,147 @@ class Requests:
         -------
         text : str
         """
-        with connect(self.path, self.key) as db:
+        if reader not in ("person", "auditor"):
+            raise ValueError(f"Expected reader to be 'person' or 'auditor', got {reader!r}.")
+        with self._open() as db:
             found = [request for _, request in _read(db) if request.request_id == request_id]
             receipts = parse_receipts((r for _, (r,) in db.rows("receipts")), self.path.name)
-        by_checksum = {receipt["checksum"]: receipt for receipt in receipts}
-        if not found or found[0].receipt not in by_checksum:
-            raise RequestError(f"Expected a request that is done, got {request_id!r}. Run it first.")
-        request, receipt = found[0], by_checksum[found[0].receipt]
-        if reader == "person":
-            return _PERSON.format(request=request, receipt=receipt, exactness=_in_words(receipt))
-        if reader == "auditor":
-            versions = ", ".join(f"{name} {value}" for name, value in receipt["versions"].items())
-            return _AUDITOR.format(
-                request=request, receipt=receipt, exactness=_in_words(receipt), versions=versions
-            )
-        raise ValueError(f"Expected reader to be 'person' or 'auditor', got {reader!r}.")
+        if not found or found[0].state in OPEN:
+            raise RequestError(f"Expected a request that is closed, got {request_id!r}. Run it first.")
+        (request,) = found
+        receipt = next((r for r in receipts if r["checksum"] == request.receipt), None)
+        return (_to_person if reader == "person" else _to_auditor)(request, receipt)
 
 
-_PERSON = """\
-Your request {request.request_id}, received on {request.received}, was carried out on {request.closed}.
+def _to_person(request: Request, receipt: dict[str, Any] | None) -> str:
+    """Return what a person is told; each sentence is true of the receipt."""
+    lines = [f"Your request {request.request_id}, received on {request.received}, was answered on "
+             f"{request.closed}."]  # fmt: skip
+    if request.state == "refused":
+        lines.append("It was refused.")
+    elif receipt is None:
+        lines.append("Nothing that you named was held.")
+    else:
+        lines.append(
+            f"{request.n_rows:,} learned rows that you named were removed from the model "
+            f"({exactness_text(receipt['exactness'])})."
+        )
+        if request.n_unknown:
+            lines.append(f"{request.n_unknown:,} of what you named were not held.")
+        if receipt["n_copies_left"]:
+            lines.append("Copies of some of the pictures are still learned under other names.")
+        if receipt["anchor"] == "finetuned":
+            lines.append("The network was tuned on these rows before, which the removal does not undo.")
+        lines.append(
+            "This does not cover backups, which expire by themselves, versions of the model that others "
+            "have downloaded before, and the pictures themselves where they are kept elsewhere."
+        )
+    return "\n\n".join(lines) + "\n"
 
-The pictures that you named were removed from the model: it gives the answers that it would give if it
-had never learned them ({exactness}). No copy, number or name of them is left in the file of the model.
 
-This letter does not cover backups of that file, which expire by themselves, versions of the model that
-others have downloaded before, and the pictures themselves where they are kept elsewhere.
-"""
+def _to_auditor(request: Request, receipt: dict[str, Any] | None) -> str:
+    """Return what an auditor is told."""
+    cells = {
+        "Request": request.request_id,
+        "State": request.state,
+        "Received, due, closed": f"{request.received}, {request.due}, {request.closed}",
+        "Rows removed for it": f"{request.n_rows:,}",
+        "Named and not held": f"{request.n_unknown:,}",
+    }
+    if receipt is not None:
+        cells |= {
+            "Carried out": receipt["time"],
+            "Rows of the deletion": f"{receipt['n_rows']:,}, for {len(receipt['request_ids'])} requests",
+            "Rows left, copies left": f"{receipt['n_samples_learned']:,}, {receipt['n_copies_left']:,}",
+            "Exactness": exactness_text(receipt["exactness"]),
+            "Drift, residual, rounding": ", ".join(
+                f"{receipt[name]:.3g}" for name in ("drift", "residual", "rounding")
+            ),
+            "Versions": ", ".join(f"{name} {value}" for name, value in receipt["versions"].items()),
+            "Receipt": receipt["checksum"],
+            "Receipt before": receipt["previous"] or "none",
+            "Chain": receipt["chain"],
+        }
+    lines = [f"{name:<28}{value}" for name, value in cells.items()]
+    return "\n".join(lines) + (
+        "\n\nA receipt is evidence of what was run. It does not cover backups, free blocks of disks, "
+        "versions that\nwere published before, and what the backbone has learned elsewhere.\n"
+    )
 
-_AUDITOR = """\
-Request            {request.request_id}
-Received, due      {request.received}, {request.due}
-Carried out        {receipt[time]}
-Rows removed       {receipt[n_rows]} in this deletion, which may serve several requests
-Rows left          {receipt[n_samples_learned]}
-Copies left        {receipt[n_copies_left]}
-Exactness          {exactness}
-Drift, residual    {receipt[drift]:.3g}, {receipt[residual]:.3g}
-Rounding           {receipt[rounding]:.3g}
-Method             {receipt[method]}
-Versions           {versions}
-Receipt            {receipt[checksum]}
-Receipt before     {receipt[previous]}
-Chain              {receipt[chain]}
 
-The receipt is evidence of what was run. It does not cover backups, free blocks of disks, versions that
-were published before, and what the backbone has learned elsewhere.
-"""
+def _request(
+    subject: str,
+    sample_ids: Iterable[str | int],
+    files: Iterable[str | os.PathLike[str]],
+    note: str,
+    received: str | None,
+    days: int = 30,
+    request_id: str | None = None,
+) -> Request:
+    """Return a request that was checked."""
+    if isinstance(sample_ids, str) or isinstance(files, (str, os.PathLike)):
+        raise RequestError("Expected lists of sample ids and files, got a single one. Put it in a list.")
+    try:
+        names = tuple(one for one in check_ids(list(sample_ids)) or () if one is not None)
+        paths = tuple(str(Path(file).absolute()) for file in files)
+        drawn = secrets.token_hex(8) if request_id is None else request_id
+        (name, *_) = check_request_ids([drawn, subject, note, *paths])
+        begin = date.today() if received is None else date.fromisoformat(received)
+    except ValueError as error:
+        raise RequestError(f"A request that cannot be kept: {error}") from error
+    if not names and not paths:
+        raise RequestError("Expected sample_ids or files of the request, got neither.")
+    due = (begin + timedelta(days)).isoformat()
+    return Request(name, "open", subject, begin.isoformat(), due, "", note, names, paths, "")
 
 
 def _look_up(
     clf: FastNTKClassifier, asked: Iterable[Request]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what to forget, and a row for each file and sample id that requests name."""
-    held, ledger, asked = clf._held, clf._held.ledger, list(asked)
+    ledger, asked = clf._held.ledger, list(asked)
     files = [(request.request_id, file) for request in asked for file in request.files]
-    there = [(request_id, file) for request_id, file in files if Path(file).is_file()]
+    read = {file: _content(clf, file) for _, file in files}
+    there = [(request_id, file) for request_id, file in files if read[file] is not None]
     names = [(request.request_id, name) for request in asked for name in request.names]
-    paths = [file for _, file in there]
-    match = clf._match(held, paths, None, None, "all")[1] if paths else Match([], [])
+    match = ledger.find([read[file] or b"" for _, file in there], copies="all")
     meant = [ledger.known_ids(name) for _, name in names]
     by_name = ledger.find_ids([ids[0] if len(ids) == 1 else None for ids in meant])
+    lacking = {
+        removal.row
+        for removal, row in zip(by_name.removals, ledger.features(by_name.removals), strict=True)
+        if row is None  # of a state, or of a part of one, that keeps no features
+    }
     results = [
-        "ambiguous" if len(ids) > 1 else result
-        for ids, result in zip(meant, by_name.results, strict=True)
+        "ambiguous" if len(ids) > 1 else "no picture" if row in lacking else result
+        for row, (ids, result) in enumerate(zip(meant, by_name.results, strict=True))
     ]
-    if ledger.features(by_name.removals) is None:  # of a state that keeps none
-        by_name = Match([], ["no picture" if result == "found" else result for result in results])
-        results = by_name.results
-    wanted = [ids[0] for ids, result in zip(meant, results, strict=True) if result == "found"]
-    match = match.joined(by_name)
+    kept = [removal for removal in by_name.removals if removal.row not in lacking]
+    match = match.joined(Match(kept, results, by_name.known))
     going = Counter(removal.row for removal in match.removals)
-    left = ledger.without(match.removals).copies_left(match.removals)
+    after = ledger.without(match.removals)
     rows = [
-        _told(*item, result, going[i], left[i])
-        for i, (item, result) in enumerate(
-            zip(there + names, match.results[: len(there)] + results, strict=True)
+        _told(*item, result, going[i], after.n_copies(known) if result == "found" else 0)
+        for i, (item, result, known) in enumerate(
+            zip(there + names, match.results, match.known, strict=True)
         )
     ]
     rows += [_told(*item, "no picture") for item in files if item not in there]
+    wanted = [ids[0] for ids, result in zip(meant, results, strict=True) if result == "found"]
+    paths = [file for _, file in there]
     if not match.removals:
         return {}, rows
     if not paths:
         return {"X": None, "sample_ids": wanted}, rows
     return {"X": paths, "names": wanted, "copies": "all", "on_unknown": "skip"}, rows
+
+
+def _content(clf: FastNTKClassifier, file: str) -> bytes | None:
+    """Return the content of a picture, or None where it is missing or cannot be read."""
+    try:
+        return content(clf._rows([file])[0])
+    except (ValueError, OSError, Image.DecompressionBombError):
+        return None
 
 
 def _told(
@@ -389,16 +488,6 @@ def _told(
         "n_rows": n_rows,
         "copies_left": copies_left,
     }
-
-
-def _in_words(receipt: dict[str, Any]) -> str:
-    return exactness_text(receipt["exactness"])
-
-
-def _is_served(request: Request, rows: Iterable[dict[str, Any]]) -> bool:
-    """Return whether something of a request was found, and nothing is left that might be."""
-    results = [row["result"] for row in rows if row["request_id"] == request.request_id]
-    return "found" in results and not {"ambiguous", "no picture"} & set(results)
 
 
 def _asked(db: Database, request_ids: tuple[str, ...]) -> list[Request]:
@@ -422,13 +511,13 @@ def _read(db: Database) -> Iterator[tuple[int, Request]]:
         yield number, request
 
 
-def _row(request: Request) -> tuple[str, ...]:
+def _row(request: Request) -> tuple[Any, ...]:
     values = vars(request) | {"names": json.dumps(request.names), "files": json.dumps(request.files)}
     return tuple(values.values())
 
 
-def _change(db: Database, changed: dict[str, Request]) -> None:
+def _change(db: Database, changed: list[Request]) -> None:
     """Put other values in the place of requests, of whose old ones nothing is left."""
-    numbers = [number for number, request in _read(db) if request.request_id in changed]
-    db.blank("requests", numbers)
-    db.append("requests", [_row(request) for request in changed.values()])
+    ids = {request.request_id for request in changed}
+    db.blank("requests", [number for number, request in _read(db) if request.request_id in ids])
+    db.append("requests", [_row(request) for request in changed])

@@ -43,6 +43,17 @@ class Sums:
     seconds_per_row: float
     features: list[np.ndarray] = field(default_factory=list)  # of the rows, where they are kept
 
+    def plus(self, other: Sums) -> Sums:
+        """Return the sums over these rows and others; these are used up."""
+        self.statistics.merge(other.statistics)
+        return replace(
+            self,
+            class_rows=self.class_rows + other.class_rows,
+            numbers=np.concatenate([self.numbers, other.numbers]),
+            energies=np.concatenate([self.energies, other.energies]),
+            energy=self.energy + other.energy,
+        )
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -157,6 +168,17 @@ class State:
         class_rows = np.bincount(labels, minlength=len(self.class_rows))
         every, numbers = np.concatenate(energies), np.arange(len(labels))
         return Sums(statistics, class_rows, numbers, every, float(every.sum()), self.seconds_per_row)
+
+    def with_features(
+        self, sums: Sums, features: list[np.ndarray], labels: np.ndarray, weights: np.ndarray
+    ) -> Sums:
+        """Return sums in which rows have these features, where the backbone has given others."""
+        pairs = zip(sums.features, features, strict=True)
+        other = [i for i, (given, kept) in enumerate(pairs) if not np.array_equal(given, kept)]
+        for rows, sign in ((sums.features, -1.0), (features, 1.0)) if other else ():
+            part = self.sum_features([rows[i] for i in other], labels[other], sign * weights[other])
+            sums.statistics.merge(part.statistics)
+        return replace(sums, features=features)
 
     def learn(self, sums: Sums, add_up: AddUp) -> State:
         """Return the state that has also learned the rows of some sums, which become its own."""

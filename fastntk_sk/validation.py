@@ -173,6 +173,8 @@ def check_ids(sample_ids: Any, n: int | None = None) -> list[str | int | None] |
     """
     if sample_ids is None:
         return None
+    if isinstance(sample_ids, str):
+        raise ValueError(f"Expected a list of sample ids, got {sample_ids!r}. Put it in a list.")
     ids = column_or_1d(np.asarray(sample_ids, dtype=object)).tolist()
     if n is not None and len(ids) != n:
         raise ValueError(f"Expected one sample id a row ({n}), got {len(ids)}.")

@@ -215,8 +215,9 @@ def test_requests(folders, tmp_path, capsys):
     assert "person 2\tforgotten\t5 rows" in capsys.readouterr().out
     assert FastNTKClassifier.load(out).n_samples_learned_ == 18
     assert case in answer(capsys, "request", "letter", out, case, "--reader", "auditor")["text"]
-    answer(capsys, "request", "refuse", out, "case 2")
-    assert refused(capsys, "request", "letter", out, "case 2")["error"] == "RequestError"
+    answer(capsys, "request", "close", out, "case 2", "--as", "nothing held")
+    assert "Nothing" in answer(capsys, "request", "letter", out, "case 2")["text"]
+    assert refused(capsys, "request", "letter", out, "case 3")["error"] == "RequestError"
 
 
 def test_a_number_that_is_two_ids(folders, tmp_path, capsys):

@@ -1,11 +1,14 @@
 """Requests to be forgotten: a table beside the state, run as one deletion."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastntk_sk import FastNTKClassifier, Requests
-from fastntk_sk.exceptions import DecryptionError, RequestError
+from fastntk_sk.exceptions import DecryptionError, RequestError, StateFormatError
+from fastntk_sk.store.database import Database
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,9 @@ def test_one_deletion_for_all_that_are_open(pictures, tmp_path):
     clf = FastNTKClassifier.load(path)
     (receipt,) = clf.receipts_
     assert receipt["checksum"] == done.receipt
-    assert sorted(receipt["request_ids"]) == sorted([anna, eve, fay])
+    assert sorted(receipt["request_ids"]) == sorted([anna, ben, eve, fay])
+    assert (left[eve].n_rows, left[eve].n_unknown) == (1, 1)
+    assert left[ben].files == (str(Path("gone.png").absolute()),)  # what was forgotten is erased
     assert receipt["n_rows"] == 2 + 3 + 1 + 2  # of Fay's, one picture is named twice
     keep = [i for i in range(24) if i not in (0, 6, 7, 9, 16, 17, 21)]
     refit = FastNTKClassifier(
@@ -76,11 +81,19 @@ def test_one_deletion_for_all_that_are_open(pictures, tmp_path):
     for erased in (b"Anna B.", b"by letter", b"person 3"):
         assert erased not in after
     assert requests.run() == requests.show()  # Ben's third picture is still missing
-    requests.refuse(ben)
+    requests.close(ben)
     assert requests.run() == []
-    for reader, words in (("person", "case 4"), ("auditor", receipt["checksum"])):
+    for reader, words in (("person", "2 learned rows"), ("auditor", receipt["checksum"])):
         assert words in requests.letter("case 4", reader)
         assert "Fay" not in requests.letter("case 4", reader)
+    assert "1 of what you named were not held" in requests.letter(eve)
+    assert "refused" in requests.letter(ben)
+    # who asks for what others have had forgotten
+    requests.add(sample_ids=["person 3"], request_id="case 5")
+    assert [row["result"] for row in requests.run()] == ["unknown"]
+    requests.close("case 5", "nothing held")
+    assert "Nothing that you named" in requests.letter("case 5")
+    assert receipt["checksum"] not in requests.letter("case 5", "auditor")
 
 
 def test_names_alone_or_pictures_alone(pictures, tmp_path):
@@ -100,8 +113,60 @@ def test_without_kept_features_pictures_are_needed(pictures, tmp_path):
     requests = Requests(path)
     requests.add(sample_ids=["person 3"], files=[paths[8]], request_id="case 1")
     assert [row["result"] for row in requests.run()] == ["forgotten", "no picture"]
-    assert FastNTKClassifier.load(path).receipts_[0]["request_ids"] == []
-    assert [request.state for request in requests.all()] == ["open"]
+    assert FastNTKClassifier.load(path).receipts_[0]["request_ids"] == ["case 1"]
+    (request,) = requests.all()
+    assert (request.state, request.names, request.files) == ("open", ("person 3",), ())
+
+
+def test_a_file_that_cannot_be_read_stops_nobody(pictures, tmp_path):
+    path = tmp_path / "clinic.fastntk"
+    fit(pictures, path)
+    (tmp_path / "broken.png").write_bytes(b"PNG")
+    requests = Requests(path)
+    requests.add(files=[tmp_path / "broken.png"], sample_ids=["rene\u0301"], request_id="case 1")
+    requests.add(sample_ids=["person 3"])
+    results = {row["item"]: row["result"] for row in requests.run()}
+    assert results[str(tmp_path / "broken.png")] == "no picture"
+    assert results["person 3"] == "forgotten"
+    assert "ren\xe9" in results  # in Unicode's form C, as ids are learned
+
+
+def test_a_request_that_runs_while_others_look(pictures, tmp_path, monkeypatch):
+    """What is shown changes no request that another has closed meanwhile."""
+    path = tmp_path / "clinic.fastntk"
+    fit(pictures, path)
+    requests, load = Requests(path), FastNTKClassifier.load
+    requests.add("Anna", sample_ids=["person 3"])
+
+    def slow(*args, **kwargs):
+        monkeypatch.setattr(FastNTKClassifier, "load", load)
+        found = load(*args, **kwargs)
+        requests.run()
+        return found
+
+    monkeypatch.setattr(FastNTKClassifier, "load", slow)
+    requests.show()
+    (request,) = requests.all()
+    assert (request.state, request.subject) == ("done", "")
+
+
+def test_a_deletion_that_fails_leaves_the_requests(pictures, tmp_path, monkeypatch):
+    path = tmp_path / "clinic.fastntk"
+    fit(pictures, path)
+    requests, append = Requests(path), Database.append
+    requests.add("Anna", sample_ids=["person 3"])
+    before = requests.all()
+
+    def fails(self, table, rows):
+        if table == "requests":
+            raise MemoryError
+        append(self, table, rows)
+
+    monkeypatch.setattr(Database, "append", fails)
+    with pytest.raises(MemoryError):
+        requests.run()
+    assert requests.all() == before
+    assert FastNTKClassifier.load(path).receipts_ == []
 
 
 def test_an_id_that_may_mean_two(pictures, tmp_path):
@@ -143,11 +208,24 @@ def test_what_is_wrong_is_said(pictures, tmp_path):
         lambda: requests.add(sample_ids=["x"], received="yesterday"),
         lambda: requests.add_csv(tmp_path / "bad.csv"),
         lambda: requests.run("case 7"),
-        lambda: requests.refuse("case 7"),
+        lambda: requests.close("case 7"),
+        lambda: requests.add(sample_ids="person 3"),
+        lambda: requests.add(sample_ids=[None]),
+        lambda: requests.add(sample_ids=[1.5]),
+        lambda: requests.add("\udcff", sample_ids=["x"]),
         lambda: requests.letter("case 1"),
     ):
-        with pytest.raises(RequestError, match=r"Expected|There"):
+        with pytest.raises(RequestError, match=r"Expected|There|kept"):
             call()
+    with pytest.raises(StateFormatError, match="no file"):
+        Requests(tmp_path / "typo.fastntk").add("Anna", sample_ids=["x"])
+    assert not (tmp_path / "typo.fastntk").exists()
+    (tmp_path / "half.csv").write_text("id,received,request_id\nx,,R1\ny,yesterday,R2\n")
+    with pytest.raises(RequestError):
+        requests.add_csv(tmp_path / "half.csv")
+    assert [request.request_id for request in requests.all()] == ["case 1"]
     requests.run()
+    with pytest.raises(ValueError, match="state"):
+        requests.close("case 1", "lost")
     with pytest.raises(ValueError, match="reader"):
         requests.letter("case 1", "lawyer")

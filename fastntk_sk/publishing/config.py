@@ -104,7 +104,9 @@ class Config(Struct, kw_only=True):
     n_samples_learned: RowCount
     n_samples_forgotten: Count
     exactness: Exactness
-    receipts: dict[Annotated[str, Meta(max_length=64)], Checksum]
+    receipts: dict[
+        Annotated[str, Meta(max_length=64)], Annotated[str, Meta(pattern=r"\A([0-9a-f]{32})?\Z")]
+    ]
     checksum: Checksum
 
 

@@ -191,16 +191,16 @@ def _earlier(api: HfApi, repo_id: str, commit: str) -> Config | None:
 def _check_complete(repo_id: str, earlier: Config | None, chains: set[str], deletions: set[str]) -> None:
     """Raise PublicationError where the version on the Hub knows deletions that this one lacks."""
     heads = {} if earlier is None else earlier.receipts
-    if any(chain in chains and head not in deletions for chain, head in heads.items()):
+    if any(chain in chains and head and head not in deletions for chain, head in heads.items()):
         raise PublicationError(
             f"The adapter in {repo_id!r} knows a deletion that this estimator lacks: it was restored "
-            "from an older state, and would publish forgotten rows again. Forget them again and push; "
-            "load(..., against=...) says what is missing. Nothing was uploaded."
+            "from an older state, and would publish forgotten rows again. load(..., against=...) says "
+            "what is missing, and unlearn(..., redoes=...) forgets it. Nothing was uploaded."
         )
-    if heads.keys() - chains:
+    if heads and not heads.keys() & chains:
         warnings.warn(
-            f"The adapter in {repo_id!r} comes from another fit, from which rows were forgotten. Make "
-            "sure that this one was fitted without them.",
+            f"The adapter in {repo_id!r} comes from another fit. Make sure that this one was "
+            "fitted without the rows that were forgotten there.",
             PrivacyWarning,
             stacklevel=4,
         )

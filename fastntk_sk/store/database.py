@@ -53,6 +53,8 @@ TABLES = {
         "names TEXT",
         "files TEXT",
         "receipt TEXT",
+        "n_rows INTEGER",
+        "n_unknown INTEGER",
     ),
 }
 _KINDS = {"INTEGER": int, "REAL": float, "TEXT": str, "BLOB": bytes}
@@ -73,13 +75,13 @@ _REGISTER = threading.Lock()
 class Database:
     """A transaction on one file; see `connect`."""
 
-    def __init__(self, connection: Any, name: str) -> None:
-        self._connection, self._name = connection, name
-        self._cursors: list[Any] = []
+    def __init__(self, connection: Any, path: Path, key: bytes | str | None) -> None:
+        self._connection, self._path, self._key = connection, path, key
+        self._name, self._cursors = path.name, list[Any]()
 
     def check(self) -> None:
         """Raise StateFormatError unless the file's pages are in order."""
-        (verdict, *_), *_ = self._execute("PRAGMA quick_check(1)")
+        (verdict, *_), *_ = self._fetch("PRAGMA quick_check(1)")
         if verdict != "ok":
             raise StateFormatError(
                 f"{self._name} is damaged: {verdict}. Restore a backup, or save to another file and "
@@ -91,7 +93,7 @@ class Database:
         state = hashlib.blake2b(digest_size=16)
         for table in sorted(TABLES.keys() - {"saves", "requests"}):
             query = f"SELECT checksum FROM {table} WHERE checksum NOT NULL ORDER BY row"
-            state.update(b"".join(checksum for (checksum,) in self._execute(query)))
+            state.update(b"".join(checksum for (checksum,) in self._fetch(query)))
         return state.digest()
 
     def rows(self, table: str) -> Iterator[tuple[int, tuple[Any, ...]]]:
@@ -103,7 +105,7 @@ class Database:
             If a row is not what was written.
         """
         kinds = [_KINDS[column.split()[1]] for column in TABLES[table]]
-        for row, checksum, *values in self._execute(f"SELECT * FROM {table} ORDER BY row"):
+        for row, checksum, *values in self._fetch(f"SELECT * FROM {table} ORDER BY row"):
             if checksum is None and not any(value is not None for value in values):
                 continue  # blanked
             if [*map(type, values)] != kinds or checksum != _checksum(table, row, values):
@@ -115,13 +117,13 @@ class Database:
 
     def index(self, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
         """Yield some columns of the rows that were not blanked, unchecked: for those of large values."""
-        yield from self._execute(f"SELECT {columns} FROM {table} WHERE checksum NOT NULL")
+        yield from self._fetch(f"SELECT {columns} FROM {table} WHERE checksum NOT NULL")
 
     def append(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         """Add rows behind those that are there."""
-        ((last,),) = self._execute(f"SELECT coalesce(max(row), 0) FROM {table}")
+        ((last,),) = self._fetch(f"SELECT coalesce(max(row), 0) FROM {table}")
         marks = ", ".join("?" * (len(TABLES[table]) + 2))
-        self._connection.executemany(
+        self._change(
             f"INSERT INTO {table} VALUES ({marks})",
             ((n, _checksum(table, n, row), *row) for n, row in enumerate(rows, last + 1)),
         )
@@ -129,9 +131,7 @@ class Database:
     def blank(self, table: str, numbers: Iterable[int]) -> None:
         """Erase rows; their numbers are not used again."""
         columns = ", ".join(f"{name} = NULL" for name in ("checksum", *_names(table)))
-        self._connection.executemany(
-            f"UPDATE {table} SET {columns} WHERE row = ?", ((number,) for number in numbers)
-        )
+        self._change(f"UPDATE {table} SET {columns} WHERE row = ?", ((number,) for number in numbers))
 
     def replace(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Let a small table hold these rows in this order; the first of them may stay where they are."""
@@ -157,9 +157,9 @@ class Database:
                 if row is None:
                     self.append(table, [(name, piece, value)])
                     continue
-                self._execute(
+                self._change(
                     f"UPDATE {table} SET value = ?, checksum = ? WHERE row = ?",
-                    (value, _checksum(table, row, (name, piece, value)), row),
+                    [(value, _checksum(table, row, (name, piece, value)), row)],
                 )
                 del there[row]
         self.blank(table, there)
@@ -175,9 +175,15 @@ class Database:
                 raise StateFormatError(f"{self._name} holds no whole {name!r}. Restore a backup.")
         return {name: b"".join(value for _, value in found) for name, found in pieces.items()}
 
-    def _execute(self, statement: str, values: Sequence[Any] = ()) -> Iterable[Any]:
-        self._cursors.append(self._connection.execute(statement, values))
-        return self._cursors[-1]
+    def _fetch(self, query: str) -> Iterator[tuple[Any, ...]]:
+        with _naming(self._path, self._key):
+            self._cursors.append(self._connection.execute(query))
+            for row in self._cursors[-1]:  # noqa: UP028 - that would close the cursor, perhaps late
+                yield row
+
+    def _change(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        with _naming(self._path, self._key):
+            self._connection.executemany(statement, rows)
 
     def close(self) -> None:
         """End what is still read: the frames of an error would keep the file locked."""
@@ -211,17 +217,23 @@ def connect(
     ValueError
         If the key is neither 32 bytes nor text.
     """
+    failure = None
     with _connection(path, key, write, timeout) as connection:
         if write:
             connection.execute("PRAGMA journal_mode = DELETE").fetchall()
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
         _check_schema(connection, path, write)
-        database = Database(connection, path.name)
+        database = Database(connection, path, key)
         try:
             yield database
+        except Exception as error:  # of the block: raised as it is, when everything was undone
+            failure = error
         finally:
             database.close()
-        connection.execute("COMMIT")
+        if failure is None:
+            connection.execute("COMMIT")
+    if failure is not None:
+        raise failure
 
 
 def rekey(path: Path, key: bytes | str, new_key: bytes | str) -> None:
@@ -251,24 +263,32 @@ def _connection(
         place = _check_file(path, key, write)
         _OPEN.setdefault(place, []).append(key is not None)
     try:
-        # an absolute path is never ":memory:" or a URI
-        connection = driver.connect(path.absolute(), timeout=timeout, isolation_level=None)
-        try:
-            if key is not None:
-                connection.execute("PRAGMA cipher_log_level = NONE").fetchall()
-                connection.execute(f"PRAGMA key = {_quoted(key)}").fetchall()
-            for setting in _SETTINGS:
-                connection.execute(f"PRAGMA {setting}").fetchall()
-            yield connection
-        finally:
-            connection.close()  # which undoes what was not committed
-    except (driver.Error, OverflowError, UnicodeDecodeError) as error:  # of damaged numbers and names
-        raise _named(error, path, key) from error
+        with _naming(path, key):
+            # an absolute path is never ":memory:" or a URI
+            connection = driver.connect(path.absolute(), timeout=timeout, isolation_level=None)
+            try:
+                if key is not None:
+                    connection.execute("PRAGMA cipher_log_level = NONE").fetchall()
+                    connection.execute(f"PRAGMA key = {_quoted(key)}").fetchall()
+                for setting in _SETTINGS:
+                    connection.execute(f"PRAGMA {setting}").fetchall()
+                yield connection
+            finally:
+                connection.close()  # which undoes what was not committed
     finally:
         with _REGISTER:
             _OPEN[place].pop()
             if not _OPEN[place]:
                 del _OPEN[place]
+
+
+@contextmanager
+def _naming(path: Path, key: bytes | str | None) -> Iterator[None]:
+    """Raise what SQLite raises as an error that says what to do."""
+    try:
+        yield
+    except (_driver(key).Error, OverflowError, UnicodeDecodeError) as error:  # of damaged numbers, names
+        raise _named(error, path, key) from error
 
 
 def check_key(key: Any) -> None:

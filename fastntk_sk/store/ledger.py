@@ -52,13 +52,21 @@ class Removal(NamedTuple):
 class Match(NamedTuple):
     """What a request finds: copies to be removed, and for each of its rows what became of it.
 
-    `results` are "found", "unknown", "elsewhere" (learned with another label or id) or "ambiguous".
-    `by_id`: the request names ids alone, and not rows.
+    `results` are "found", "unknown", "elsewhere" (learned with another label or id) or "ambiguous";
+    `known` are the segments and digests of each row's content. `by_id`: the request names ids alone, and
+    not rows.
     """
 
     removals: list[Removal]
     results: list[str]
+    known: list[set[tuple[int, bytes]]]
     by_id: bool = False
+
+    @property
+    def found(self) -> set[tuple[int, bytes]]:
+        """Segments and digests of what is removed, in other segments too."""
+        pairs = zip(self.results, self.known, strict=True)
+        return set().union(*(known for result, known in pairs if result == "found"))
 
     def joined(self, other: Match) -> Match:
         """Return both, without what the other removes already; its rows follow."""
@@ -66,18 +74,19 @@ class Match(NamedTuple):
         n = len(self.results)
         mine = [removal for removal in self.removals if removal[1:] not in covered]
         theirs = [removal._replace(row=removal.row + n) for removal in other.removals]
-        return Match([*mine, *theirs], self.results + other.results)
+        return Match([*mine, *theirs], self.results + other.results, self.known + other.known)
 
     def check(self, on_unknown: str = "raise") -> None:
         """Raise UnknownSampleError or AmbiguousSampleError where rows are in the way.
 
-        With `on_unknown` = "skip", rows that were not learned are not, as long as any is found.
+        With `on_unknown` = "skip", rows that were not learned are not, as long as any row is found.
         """
         unknown, elsewhere, ambiguous = (
             [row for row, result in enumerate(self.results) if result == kind]
             for kind in ("unknown", "elsewhere", "ambiguous")
         )
-        if (unknown or elsewhere) and not (on_unknown == "skip" and (self.removals or ambiguous)):
+        skipped = on_unknown == "skip" and (self.removals or ambiguous)
+        if elsewhere or (unknown and not skipped):
             message = _unknown_ids(unknown) if self.by_id else _unknown_message(unknown, elsewhere)
             raise UnknownSampleError(message, unknown + elsewhere)
         if ambiguous:
@@ -286,14 +295,14 @@ class Ledger:
         results = ["found"] * len(rows)
         named = [sample_ids is not None and sample_ids[row] is not None for row in range(len(rows))]
         for row in sorted(range(len(rows)), key=lambda row: not named[row]):
-            known, found = rows[row]
+            everywhere, found = rows[row]
             left = [candidate for candidate in found if candidate.n_copies > taken[candidate]]
             n_left = sum(candidate.n_copies - taken[candidate] for candidate in left)
             asked_for = asked[tuple(found)]
             asked[tuple(found)] -= 1
             if not left:
                 if copies == "one" or not found:  # else an earlier row of the request took all
-                    results[row] = "elsewhere" if known and not found else "unknown"
+                    results[row] = "elsewhere" if everywhere and not found else "unknown"
                 continue
             if copies == "one":
                 choices = {
@@ -306,7 +315,8 @@ class Ledger:
                 count = candidate.n_copies - taken[candidate] if copies == "all" else 1
                 taken[candidate] += count
                 removals += [Removal(row, *candidate[:3])] * count
-        return Match(sorted(removals, key=lambda removal: removal.row), results)
+        known = [{(one.segment, one.digest) for one in everywhere} for everywhere, _ in rows]
+        return Match(sorted(removals, key=lambda removal: removal.row), results, known)
 
     def find_ids(self, sample_ids: Sequence[str | int | None]) -> Match:
         """Match every learned row under these ids; `row` is the place of the id (of twins, the last)."""
@@ -326,23 +336,23 @@ class Ledger:
             ]
         found = {sample_ids[removal.row] for removal in removals}
         results = ["found" if one in found else "unknown" for one in sample_ids]
-        return Match(removals, results, by_id=True)
+        known: list[set[tuple[int, bytes]]] = [set() for _ in sample_ids]
+        for row, s, digest in {removal[:3] for removal in removals}:
+            known[row].add((s, digest))
+        return Match(removals, results, known, by_id=True)
 
     def known_ids(self, name: str | int) -> list[str | int]:
         """Return the ids of learned rows that a person may mean by a name: 7 is also "7"."""
         either = [name]
         if isinstance(name, int):
             either.append(str(name))
-        elif re.fullmatch(r"-?\d{1,18}", name):
+        elif re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name):
             either.append(int(name))
         return [one for one in either if self.owned_rows([one])]
 
-    def copies_left(self, removals: Sequence[Removal]) -> Counter[int]:
-        """Return how many copies of what each row of a request removed from this ledger's are left."""
-        left: Counter[int] = Counter()
-        for row, s, digest in {removal[:3] for removal in removals}:
-            left[row] += self.segments[s].rows.get(digest, Counter()).total()
-        return left
+    def n_copies(self, contents: Iterable[tuple[int, bytes]]) -> int:
+        """Return how many copies of some contents are learned."""
+        return sum(self.segments[s].rows.get(digest, Counter()).total() for s, digest in contents)
 
     def all_rows(self) -> list[Removal]:
         """Return every learned row."""
@@ -354,24 +364,37 @@ class Ledger:
             for _ in range(count)
         ]
 
-    def features(self, removals: Sequence[Removal]) -> list[np.ndarray] | None:
-        """Return the features that are kept of rows, or None if those of one are not."""
-        found = [self.segments[removal.segment].features.get(removal.digest) for removal in removals]
-        return None if any(row is None for row in found) else found  # type: ignore[return-value]
+    def features(self, removals: Sequence[Removal]) -> list[np.ndarray | None]:
+        """Return the features that are kept of rows; None for those of which they are not."""
+        return [self.segments[removal.segment].features.get(removal.digest) for removal in removals]
+
+    def with_features(self, removals: Sequence[Removal], features: Sequence[np.ndarray]) -> Ledger:
+        """Return the ledger that keeps other features of all its rows."""
+        changed = self._copy()
+        for segment in changed.segments:
+            segment.features.clear()
+        for removal, row in zip(removals, features, strict=True):
+            changed.segments[removal.segment].features.setdefault(removal.digest, row)
+        return changed
+
+    def settled(self, digests: Sequence[bytes], features: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the features of new rows, those kept already in place of others of the same content."""
+        known = dict(self.segments[0].features)
+        return [known.setdefault(digest, row) for digest, row in zip(digests, features, strict=True)]
 
     def _candidates(
         self, content: bytes, label: int | None, sample_id: str | int | None
-    ) -> tuple[bool, list[Candidate]]:
-        """Return whether the content was learned at all, and the copies that match the request."""
-        known, found = False, []
+    ) -> tuple[list[Candidate], list[Candidate]]:
+        """Return all copies of a content, and those that match the request."""
+        everywhere, found = [], []
         for s, segment in enumerate(self.segments):
             digest = segment.digest(content)
             owner = segment.owner(sample_id)
             for entry, count in segment.rows.get(digest, {}).items():
-                known = True
+                everywhere.append(Candidate(s, digest, entry, count))
                 if label in (None, entry.label) and owner in (b"", entry.owner):
-                    found.append(Candidate(s, digest, entry, count))
-        return known, found
+                    found.append(everywhere[-1])
+        return everywhere, found
 
     def unchanged(self, rows: Iterable[np.ndarray], removals: Sequence[Removal]) -> Iterator[np.ndarray]:
         """Yield rows that are read again for the sums.

@@ -16,7 +16,6 @@ from ..publishing.folder import ADAPTER, adapter_file
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 from .database import Database, connect, rekey
 from .packing import Contents, pack, restore, unpack
-from .private import Private
 from .receipts import chain_heads, lost, parse_receipts
 
 __all__ = ["Mark", "check_complete", "check_place", "load", "opened", "rekey", "save"]
@@ -33,22 +32,36 @@ class Save(NamedTuple):
 class Mark(NamedTuple):
     """Which saves an estimator goes on from: it was loaded from them, or wrote them."""
 
-    stamps: frozenset[bytes]
-    is_encrypted: bool
+    plain: frozenset[bytes] = frozenset()
+    encrypted: frozenset[bytes] = frozenset()
+
+    @property
+    def stamps(self) -> frozenset[bytes]:
+        """All of them."""
+        return self.plain | self.encrypted
+
+    def after(self, save: Save, key: bytes | str | None) -> Mark:
+        """Return the mark with one more save."""
+        if key is None:
+            return self._replace(plain=self.plain | {save.stamp})
+        return self._replace(encrypted=self.encrypted | {save.stamp})
 
 
 def save(
     classifier: Any, path: str | os.PathLike[str], key: bytes | str | None, *, overwrite: bool = False
 ) -> None:
     """Write the whole estimator; see :meth:`FastNTKClassifier.save`."""
-    contents = _contents(classifier, key)
+    classifier._held  # noqa: B018 - raises where there is none
+    if not Path(path).exists():
+        _check_encrypted(classifier._mark, None, key)
+        describe(classifier._adapter, classifier, public=False)  # raises what it would raise below
     with connect(Path(path), key, write=True) as db:
         db.check()  # what is written into damaged pages may be lost
         there, mark = _last_save(db), classifier._mark
-        known = mark is not None and there is not None and there.stamp in mark.stamps
-        if there is not None and not overwrite and not known:
-            raise StaleStateError(_stale(db, contents[0].receipts, Path(path).name))
-        _write(db, classifier, *contents, key)
+        _check_encrypted(mark, there, key)
+        if not (there is None or overwrite or (mark is not None and there.stamp in mark.stamps)):
+            raise StaleStateError(_stale(db, classifier._held.receipts, Path(path).name))
+        _write(db, classifier, key)
 
 
 def check_place(path: Path, key: bytes | str | None) -> None:
@@ -100,51 +113,43 @@ def opened(
     with connect(Path(path), key, write=True, timeout=timeout) as db:
         last, contents = _read(db, Path(path).name)
         classifier = _build(cls, last, contents, Path(path).name, backbone, device, key)
-        before, failure = classifier._held, None
-        try:
-            yield classifier, db
-        except Exception as error:  # of the block: another database's are no errors of this file
-            failure = error
-        if failure is None and classifier._held is not before:
-            _write(db, classifier, *_contents(classifier, key), key)
-    if failure is not None:
-        raise failure
+        before = classifier._held
+        yield classifier, db
+        if classifier._held is not before:
+            _write(db, classifier, key)
 
 
-def _contents(classifier: Any, key: bytes | str | None) -> tuple[Private, bytes]:
-    """Return the private half of an estimator, and its adapter with its configuration."""
-    adapter, private = classifier._halves()
-    if key is None and classifier._mark is not None and classifier._mark.is_encrypted:
+def _check_encrypted(mark: Mark | None, there: Save | None, key: bytes | str | None) -> None:
+    """Raise DecryptionError where a state that was encrypted would become plain."""
+    is_own = there is not None and mark is not None and there.stamp in mark.plain
+    if key is None and mark is not None and mark.encrypted and not is_own:
         raise DecryptionError(
             "Expected the key of an estimator that was encrypted, got None: its state would be readable "
             "by everybody. Pass key=..., the old one or a new one for another file."
         )
-    return private, adapter_file(adapter, describe(adapter, classifier, public=False))
 
 
-def _write(
-    db: Database, classifier: Any, private: Private, adapter: bytes, key: bytes | str | None
-) -> None:
+def _write(db: Database, classifier: Any, key: bytes | str | None) -> None:
     """Write both halves, and let the estimator go on from this save."""
-    there, mark = _last_save(db), classifier._mark
-    pack(db, private, adapter)
+    adapter, private = classifier._halves()
+    there = _last_save(db)
+    pack(db, private, adapter_file(adapter, describe(adapter, classifier, public=False)))
     generation = 1 if there is None else there.generation + 1
     last = Save(generation, secrets.token_bytes(16), db.seal())
     db.replace("saves", [last])
-    stamps = frozenset({last.stamp}) if mark is None else mark.stamps | {last.stamp}
     # before the commit: a thread that saves the same estimator next is not stale
-    classifier._mark = Mark(stamps, key is not None)
+    classifier._mark = (classifier._mark or Mark()).after(last, key)
 
 
-def check_complete(private: Private, chains: set[str], against: Any) -> None:
+def check_complete(chains: set[str], deletions: set[str], against: Any) -> None:
     """Raise StaleStateError where others know of deletions that a state lacks."""
-    missing = lost(private.receipts, chains, against)
+    missing = lost(chains, deletions, against)
     if missing:
         told = "; ".join(_in_words(receipt) for receipt in [*missing.values()][:10])
         raise StaleStateError(
             f"Expected a state that knows all deletions, got one that lacks {len(missing)} ({told}): it "
-            "is an old one, and remembers those rows. Load it without `against`, call unlearn with the "
-            "same rows or sample ids, which your list of requests holds, and save it."
+            "is an old one, and remembers those rows. Load it without `against`, and forget the same "
+            "rows or ids, which your list of requests holds, with unlearn(..., redoes=...)."
         )
 
 
@@ -201,7 +206,7 @@ def _build(
     key: bytes | str | None,
 ) -> Any:
     config, tensors = read_adapter(contents.adapter, name)
-    if config.receipts != chain_heads(contents.receipts):
+    if config.receipts != chain_heads(contents.receipts, contents.records.chain):
         raise StateFormatError(f"{name} holds other receipts than its adapter names. Restore a backup.")
     settings, anchor = settings_at_fit(config, device), contents.anchor
     if (anchor is None) == settings.is_finetuned:
@@ -223,7 +228,7 @@ def _build(
     private = restore(model, W, tensors["displacement"], contents)
     classifier = unfitted(cls, config, backbone)
     classifier._commit(private.adapter(config.classes.labels()), private)
-    classifier._mark = Mark(frozenset({last.stamp}), key is not None)
+    classifier._mark = Mark().after(last, key)
     return classifier
 
 

@@ -12,7 +12,7 @@ import torch
 from ..exceptions import NoFeaturesError
 from ..publishing.adapter import Adapter
 from ..state import State
-from .ledger import Ledger
+from .ledger import Ledger, Segment
 from .receipts import chain_heads, senses
 
 _AT_ONCE = 1024  # kept rows that are compared together
@@ -77,6 +77,9 @@ class Private:
             raise NoFeaturesError(
                 'Expected kept features to compare with, got none. Fit with keep="features".'
             )
+        for row, content in enumerate(contents):
+            for segment in self.ledger.segments:
+                found[row] += _told(segment, segment.digest(content), 1.0, same=True)
         for start in range(0, len(kept), _AT_ONCE):
             part = kept[start : start + _AT_ONCE]
             block = np.stack([self.ledger.segments[s].features[digest] for s, digest in part])
@@ -84,16 +87,8 @@ class Private:
             for row, column in zip(*np.nonzero(similarity >= threshold), strict=True):
                 s, digest = part[column]
                 segment = self.ledger.segments[s]
-                found[row] += [
-                    {
-                        "similarity": float(similarity[row, column]),
-                        "sample_id": segment.ids.get(entry.owner),
-                        "label": entry.label,
-                        "n_copies": count,
-                        "same": segment.digest(contents[row]) == digest,
-                    }
-                    for entry, count in segment.rows[digest].items()
-                ]
+                if segment.digest(contents[row]) != digest:
+                    found[row] += _told(segment, digest, float(similarity[row, column]), same=False)
         return [sorted(each, key=lambda row: -row["similarity"])[:n] for each in found]
 
     def described(self, adapter: Adapter) -> Adapter:
@@ -101,5 +96,19 @@ class Private:
         return adapter.after(
             n_forgotten=sum(receipt["n_rows"] for receipt in self.receipts),
             exactness=senses(self.receipts),
-            heads=chain_heads(self.receipts),
+            heads=chain_heads(self.receipts, self.chain),
         )
+
+
+def _told(segment: Segment, digest: bytes, similarity: float, *, same: bool) -> list[dict[str, Any]]:
+    """Return what is told of the learned rows of one content."""
+    return [
+        {
+            "similarity": similarity,
+            "sample_id": segment.ids.get(entry.owner),
+            "label": entry.label,
+            "n_copies": count,
+            "same": same,
+        }
+        for entry, count in segment.rows.get(digest, {}).items()
+    ]

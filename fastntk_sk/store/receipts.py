@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ..exceptions import ReceiptError, StateFormatError
+from ..exceptions import ReceiptError, StateFormatError, StateMismatchError
 from ..publishing import files
 from ..publishing.config import Checksum, Count, Exactness, RowCount
 from ..publishing.exactness import exactness
@@ -38,6 +38,7 @@ class Receipt(Struct):
     anchor: Literal["pretrained", "finetuned"]
     seconds: Measured
     request_ids: list[str]
+    redoes: list[Checksum]
     n_copies_left: Count
     kept_features: bool
     chain: str
@@ -73,6 +74,7 @@ def make_receipt(
     n_left: int | None = None,
     n_copies_left: int,
     request_ids: Sequence[str],
+    redoes: Sequence[str],
     kept_features: bool,
     anchor: str,
     seen_by: Sequence[str],
@@ -105,6 +107,9 @@ def make_receipt(
     request_ids : sequence of str
         The caller's.
 
+    redoes : sequence of str
+        Checksums of receipts that were lost with a newer state, whose deletions this one repeats.
+
     kept_features : bool
         Whether features were subtracted that had been kept, and not computed again.
     """
@@ -116,6 +121,7 @@ def make_receipt(
             "n_samples_learned": n_samples_learned,
             "method": "downdate of the statistics and one solve",
             "request_ids": list(request_ids),
+            "redoes": list(redoes),
             "n_copies_left": n_copies_left,
             "kept_features": kept_features,
             "exactness": exactness,
@@ -142,9 +148,10 @@ def senses(receipts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"exact": all(one["exact"] for one in found), "reasons": list(reasons)}
 
 
-def chain_heads(receipts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return the checksum of the last receipt of each chain."""
-    return {receipt["chain"]: receipt["checksum"] for receipt in receipts}
+def chain_heads(receipts: Iterable[Mapping[str, Any]], chain: str = "") -> dict[str, str]:
+    """Return the checksum of the last receipt of each chain; that of `chain` may be empty."""
+    first = {chain: ""} if chain else {}
+    return first | {receipt["chain"]: receipt["checksum"] for receipt in receipts}
 
 
 def export_receipts(
@@ -235,7 +242,7 @@ def verify_receipts(
     path = Path(path).absolute()
     lines = files.read(path.parent, path.name).splitlines()
     claim = None
-    if lines and b'"signature"' in lines[-1]:
+    if lines and lines[-1].startswith(b'{"heads"'):  # canonical JSON has its keys in order
         claim = _parse(lines.pop(), Claim, "The signature")
     receipts = parse_receipts(lines, path.name)
     heads = chain_heads(receipts)
@@ -255,38 +262,40 @@ def published_heads(adapter: Any) -> dict[str, str]:
     return dict(read_adapter(files.read(Path(adapter), ADAPTER), ADAPTER)[0].receipts)
 
 
-def lost(
-    receipts: Iterable[Mapping[str, Any]], chains: Container[str], other: Any
-) -> dict[str, Mapping[str, Any]]:
-    """Return what others know of deletions in these chains and the receipts do not, by checksum.
+def lost(chains: set[str], deletions: set[str], other: Any) -> dict[str, Mapping[str, Any]]:
+    """Return what others know of deletions in these chains that are not among these, by checksum.
 
     `other` is what `published_heads` takes, or the path of exported receipts, which tell more.
     """
-    known = {receipt["checksum"] for receipt in receipts}
     if not hasattr(other, "_adapter") and Path(other).is_file():
         found = {receipt["checksum"]: receipt for receipt in verify_receipts(other)}
     else:
-        found = {head: {"chain": chain} for chain, head in published_heads(other).items()}
+        found = {head: {"chain": chain} for chain, head in published_heads(other).items() if head}
+    if found and not chains & {receipt["chain"] for receipt in found.values()}:
+        raise StateMismatchError(
+            "Expected receipts or an adapter of this model, got those of another fit."
+        )
     return {
         head: receipt
         for head, receipt in found.items()
-        if receipt["chain"] in chains and head not in known
+        if receipt["chain"] in chains and head not in deletions
     }
 
 
 def _check_heads(receipts: list[dict[str, Any]], published: dict[str, str], name: str) -> None:
     """Raise ReceiptError unless chains end where an adapter says."""
-    missing = sorted(set(published.values()) - {receipt["checksum"] for receipt in receipts})
+    missing = sorted(set(published.values()) - {"", *(receipt["checksum"] for receipt in receipts)})
     if missing:
         raise ReceiptError(
             f"{name} lacks the receipts {missing}, which were published. It was cut off, or belongs to "
             "another model."
         )
-    later = [
-        receipt["time"]
-        for i, receipt in enumerate(receipts)
-        if published.get(receipt["chain"]) not in {r["checksum"] for r in receipts[i:]}
-    ]
+    later, done = [], {chain for chain, head in published.items() if not head}
+    for receipt in receipts:
+        if receipt["chain"] not in published or receipt["chain"] in done:
+            later.append(receipt["time"])
+        if receipt["checksum"] == published.get(receipt["chain"]):
+            done.add(receipt["chain"])
     if later:
         raise ReceiptError(
             f"{name} tells of {len(later)} deletions that the adapter does not know, the first at "
@@ -296,11 +305,12 @@ def _check_heads(receipts: list[dict[str, Any]], published: dict[str, str], name
 
 def _check_signature(claim: dict[str, Any], heads: dict[str, str]) -> None:
     """Raise ReceiptError unless a claim is signed as it says, and is about these chains."""
+    ed25519 = _ed25519()
     from cryptography.exceptions import InvalidSignature
 
     signed = {name: claim[name] for name in ("heads", "time")}
     try:
-        key = _ed25519().Ed25519PublicKey.from_public_bytes(bytes.fromhex(claim["public_key"]))
+        key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(claim["public_key"]))
         key.verify(bytes.fromhex(claim["signature"]), files.canonical(signed))
     except (InvalidSignature, ValueError) as error:
         raise ReceiptError("The signature does not fit what it signs. Ask for the file anew.") from error

@@ -184,6 +184,12 @@ def test_two_that_push_at_once(clf, blobs, tmp_path, monkeypatch, server):
         with pytest.raises(PublicationError, match="older state"):
             clf.unlearn(X[rows]).push_to_hub(REPO, token=TOKEN)
     assert pull(tmp_path).n_samples_forgotten_ == 5
+    before = copy.deepcopy(clf)
+    with pytest.warns(PrivacyWarning, match="copies"):
+        clf.unlearn(X[:5], redoes=other)
+    with pytest.warns(PrivacyWarning, match="Earlier commits"):
+        clf.push_to_hub(REPO, token=TOKEN)
+    assert before.receipts_ != clf.receipts_
     refit = copy.deepcopy(clf).fit(X[5:], y[5:])
     with pytest.warns(PrivacyWarning, match="another fit"):
         refit.push_to_hub(REPO, token=TOKEN)

@@ -516,8 +516,8 @@ def test_a_journal_survives_a_key_that_is_wrong(clf, tmp_path, key):
     file = save(clf, "encrypted", tmp_path / "state")
     copied = tmp_path / "copy"
     with connect(file, KEY, write=True) as db:
-        db._execute("PRAGMA cache_spill = 1")
-        db._execute("PRAGMA cache_size = 1")
+        db._change("PRAGMA cache_spill = 1", [()])
+        db._change("PRAGMA cache_size = 1", [()])
         db.write("statistics", {"A": b"x" * 10**6})
         for end in ("", "-journal"):
             shutil.copy(f"{file}{end}", f"{copied}{end}")

@@ -8,7 +8,12 @@ import torch
 from cases import gap
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
-from fastntk_sk.exceptions import NoFeaturesError, PrivacyWarning, UnknownSampleError
+from fastntk_sk.exceptions import (
+    NoFeaturesError,
+    NumericalDriftWarning,
+    PrivacyWarning,
+    UnknownSampleError,
+)
 
 NAMES = [f"person {i % 12}" for i in range(60)]
 OF_3 = np.array([name == "person 3" for name in NAMES])
@@ -125,6 +130,57 @@ def test_kept_features_survive_another_backbone_numerically(digits, tmp_path):
     assert [receipt["exactness"]["exact"] for receipt in clf.receipts_] == [True, True]
     refit.unlearn(sample_ids=["digit 1"])
     assert gap(clf, refit) < 1e-10
+
+
+def test_features_are_those_that_entered_the_sums(digits, tmp_path):
+    """Also where the backbone gives others when rows are learned again, or the sums made anew."""
+    X, y = digits[0][:40], digits[1][:40]
+    names = [f"digit {i}" for i in range(40)]
+    new = {"backbone": "test_resnet", "image_size": 32, "pretrained": False, "n_components": 64}
+    clf = make(**new).fit(X, y, sample_ids=names)
+    clf.save(tmp_path / "state")
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        with pytest.warns(NumericalDriftWarning):
+            clf.partial_fit(X[:5], y[:5], sample_ids=names[:5])
+        clf.unlearn(sample_ids=names[:5])
+    assert gap(clf, make(**new).fit(X[5:], y[5:], classes=clf.classes_)) < 1e-6
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
+        clf.rebuild(X[5:])
+        there = make(**new).fit(X[6:], y[6:], classes=clf.classes_)
+        clf.unlearn(sample_ids=names[5:6])
+        clf.save(tmp_path / "state")
+    again = FastNTKClassifier.load(tmp_path / "state")
+    assert gap(clf, again) == 0
+    assert gap(clf, there) < 1e-6
+    again.unlearn(sample_ids=names[6:8])
+    assert again.receipts_[-1]["kept_features"]
+    there.unlearn(X[6:8])
+    assert gap(again, there) < 1e-6
+
+
+def test_sites_that_keep_and_that_do_not(blobs):
+    X, y = blobs
+    with pytest.warns(PrivacyWarning, match="inverted"):
+        both = (
+            make()
+            .fit(X[:30], y[:30], sample_ids=NAMES[:30])
+            .merge(make(keep=None).fit(X[30:], y[30:], sample_ids=NAMES[30:]))
+        )
+    assert [row["same"] for row in both.find(X[40:41])[0]] == [True]
+    with pytest.raises(NoFeaturesError):
+        both.unlearn(sample_ids=["person 3"])
+    both.unlearn(X[[0, 31]])  # kept features of the first, a pass for the other
+    assert not both.receipts_[-1]["kept_features"]
+    left = np.setdiff1d(np.arange(60), [0, 31])
+    assert gap(both, make().fit(X[left], y[left])) < 1e-10
+
+
+def test_find_tells_a_row_by_its_content_too():
+    X = np.arange(12.0).reshape(4, 3)
+    clf = make().fit(X, np.array([*"abab"], dtype=object), sample_ids=[*"wxyz"])
+    clf.unlearn(X[2:])
+    found = clf.find(X[:1])[0][0]
+    assert (found["sample_id"], found["label"], found["same"]) == ("w", "a", True)
 
 
 def test_a_search_keeps_them_too(blobs):

@@ -45,7 +45,7 @@ def test_what_becomes_of_each_row():
     ledger = learned((b"a", 0, 1.0), (b"b", 0, 1.0), (b"b", 1, 1.0), (b"c", 0, 1.0), (b"c", 0, 1.0))
     match = ledger.find([b"x", b"a", b"b", b"c"])
     assert match.results == ["unknown", "found", "ambiguous", "found"]
-    assert ledger.removed(match.removals).copies_left(match.removals) == {1: 0, 3: 1}
+    assert ledger.removed(match.removals).n_copies(match.found) == 1
     with pytest.raises(AmbiguousSampleError):
         match.check("skip")
     ledger.find([b"x", b"a"]).check("skip")
@@ -72,6 +72,13 @@ def test_the_same_content_learned_differently_is_ambiguous(rows):
     assert len(removals(ledger, [b"a", b"a"])) == 2  # asking for both leaves nothing to choose
     if rows[0][1] != rows[1][1]:
         assert removals(ledger, [b"a"], labels=[1])[0].entry.label == 1
+
+
+def test_names_that_may_mean_a_number():
+    ledger = learned((b"a", 0, 1.0), (b"b", 0, 1.0), (b"c", 0, 1.0), ids=[7, "07", "x"])
+    assert ledger.known_ids("7") == [7]
+    assert ledger.known_ids("07") == ["07"]
+    assert ledger.known_ids("007") == ledger.known_ids("\u0667") == ledger.known_ids("8") == []
 
 
 def test_sample_ids_pick_the_owner():

@@ -209,6 +209,28 @@ def test_a_save_undoes_nobodys_deletion(blobs, tmp_path):
     second.save(tmp_path / "elsewhere")
 
 
+def test_a_copy_that_is_encrypted_locks_nobody_out(blobs, tmp_path):
+    clf = make().fit(*blobs)
+    clf.save(tmp_path / "plain")
+    clf.save(tmp_path / "copy", key="secret")
+    clf.unlearn(blobs[0][:1]).save(tmp_path / "plain")
+    with pytest.raises(DecryptionError, match="readable"):
+        clf.save(tmp_path / "another")
+    assert FastNTKClassifier.load(tmp_path / "plain").n_samples_learned_ == 59
+
+
+def test_a_save_that_waits_writes_what_is_there_then(blobs, tmp_path):
+    """Another thread forgets and saves the same estimator meanwhile."""
+    path, clf = tmp_path / "model", make().fit(*blobs)
+    clf.save(path)
+    with FastNTKClassifier.open(path):
+        saving = threading.Thread(target=clf.save, args=(path,))
+        saving.start()
+        clf.unlearn(blobs[0][:1])
+    saving.join()
+    assert FastNTKClassifier.load(path).receipts_ == clf.receipts_
+
+
 def test_open_waits_saves_and_undoes(blobs, tmp_path):
     X, path = blobs[0], tmp_path / "model"
     make().fit(*blobs).save(path)

@@ -14,6 +14,7 @@ from fastntk_sk.exceptions import (
     ReceiptError,
     StaleStateError,
     StateFormatError,
+    StateMismatchError,
     UnknownSampleError,
 )
 
@@ -150,14 +151,19 @@ def test_a_restored_state_is_told_what_it_lacks(blobs, tmp_path):
     for against, message in (
         (tmp_path / "receipts.jsonl", "2 rows at .* for case 7"),
         (str(tmp_path / "adapter"), "the last of its chain"),
-        (clf, "call unlearn with"),
+        (clf, "redoes"),
     ):
         with pytest.raises(StaleStateError, match=message):
             FastNTKClassifier.load(state, against=against)
     clf.save(tmp_path / "new")
     assert FastNTKClassifier.load(tmp_path / "new", against=tmp_path / "receipts.jsonl").receipts_
-    another = make().fit(*blobs).unlearn(X[:5])
-    assert FastNTKClassifier.load(state, against=another).n_samples_forgotten_ == 1
+    with pytest.raises(StateMismatchError, match="another fit"):
+        FastNTKClassifier.load(state, against=make().fit(*blobs).unlearn(X[:5]))
+    # done again, it is complete
+    restored = FastNTKClassifier.load(state)
+    restored.unlearn(X[1:3], redoes=tmp_path / "adapter").save(state)
+    assert restored.receipts_[-1]["redoes"] == [clf.receipts_[-1]["checksum"]]
+    assert FastNTKClassifier.load(state, against=clf).n_samples_forgotten_ == 3
 
 
 def test_numbers_do_not_tell_which_row_it_was(blobs):
@@ -181,7 +187,25 @@ def test_copies_that_stay_are_told(blobs):
     assert clf.receipts_[0]["n_copies_left"] == 2
     report = clf.can_unlearn(np.r_[X[:1], X[5:6]], copies="all")
     assert [row["copies_left"] for row in report["rows"]] == [0, 0]
-    clf.unlearn(X[:2])
+    twice = make().fit(np.r_[X, X[:1], X[:1]], np.r_[y, y[:1], y[:1]])
+    with pytest.warns(PrivacyWarning, match="1 copies"):
+        twice.unlearn(X[[0, 0]])
+
+
+def test_copies_at_another_site_are_told(blobs):
+    X, y = blobs
+    with pytest.warns(PrivacyWarning, match="inverted"):
+        both = make().fit(X[:40], y[:40]).merge(make().fit(X[39:], y[39:]))
+    with pytest.warns(PrivacyWarning, match="1 copies"):
+        both.unlearn(X[39:40])
+    assert both.receipts_[-1]["n_copies_left"] == 1
+
+
+def test_a_row_under_another_label_is_not_skipped(blobs):
+    X, y = blobs
+    clf = make().fit(X, y)
+    with pytest.raises(UnknownSampleError, match="another label"):
+        clf.unlearn(X[:2], [y[0], (y[1] + 1) % 3], on_unknown="skip")
 
 
 def test_one_unknown_row_does_not_block_the_others(blobs):
