@@ -20,6 +20,7 @@ from PIL import Image
 from .backbones.inputs import content
 from .classifier import FastNTKClassifier
 from .exceptions import RequestError, StateFormatError
+from .publishing.config import Count
 from .publishing.exactness import exactness_text
 from .store import persistence
 from .store.database import Database, connect
@@ -80,8 +81,8 @@ class Request:
     names: tuple[str | int, ...]
     files: tuple[str, ...]
     receipt: str
-    n_rows: int = 0
-    n_unknown: int = 0
+    n_rows: Count = 0
+    n_unknown: Count = 0
 
     @property
     def is_overdue(self) -> bool:

@@ -108,7 +108,7 @@ class Database:
         for row, checksum, *values in self._fetch(f"SELECT * FROM {table} ORDER BY row"):
             if checksum is None and not any(value is not None for value in values):
                 continue  # blanked
-            if [*map(type, values)] != kinds or checksum != _checksum(table, row, values):
+            if [*map(type, values)] != kinds or checksum != row_checksum(table, row, values):
                 raise StateFormatError(
                     f"Row {row} of the table {table!r} in {self._name} is not what was written. Restore "
                     "a backup."
@@ -125,7 +125,7 @@ class Database:
         marks = ", ".join("?" * (len(TABLES[table]) + 2))
         self._change(
             f"INSERT INTO {table} VALUES ({marks})",
-            ((n, _checksum(table, n, row), *row) for n, row in enumerate(rows, last + 1)),
+            ((n, row_checksum(table, n, row), *row) for n, row in enumerate(rows, last + 1)),
         )
 
     def blank(self, table: str, numbers: Iterable[int]) -> None:
@@ -159,7 +159,7 @@ class Database:
                     continue
                 self._change(
                     f"UPDATE {table} SET value = ?, checksum = ? WHERE row = ?",
-                    [(value, _checksum(table, row, (name, piece, value)), row)],
+                    [(value, row_checksum(table, row, (name, piece, value)), row)],
                 )
                 del there[row]
         self.blank(table, there)
@@ -408,7 +408,8 @@ def _names(table: str) -> list[str]:
     return [column.split()[0] for column in TABLES[table]]
 
 
-def _checksum(table: str, row: int, values: Sequence[Any]) -> bytes:
+def row_checksum(table: str, row: int, values: Sequence[Any]) -> bytes:
+    """Return what the column "checksum" of a row holds."""
     content = msgspec.msgpack.encode((table, row, *values))
     return hashlib.blake2b(content, digest_size=16).digest()
 

@@ -24,7 +24,7 @@ from ..state import State, Tuning
 from ..sums.ridge import GRID
 from ..sums.statistics import Statistics
 from ..tangents.model import LinearizedModel
-from .database import Database
+from .database import Database, row_checksum
 from .ledger import KEY_BYTES, Entry, Ledger, Segment
 from .private import Private
 from .receipts import parse_receipts
@@ -139,10 +139,13 @@ def _pack_ledger(db: Database, ledger: Ledger) -> None:
 
 
 def _pack_features(db: Database, ledger: Ledger) -> None:
-    """Do the same with kept features, which never change, and with the ids of their rows."""
+    """Do the same with kept features and with the ids of their rows."""
     segments, there, gone = ledger.segments, set[tuple[int, bytes]](), []
-    for number, place, digest in db.index("features", "row, segment, digest"):
-        if place < len(segments) and digest in segments[place].features:
+    for number, place, digest, checksum in db.index("features", "row, segment, digest, checksum"):
+        held = segments[place].features.get(digest) if place < len(segments) else None
+        if held is not None and checksum == row_checksum(
+            "features", number, (place, digest, held.tobytes())
+        ):
             there.add((place, digest))
         else:
             gone.append(number)
