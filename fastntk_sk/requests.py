@@ -267,7 +267,8 @@ class Requests:
         rows : list of dict
             For each sample id and file that is named: "request_id", "item", "result" ("found",
             "unknown", "elsewhere", "ambiguous", or "no picture" where a file is missing or features
-            were not kept), "n_rows" and "copies_left".
+            were not kept), "n_rows", "copies_left", and "seconds": an estimate of the passes for it;
+            the solve, for all of them together, comes on top.
         """
         with self._open() as db:
             asked = _asked(db, request_ids)
@@ -453,10 +454,14 @@ def _look_up(
     ]
     kept = [removal for removal in by_name.removals if removal.row not in lacking]
     match = match.joined(Match(kept, results, by_name.known))
-    going = Counter(removal.row for removal in match.removals)
+    going, passes = Counter[int](), Counter[int]()
+    for removal, row in zip(match.removals, ledger.features(match.removals), strict=True):
+        going[removal.row] += 1
+        passes[removal.row] += row is None
+    per_row = clf._held.state.seconds_per_row
     after = ledger.without(match.removals)
     rows = [
-        _told(*item, result, going[i], after.n_copies(known) if result == "found" else 0)
+        _told(*item, result, going[i], after.n_copies(known) if going[i] else 0, passes[i] * per_row)
         for i, (item, result, known) in enumerate(
             zip(there + names, match.results, match.known, strict=True)
         )
@@ -480,7 +485,12 @@ def _content(clf: FastNTKClassifier, file: str) -> bytes | None:
 
 
 def _told(
-    request_id: str, item: str | int, result: str, n_rows: int = 0, copies_left: int = 0
+    request_id: str,
+    item: str | int,
+    result: str,
+    n_rows: int = 0,
+    copies_left: int = 0,
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
     return {
         "request_id": request_id,
@@ -488,6 +498,7 @@ def _told(
         "result": result,
         "n_rows": n_rows,
         "copies_left": copies_left,
+        "seconds": seconds,
     }
 
 

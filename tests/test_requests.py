@@ -46,7 +46,8 @@ def test_one_deletion_for_all_that_are_open(pictures, tmp_path):
     assert [request.is_overdue for request in requests.all() if request.request_id == eve] == [True]
     shown = {(row["request_id"], row["item"]): row for row in requests.show()}
     assert shown[anna, "person 3"] == {
-        "request_id": anna, "item": "person 3", "result": "found", "n_rows": 2, "copies_left": 0
+        "request_id": anna, "item": "person 3", "result": "found", "n_rows": 2, "copies_left": 0,
+        "seconds": 0.0,
     }  # fmt: skip
     assert shown[ben, paths[0]]["n_rows"] == 2  # with the copy under another name
     assert shown[eve, "nobody"]["result"] == "unknown"
