@@ -130,8 +130,8 @@ def main() -> None:
     text += "\n\n"
     if args.before:
         text += (
-            "Folders are faster to save where the ledger is long: the file has a row with a checksum of its "
-            "own for each learned row, and waits for the disk twice. "
+            "Folders are faster to save where the ledger is long: a file holds a row with a checksum of "
+            "its own for each learned row. "
         )
     text += (
         f"Sums of width {args.width:,} ({found['sums'] / 1e6:.0f} MB packed), {CLASSES} classes, "
