@@ -592,25 +592,27 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     def _forget(
         self,
-        X,
+        X=None,
         y=None,
         sample_ids=None,
         copies="one",
         on_unknown="raise",
         request_id=(),
         *,
+        matched=None,
         redoes=None,
-        names=(),
         seen_by=(),
         searched_by=(),
         strict=False,
     ) -> Self:
-        """Match, sum, subtract, write the receipt, commit."""
+        """Match (unless that was done), sum, subtract, write the receipt, commit."""
         started, before = time.perf_counter(), self._held
         check_choice("on_unknown", on_unknown, ("raise", "skip"))
         self._warn_of_changed_parameters()
-        rows, match = self._match(before, X, y, sample_ids, copies, names)
-        match.check(on_unknown)
+        if matched is None:
+            matched = self._match(before, X, y, sample_ids, copies)
+            matched[1].check(on_unknown)
+        rows, match = matched
         removals = match.removals
         ledger, features = before.ledger.removed(removals), before.ledger.features(removals)
         _check_summable(rows, removals, features)
@@ -628,7 +630,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         n_copies_left = ledger.n_copies(match.found)
         receipt = make_receipt(
             request_ids=check_request_ids(request_id),
-            redoes=[] if redoes is None else self._lost(redoes),
+            redoes=[] if redoes is None else list(self._lost(redoes)),
             chain=before.chain,
             previous=chain_heads(before.receipts, before.chain)[before.chain],
             n_rows=len(removals),
@@ -672,6 +674,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             each row of the request a dict of "result" ("found", "unknown", "elsewhere": learned with
             another label or id, or "ambiguous"), "n_rows" and "copies_left".
         """
+        check_choice("on_unknown", on_unknown, ("raise", "skip"))
         report: dict[str, Any] = {"possible": False, "reason": "", "indices": [], "rows": []}
         report |= {"n_rows": 0, "n_bytes": 0, "seconds": 0.0}
         try:
@@ -1079,8 +1082,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         loaded = persistence.load(cls, path, backbone=backbone, device=device, key=key)
         if against is not None:
-            chains, deletions = loaded._known_deletions()
-            persistence.check_complete(chains, deletions, against)
+            persistence.check_complete(loaded._lost(against))
         return loaded
 
     @classmethod
@@ -1480,8 +1482,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids, features)
         return replace(private, state=_at_all_places(state, probe), ledger=ledger)
 
-    def _match(self, held: Private, X, y, sample_ids, copies, names=()) -> tuple[Rows | None, Match]:
-        """Find the learned copies that a request names; `names` adds all rows under some ids."""
+    def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows | None, Match]:
+        """Find the learned copies that a request names."""
         check_choice("copies", copies, ("one", "all"))
         ledger, labels = held.ledger, None
         if X is None:
@@ -1497,8 +1499,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             check_consistent_length(rows, y)
             labels = encode_labels(y, self.classes_).tolist()
         contents = (content(row) for row in rows)
-        match = ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
-        return rows, match.joined(ledger.find_ids(names)) if names else match
+        return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
     def _sum(self, private: Private, rows: Rows | None, removals, features, what: str) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
@@ -1606,9 +1607,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         redone = {head for receipt in receipts for head in receipt["redoes"]}
         return chains, redone | {receipt["checksum"] for receipt in receipts}
 
-    def _lost(self, against: Any) -> list[str]:
+    def _lost(self, against: Any) -> dict[str, Mapping[str, Any]]:
         """Return the deletions that others know and this estimator lacks."""
-        return list(lost(*self._known_deletions(), against))
+        return lost(*self._known_deletions(), against)
 
     def _halves(self) -> tuple[Adapter, Private]:
         """Return both halves, of one commit."""

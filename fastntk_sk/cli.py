@@ -140,7 +140,7 @@ def _unlearn(args: argparse.Namespace) -> Answer:
     def request(clf: FastNTKClassifier) -> dict[str, Any]:
         options: dict[str, Any] = {"on_unknown": "skip" if args.skip_unknown else "raise"}
         if args.id:
-            return options | {"X_forget": None, "sample_ids": [_meant(clf, one) for one in args.id]}
+            return options | {"X_forget": None, "sample_ids": _meant(clf, args.id)}
         # a folder of a request need not be named after a class; a file states its labels
         given = [
             _as_classes(clf, pictures.labels, source.is_dir())
@@ -150,7 +150,7 @@ def _unlearn(args: argparse.Namespace) -> Answer:
         return options | {
             "X_forget": paths,
             "y_forget": [one for part in given for one in part or ()] if None not in given else None,
-            "sample_ids": [one and _meant(clf, one) for one in ids] if named else None,
+            "sample_ids": _meant(clf, ids) if named else None,
             "copies": "all" if args.all_copies else "one",
         }
 
@@ -184,15 +184,18 @@ def _unlearn(args: argparse.Namespace) -> Answer:
     return Answer(data, text)
 
 
-def _meant(clf: FastNTKClassifier, name: str) -> str | int:
-    """Return the sample id that is meant by a text: 7 may have been learned as a number."""
-    known = clf._held.ledger.known_ids(name)
-    if len(known) > 1:
-        raise AmbiguousSampleError(
-            f"Both the number {name} and the text {name!r} are sample ids of learned rows. Forget it in "
-            "Python, where they differ."
-        )
-    return known[0] if known else name
+def _meant(clf: FastNTKClassifier, names: Sequence[str | None]) -> list[str | int | None]:
+    """Return the sample ids that are meant by texts: 7 may have been learned as a number."""
+    given = [name for name in names if name is not None]
+    meant: dict[str | None, str | int | None] = {None: None}
+    for name, known in zip(given, clf._held.ledger.known_ids(given), strict=True):
+        if len(known) > 1:
+            raise AmbiguousSampleError(
+                f"Both the number {name} and the text {name!r} are sample ids of learned rows. Forget "
+                "it in Python, where they differ."
+            )
+        meant[name] = known[0] if known else name
+    return [meant[name] for name in names]
 
 
 def _find(args: argparse.Namespace) -> Answer:

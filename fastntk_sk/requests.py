@@ -8,7 +8,6 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 from PIL import Image
 
-from .backbones.inputs import content
+from .backbones.inputs import Rows, content
 from .classifier import FastNTKClassifier
 from .exceptions import RequestError, StateFormatError
 from .publishing.config import Count
@@ -26,7 +25,7 @@ from .store import persistence
 from .store.database import Database, connect
 from .store.ledger import Match
 from .store.receipts import parse_receipts
-from .validation import check_ids, check_request_ids
+from .validation import check_choice, check_ids, check_request_ids
 
 State = Literal["open", "found", "done", "refused", "nothing held"]
 OPEN = ("open", "found")
@@ -229,25 +228,17 @@ class Requests:
 
     def _append(self, added: list[Request]) -> None:
         """Add requests, all or none."""
-        with self._open(write=True) as db:
+        with connect(self.path, self.key, write=True) as db:
             there = [request.request_id for _, request in _read(db)]
-            ids = there + [request.request_id for request in added]
-            twice = sorted({one for one in ids if ids.count(one) > 1})
+            ids = Counter(there + [request.request_id for request in added])
+            twice = sorted(one for one, n in ids.items() if n > 1)
             if twice:
                 raise RequestError(f"There are requests {twice} already. Choose other ids.")
             db.append("requests", [_row(request) for request in added])
 
-    def _open(self, *, write: bool = False) -> AbstractContextManager[Database]:
-        """Open the file, which must be there: a request makes none."""
-        if not self.path.is_file():
-            raise StateFormatError(
-                f"There is no file {str(self.path)!r}. Save a fitted estimator there."
-            )
-        return connect(self.path, self.key, write=write)
-
     def all(self) -> list[Request]:
         """Return all requests, those that are due first before the others."""
-        with self._open() as db:
+        with connect(self.path, self.key) as db:
             found = [request for _, request in _read(db)]
         return sorted(found, key=lambda request: (request.state not in OPEN, request.due))
 
@@ -270,12 +261,14 @@ class Requests:
             were not kept), "n_rows", "copies_left", and "seconds": an estimate of the passes for it;
             the solve, for all of them together, comes on top.
         """
-        with self._open() as db:
+        with connect(self.path, self.key) as db:
             asked = _asked(db, request_ids)
         clf = FastNTKClassifier.load(self.path, key=self.key, **source)
-        _, rows = _look_up(clf, asked)
+        *_, rows = _look_up(clf, asked)
         found = {row["request_id"] for row in rows if row["n_rows"]}
-        with self._open(write=True) as db:  # another may have run or closed some meanwhile
+        with connect(
+            self.path, self.key, write=True
+        ) as db:  # another may have run or closed some meanwhile
             same = [request for _, request in _read(db) if request in asked]
             _change(db, [replace(one, state="found") for one in same if one.request_id in found])
         return rows
@@ -299,11 +292,12 @@ class Requests:
         """
         with persistence.opened(FastNTKClassifier, self.path, key=self.key, **source) as (clf, db):
             asked = _asked(db, request_ids)
-            plan, rows = _look_up(clf, asked)
-            if not plan:
+            pictures, match, names, rows = _look_up(clf, asked)
+            if not match.removals:
                 return rows
             served = dict.fromkeys(row["request_id"] for row in rows if row["n_rows"])
-            clf._forget(**plan, request_id=list(served))
+            ids = names if pictures is None else None
+            clf._forget(sample_ids=ids, request_id=list(served), matched=(pictures, match))
             receipt = clf.receipts_[-1]["checksum"]
             _change(db, [one.after(rows, receipt) for one in asked if one.request_id in served])
         return [row | {"result": "forgotten"} if row["result"] == "found" else row for row in rows]
@@ -318,9 +312,8 @@ class Requests:
         state : {"refused", "nothing held"}, default="refused"
             "nothing held" where nothing that it names was learned, or others have had it forgotten.
         """
-        if state not in ("refused", "nothing held"):
-            raise ValueError(f"Expected state to be 'refused' or 'nothing held', got {state!r}.")
-        with self._open(write=True) as db:
+        check_choice("state", state, ("refused", "nothing held"))
+        with connect(self.path, self.key, write=True) as db:
             (request,) = _asked(db, (request_id,))
             _change(db, [request.closed_as(state)])
 
@@ -337,9 +330,8 @@ class Requests:
         -------
         text : str
         """
-        if reader not in ("person", "auditor"):
-            raise ValueError(f"Expected reader to be 'person' or 'auditor', got {reader!r}.")
-        with self._open() as db:
+        check_choice("reader", reader, ("person", "auditor"))
+        with connect(self.path, self.key) as db:
             found = [request for _, request in _read(db) if request.request_id == request_id]
             receipts = parse_receipts((r for _, (r,) in db.rows("receipts")), self.path.name)
         if not found or found[0].state in OPEN:
@@ -433,15 +425,15 @@ def _request(
 
 def _look_up(
     clf: FastNTKClassifier, asked: Iterable[Request]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what to forget, and a row for each file and sample id that requests name."""
+) -> tuple[Rows | None, Match, list[str | int], list[dict[str, Any]]]:
+    """Return pictures, what they and sample ids match, those ids, and a row for each that is named."""
     ledger, asked = clf._held.ledger, list(asked)
     files = [(request.request_id, file) for request in asked for file in request.files]
     read = {file: _content(clf, file) for _, file in files}
     there = [(request_id, file) for request_id, file in files if read[file] is not None]
     names = [(request.request_id, name) for request in asked for name in request.names]
     match = ledger.find([read[file] or b"" for _, file in there], copies="all")
-    meant = [ledger.known_ids(name) for _, name in names]
+    meant = ledger.known_ids([name for _, name in names])
     by_name = ledger.find_ids([ids[0] if len(ids) == 1 else None for ids in meant])
     lacking = {
         removal.row
@@ -466,14 +458,10 @@ def _look_up(
             zip(there + names, match.results, match.known, strict=True)
         )
     ]
-    rows += [_told(*item, "no picture") for item in files if item not in there]
+    rows += [_told(*item, "no picture") for item in files if read[item[1]] is None]
     wanted = [ids[0] for ids, result in zip(meant, results, strict=True) if result == "found"]
-    paths = [file for _, file in there]
-    if not match.removals:
-        return {}, rows
-    if not paths:
-        return {"X": None, "sample_ids": wanted}, rows
-    return {"X": paths, "names": wanted, "copies": "all", "on_unknown": "skip"}, rows
+    pictures = clf._rows([file for _, file in there]) if there else None
+    return pictures, match, wanted, rows
 
 
 def _content(clf: FastNTKClassifier, file: str) -> bytes | None:

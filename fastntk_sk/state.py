@@ -203,13 +203,14 @@ class State:
 
     def _check_heavy(self, sums: Sums, alpha: float, add_up: AddUp) -> None:
         """Raise HeavyRowError, in every rank, where a row by itself forbids an exact deletion."""
-        unit = rounding_bound(1.0, 0.0, alpha, self.settings.tangent_scale)
-        bounds = np.array([coarse(unit * energy) for energy in sums.energies])
-        heavy = sums.numbers[bounds > ROUNDING]
+        bounds = sums.energies * rounding_bound(1.0, 0.0, alpha, self.settings.tangent_scale)
+        heavy = sums.numbers[bounds > coarse(ROUNDING) / 2]  # as what a receipt would say of it
         n_heavy = torch.tensor(len(heavy))
         add_up([n_heavy])
         if n_heavy:
-            worst = f", {bounds.max():.1e} in row {sums.numbers[bounds.argmax()]}" if len(heavy) else ""
+            worst = ""
+            if len(heavy):
+                worst = f", {coarse(bounds.max()):.1e} in row {sums.numbers[bounds.argmax()]}"
             raise HeavyRowError(
                 "Expected eps * weight * |features and Jacobians|^2 / alpha of every row to be at most "
                 f"{ROUNDING:g} (alpha={alpha:g}), got more in {int(n_heavy)} rows{worst}: rounding "

@@ -178,7 +178,7 @@ class Parts:
             (path / "adapter.safetensors").write_bytes(adapter)
             return path
         records, own = json.dumps(self.records).encode(), files.dump(self.own)
-        with connect(path, None, write=True) as db:
+        with connect(path, None, write=True, make=True) as db:
             db.write("model", {"adapter": adapter, "records": records, "tensors": own} | model)
             db.write("statistics", self.statistics)
             db.append("segments", self.segments)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.utils._optional_dependencies import check_pandas_support
 
+from ..exceptions import warn
 from ._checks import NoNoiseFloorWarning, check_oracle, check_sets
 from .attacks import population_mia_auc
 from .metrics import accuracies, activation_distance, tug_of_war
@@ -104,11 +104,10 @@ def unlearning_report(
     pandas = check_pandas_support("unlearning_report")
     models = named_models(unlearned, original, oracle)
     if second_oracle is None:
-        warnings.warn(
+        warn(
             "There is no second oracle: nothing says which differences are those of any two "
             "retrainings. Retrain once more with another seed and pass it as second_oracle.",
             NoNoiseFloorWarning,
-            stacklevel=2,
         )
     else:
         check_oracle(second_oracle, oracle)

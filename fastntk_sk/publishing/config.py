@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from msgspec import Meta, Struct
 
 from ..backbones.inputs import InputSpec
 from ..backbones.recipes import portable
-from ..exceptions import StateFormatError, UnsavedParameterWarning
+from ..exceptions import StateFormatError, UnsavedParameterWarning, warn
 from ..settings import Settings
 from ..sums.memory import require
 from ..tangents.model import LinearizedModel
@@ -179,11 +178,10 @@ def _plain_params(classifier: Any, seed: int) -> dict[str, Any]:
         except StateFormatError:
             lost.append(name)
     if lost:
-        warnings.warn(
+        warn(
             f"The parameters {lost} are or hold objects that JSON cannot hold, and are not saved. A "
             "loaded estimator predicts and unlearns the same; set them again before another fit.",
             UnsavedParameterWarning,
-            stacklevel=5,
         )
     return kept
 

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import stat
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from ..exceptions import StateFormatError, UnknownKeyWarning
+from ..exceptions import StateFormatError, UnknownKeyWarning, warn
 from ..sums.memory import require
 
 PARTIAL = ".fastntk-*.partial"
@@ -166,11 +165,10 @@ def convert(document: Mapping[str, Any], kind: type[T], name: str) -> T:
             "the file."
         )
     if unknown:
-        warnings.warn(
+        warn(
             f"{name} holds {unknown}, which this version does not know and ignores. Upgrade fastntk_sk "
             "to use them.",
             UnknownKeyWarning,
-            stacklevel=6,
         )
     return found
 

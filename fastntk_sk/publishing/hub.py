@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 
-from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError
+from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError, warn
 from .adapter import Adapter
 from .config import Config, check
 from .files import parse_json, read
@@ -156,11 +155,10 @@ def _commit(api: HfApi, repo_id: str, revision: str | None) -> str | None:
     except _HTTPError as error:
         if _status(error) not in _TRANSIENT:
             raise
-        warnings.warn(
+        warn(
             f"The Hub cannot be reached. If there is a copy of {repo_id!r} in the cache, it is used: it "
             "may be older than a deletion.",
             PrivacyWarning,
-            stacklevel=4,
         )
         return None
 
@@ -198,11 +196,10 @@ def _check_complete(repo_id: str, earlier: Config | None, chains: set[str], dele
             "what is missing, and unlearn(..., redoes=...) forgets it. Nothing was uploaded."
         )
     if heads and not heads.keys() & chains:
-        warnings.warn(
+        warn(
             f"The adapter in {repo_id!r} comes from another fit. Make sure that this one was "
             "fitted without the rows that were forgotten there.",
             PrivacyWarning,
-            stacklevel=4,
         )
 
 
@@ -210,12 +207,11 @@ def _warn(repo_id: str, adapter: Adapter, earlier: Config | None, purge_history:
     """Warn, before anything is uploaded, of what earlier commits will still tell."""
     same = earlier is not None and earlier.tensors_checksum == adapter.checksum
     if adapter.n_forgotten and not same and not purge_history:
-        warnings.warn(
+        warn(
             f"Earlier commits of {repo_id!r} will still hold an adapter from before a deletion: who has "
             "both versions can reconstruct forgotten rows. push_to_hub(..., purge_history=True) deletes "
             "what can be deleted.",
             PrivacyWarning,
-            stacklevel=4,
         )
 
 
@@ -246,11 +242,10 @@ def _purge(api: HfApi, repo_id: str, branch: str) -> None:
         api.permanently_delete_lfs_files(repo_id, old)
     left = [ref.name for ref in [*(refs.pull_requests or []), *refs.converts]]
     if left:
-        warnings.warn(
+        warn(
             f"References of {repo_id!r} that cannot be deleted may hold earlier versions: {left}. "
             "Delete the repository to be rid of them.",
             PrivacyWarning,
-            stacklevel=4,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.loading import outline
-from ..exceptions import FastNTKError, StateFormatError, StateMismatchError, UnknownKeyWarning
+from ..exceptions import FastNTKError, StateFormatError, StateMismatchError, UnknownKeyWarning, warn
 from ..settings import Settings
 from ..sums.memory import available_memory, block_sizes, require
 from ..tangents.ladder import TENSORS
@@ -222,11 +221,10 @@ def unfitted(cls: type, config: Config, backbone: Any) -> Any:
     known = cls._get_param_names()  # type: ignore[attr-defined]
     unknown = sorted(set(config.params) - set(known))
     if unknown:
-        warnings.warn(
+        warn(
             f"The saved parameters {unknown} are not known to this version and ignored. Upgrade "
             "fastntk_sk to use them.",
             UnknownKeyWarning,
-            stacklevel=5,
         )
     params = {
         name: tuple(value) if isinstance(value, list) else value

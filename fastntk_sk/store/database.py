@@ -193,12 +193,17 @@ class Database:
 
 @contextmanager
 def connect(
-    path: Path, key: bytes | str | None, *, write: bool = False, timeout: float = 60.0
+    path: Path,
+    key: bytes | str | None,
+    *,
+    write: bool = False,
+    make: bool = False,
+    timeout: float = 60.0,
 ) -> Iterator[Database]:
     """Open a file for one transaction, which is committed at the end, or undone by an error.
 
-    Who writes makes the file if it is missing, and keeps others from writing meanwhile; they wait for
-    `timeout` seconds.
+    Who writes keeps others from writing meanwhile; they wait for `timeout` seconds. With `make`, a file
+    that is missing is made.
 
     Raises
     ------
@@ -218,7 +223,7 @@ def connect(
         If the key is neither 32 bytes nor text.
     """
     failure = None
-    with _connection(path, key, write, timeout) as connection:
+    with _connection(path, key, write, make, timeout) as connection:
         if write:
             connection.execute("PRAGMA journal_mode = DELETE").fetchall()
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
@@ -255,12 +260,16 @@ def rekey(path: Path, key: bytes | str, new_key: bytes | str) -> None:
 
 @contextmanager
 def _connection(
-    path: Path, key: bytes | str | None, write: bool = False, timeout: float = 60.0
+    path: Path,
+    key: bytes | str | None,
+    write: bool = False,
+    make: bool = False,
+    timeout: float = 60.0,
 ) -> Iterator[Any]:
     """Open a file, and raise what SQLite raises as errors of this library."""
     driver = _driver(key)
     with _REGISTER:
-        place = _check_file(path, key, write)
+        place = _check_file(path, key, write, make)
         _OPEN.setdefault(place, []).append(key is not None)
     try:
         with _naming(path, key):
@@ -325,14 +334,14 @@ def _quoted(key: bytes | str) -> str:
     return "'" + key.replace("'", "''") + "'"
 
 
-def _check_file(path: Path, key: bytes | str | None, write: bool) -> tuple[int, int]:
+def _check_file(path: Path, key: bytes | str | None, write: bool, make: bool) -> tuple[int, int]:
     """Make the file of a first save, or check that one looks as the key says; return where it lies."""
     if path.is_dir():
         raise StateFormatError(
             f"Expected the path of a file, such as 'model.fastntk', got the folder {str(path)!r}. A "
             "folder of a public adapter is read by FastNTKClassifier.from_pretrained."
         )
-    if write and not path.exists():
+    if make and not path.exists():
         try:
             files.make_folder(path.parent)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

@@ -341,14 +341,18 @@ class Ledger:
             known[row].add((s, digest))
         return Match(removals, results, known, by_id=True)
 
-    def known_ids(self, name: str | int) -> list[str | int]:
-        """Return the ids of learned rows that a person may mean by a name: 7 is also "7"."""
-        either = [name]
-        if isinstance(name, int):
-            either.append(str(name))
-        elif re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name):
-            either.append(int(name))
-        return [one for one in either if self.owned_rows([one])]
+    def known_ids(self, names: Sequence[str | int]) -> list[list[str | int]]:
+        """Return the ids of learned rows that a person may mean by each name: 7 is also "7"."""
+        owners = [
+            {entry.owner for entries in segment.rows.values() for entry in entries}
+            for segment in self.segments
+        ]
+
+        def is_known(one: str | int) -> bool:
+            pairs = zip(self.segments, owners, strict=True)
+            return any(segment.owner(one) in known for segment, known in pairs)
+
+        return [[one for one in _either(name) if is_known(one)] for name in names]
 
     def n_copies(self, contents: Iterable[tuple[int, bytes]]) -> int:
         """Return how many copies of some contents are learned."""
@@ -455,6 +459,13 @@ class Ledger:
                 n for c in segment.rows.values() for entry, n in c.items() if entry.owner in owners
             )
         return total
+
+
+def _either(name: str | int) -> list[str | int]:
+    """Return a name, and as a number what is written as one or the reverse."""
+    if isinstance(name, int):
+        return [name, str(name)]
+    return [name, int(name)] if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name) else [name]
 
 
 def _rows(indices: Sequence[int]) -> str:

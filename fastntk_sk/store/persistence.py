@@ -16,7 +16,7 @@ from ..publishing.folder import ADAPTER, adapter_file
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
 from .database import Database, connect, rekey
 from .packing import Contents, pack, restore, unpack
-from .receipts import chain_heads, lost, parse_receipts
+from .receipts import chain_heads, parse_receipts
 
 __all__ = ["Mark", "check_complete", "check_place", "load", "opened", "rekey", "save"]
 
@@ -55,7 +55,7 @@ def save(
     if not Path(path).exists():
         _check_encrypted(classifier._mark, None, key)
         describe(classifier._adapter, classifier, public=False)  # raises what it would raise below
-    with connect(Path(path), key, write=True) as db:
+    with connect(Path(path), key, write=True, make=True) as db:
         db.check()  # what is written into damaged pages may be lost
         there, mark = _last_save(db), classifier._mark
         _check_encrypted(mark, there, key)
@@ -68,7 +68,7 @@ def check_place(path: Path, key: bytes | str | None) -> None:
     """Raise what `save` would raise for a place or a key, before the hours that a fit may take."""
     existed = path.exists()
     tried = path if existed else path.with_name(f".fastntk-{secrets.token_hex(8)}.partial")
-    with connect(tried, key, write=True):
+    with connect(tried, key, write=True, make=True):
         pass
     if not existed:
         tried.unlink()
@@ -108,8 +108,6 @@ def opened(
 
     With the estimator comes the transaction in which it is saved.
     """
-    if not Path(path).exists():
-        raise StateFormatError(f"There is no file {str(path)!r}. Save a fitted estimator there first.")
     with connect(Path(path), key, write=True, timeout=timeout) as db:
         last, contents = _read(db, Path(path).name)
         classifier = _build(cls, last, contents, Path(path).name, backbone, device, key)
@@ -141,9 +139,8 @@ def _write(db: Database, classifier: Any, key: bytes | str | None) -> None:
     classifier._mark = (classifier._mark or Mark()).after(last, key)
 
 
-def check_complete(chains: set[str], deletions: set[str], against: Any) -> None:
-    """Raise StaleStateError where others know of deletions that a state lacks."""
-    missing = lost(chains, deletions, against)
+def check_complete(missing: dict[str, Mapping[str, Any]]) -> None:
+    """Raise StaleStateError where there are deletions that others know and a state lacks."""
     if missing:
         told = "; ".join(_in_words(receipt) for receipt in [*missing.values()][:10])
         raise StaleStateError(

@@ -33,7 +33,7 @@ def test_rows_against_a_dict(tmp_path, seed):
     file, random = tmp_path / "file", np.random.default_rng(seed)
     ledger, pieces, receipts, gone, last = {}, {}, [], [], 0
     for turn in range(25):
-        with connect(file, None, write=True) as db:
+        with connect(file, None, write=True, make=True) as db:
             for _ in range(random.integers(1, 4)):
                 action = random.choice(["append", "blank", "write", "replace"])
                 if action == "append":
@@ -78,7 +78,7 @@ def test_rows_against_a_dict(tmp_path, seed):
 
 def test_rows_are_put_in_the_order_that_was_given(tmp_path):
     for rows in ([1, 2, 3], [3, 2, 1], [3, 2], [0, 3, 2], [], [2, 2]):
-        with connect(tmp_path / "file", None, write=True) as db:
+        with connect(tmp_path / "file", None, write=True, make=True) as db:
             db.replace("segments", [(row, b"") for row in rows])
             assert [values[0] for _, values in db.rows("segments")] == rows
 
@@ -88,11 +88,11 @@ def test_large_contents_lie_in_pieces(tmp_path, monkeypatch):
     contents = {"a": secrets.token_bytes(3500), "b": b"", "c": np.arange(500.0)}
     for size in (3500, 2000, 0, 2001):
         contents["a"] = contents["a"][:size] or bytes(size)
-        with connect(tmp_path / "file", None, write=True) as db:
+        with connect(tmp_path / "file", None, write=True, make=True) as db:
             db.write("model", contents)
             assert db.read("model") == contents | {"c": contents["c"].tobytes()}
             db.append("model", [("c", 1, b"x"), ("c", 1, bytes(1000))])  # which only a forger does
-    with connect(tmp_path / "file", None, write=True) as db:
+    with connect(tmp_path / "file", None, write=True, make=True) as db:
         db.write("model", contents)
         number = next(n for n, (name, piece, _) in db.rows("model") if (name, piece) == ("c", 1))
         db.blank("model", [number])
@@ -102,11 +102,11 @@ def test_large_contents_lie_in_pieces(tmp_path, monkeypatch):
 
 def test_an_error_undoes_what_was_written(tmp_path):
     file = tmp_path / "file"
-    with connect(file, None, write=True) as db:
+    with connect(file, None, write=True, make=True) as db:
         db.append("receipts", [(b"a",)])
 
     def fail():
-        with connect(file, None, write=True) as db:
+        with connect(file, None, write=True, make=True) as db:
             db.append("receipts", [(b"b",)])
             raise KeyError
 
