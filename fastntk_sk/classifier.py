@@ -76,7 +76,7 @@ _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, a
 _AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
 _AS_GIVEN = (
     "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
-    "precision", "predict_with", "backbone_has_seen", "keep",
+    "precision", "predict_with", "backbone_has_seen", "keep", "augment",
 )  # fmt: skip
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
 _ANY = object()
@@ -177,8 +177,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Ridge, which is not rescaled by the number of rows: a deletion would change it. With a ladder or
         the head alone, "auto" chooses it from the sums (`alpha_`) by the evidence of Bayesian ridge
         regression on a fixed grid, so that a deletion chooses again what a fit without the rows would.
-        It counts a row of weight w as w independent rows: give a number where a row comes with its
-        mirror image, or where weights sum to one. With tangents "auto" is 0.25, which was chosen on
+        It counts a row of weight w as w independent rows: give a number where rows are copies of one
+        another, or where weights sum to one (mirror images are `augment`'s). With tangents "auto" is 0.25, which was chosen on
         held-out training images (examples/benchmarks).
 
     tangent_scale : float, default=1.0
@@ -250,6 +250,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         the file, for a ladder, the head alone or the pseudo kernel. Features describe persons:
         forgetting erases them, and until then whoever has the private half has them. None keeps sums
         and keyed digests only.
+
+    augment : {"flip"} or None, default=None
+        "flip" takes every picture together with its mirror image, left to right, at twice the passes:
+        its features (and Jacobian) are the mean over both, when it is learned, forgotten and scored, so
+        that its scores are the mean of both views' scores. It is one row, and one request forgets both
+        views; a file with the mirror image is another content, and was not learned. It pays where left
+        and right mean the same: not for digits or text.
 
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
@@ -377,6 +384,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         precision: str = "auto",
         backbone_has_seen: bool | str = "auto",
         keep: str | None = None,
+        augment: str | None = None,
         num_workers: int = 0,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
@@ -402,6 +410,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.precision = precision
         self.backbone_has_seen = backbone_has_seen
         self.keep = keep
+        self.augment = augment
         self.num_workers = num_workers
         self.device = device
         self.random_state = random_state
@@ -907,7 +916,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         module : nn.Module
             In eval mode: a timm model whose outputs are `classes_`, or a Sequential of "backbone" (of
-            a ladder, the frozen network with its rungs) and "readout". Float tensors of normalised
+            a ladder, the frozen network with its rungs) and "readout"; with augment="flip", what
+            averages the scores of such a "module" over pictures and their mirror images. Float tensors of normalised
             images in, scores out. It holds the solved weights and nothing of SGD's.
 
         Raises
@@ -938,9 +948,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            For a ladder, for tangents at the pretrained anchor, and for networks that are no plain timm
-            models (with prompts, or of another library).
+            For a ladder, for tangents at the pretrained anchor, for augment="flip", and for networks
+            that are no plain timm models (with prompts, or of another library).
         """
+        check_is_fitted(self)
+        if self._adapter.settings.augment is not None:
+            raise ValueError(
+                'Expected augment=None, got "flip": a timm model scores a picture alone, and not the '
+                "mean with its mirror image. Use to_module() or export_onnx(), or publish the adapter."
+            )
         labels = [str(label) for label in self.classes_]
         exports.save_for_timm(self.to_module(), self._adapter.model.backbone.spec, Path(path), labels)
 
@@ -1385,6 +1401,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """Check everything and build the model; the estimator does not change."""
         check_together(self)
         vectors = takes_vectors(self.backbone, X)
+        if vectors and self.augment is not None:
+            raise ValueError(
+                f"Expected augment=None for vectors, which have no mirror image, got {self.augment!r}. "
+                "Pass pictures, and a backbone that takes them."
+            )
         twin = type(self)(**self.get_params(deep=False))  # gets n_features_in_ and feature_names_in_
         checked = check_training_rows(twin, X, y, sample_weight, sample_ids, vectors=vectors, reset=True)
         names = check_classes(checked.y, classes)

@@ -38,6 +38,7 @@ _FIT_PARAMETERS = (
     "n_components",
     "image_size",
     "keep",
+    "augment",
     "random_state",
     "num_workers",
 )
@@ -476,6 +477,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--image-size", type=int)
     fit.add_argument("--random-state", type=int, default=0, help="0 by default")
     fit.add_argument("--keep", choices=("features",), help="forget by name; see the documentation")
+    fit.add_argument("--augment", choices=("flip",), help="mirror images; twice the passes")
     fit.add_argument("--random-weights", action="store_true", help="no pretrained weights")
     fit.add_argument("--num-workers", type=int, help="processes that read ahead")
 

@@ -68,7 +68,7 @@ class FastNTKClassifierCV(FastNTKClassifier):
         As there; None is the accuracy.
 
     trainable, kernel, n_directions, target_scale, n_components, n_prompts, image_size, pretrained, \
-batch_size, predict_with, precision, backbone_has_seen, keep, num_workers, device, random_state, verbose
+batch_size, predict_with, precision, backbone_has_seen, keep, augment, num_workers, device, random_state, verbose
         As in :class:`FastNTKClassifier`.
 
     Attributes
@@ -143,6 +143,7 @@ batch_size, predict_with, precision, backbone_has_seen, keep, num_workers, devic
         precision: str = "auto",
         backbone_has_seen: bool | str = "auto",
         keep: str | None = None,
+        augment: str | None = None,
         num_workers: int = 0,
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
@@ -163,6 +164,7 @@ batch_size, predict_with, precision, backbone_has_seen, keep, num_workers, devic
             precision=precision,
             backbone_has_seen=backbone_has_seen,
             keep=keep,
+            augment=augment,
             num_workers=num_workers,
             device=device,
             random_state=random_state,

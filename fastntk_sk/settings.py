@@ -43,6 +43,7 @@ class Settings:
     predict_with: Literal["linear", "network"]
     backbone_has_seen: bool | Literal["unknown"]
     keep: Literal["features"] | None
+    augment: Literal["flip"] | None  # None for vectors
     searched_by: tuple[str, ...]  # searches that chose parameters with the rows
 
     @property

@@ -325,6 +325,7 @@ class State:
             "kernel": (settings.kernel, len(model.directions)),
             "energy units": (model.scale_h, model.scale_J),
             "preprocessing": model.backbone.spec,
+            "augment": settings.augment,
             "precision": settings.precision,
             "batch_size": settings.batch_size,
             "alpha": settings.alpha,

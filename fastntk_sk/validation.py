@@ -47,6 +47,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "predict_with": [StrOptions({"auto", "linear", "network"})],
     "precision": [StrOptions({"auto", "float32", "float64", "bfloat16"})],
     "keep": [StrOptions({"features"}), None],
+    "augment": [StrOptions({"flip"}), None],
     "backbone_has_seen": ["boolean", StrOptions({"auto", "unknown"})],
     "num_workers": [Interval(Integral, 0, None, closed="left")],
     "device": [str, torch.device],

@@ -131,6 +131,7 @@ def linearized(
         "predict_with": "linear",
         "backbone_has_seen": False,
         "keep": None,
+        "augment": None,
         "searched_by": (),
     }
     return linearize(source, Settings(**settings | changes))

@@ -136,7 +136,7 @@ def full_ntk(
     Raises
     ------
     ValueError
-        For the pretrained anchor.
+        For the pretrained anchor, or augment="flip".
 
     InsufficientMemoryError
         If the kernel and a block do not fit.
@@ -158,6 +158,11 @@ def full_ntk(
     """
     original = Original(estimator)
     original.check_finetuned()
+    if original.model.settings.augment is not None:
+        raise ValueError(
+            'Expected an estimator with augment=None, got "flip", whose scores are a mean of two passes: '
+            "full_ntk takes the Jacobian of one. Fit without it, or take fast_ntk_dual."
+        )
     model, settings, alpha = original.model, original.model.settings, estimator._state.alpha
     net = model.displaced_copy(original.parameters.delta)
     readout = original.parameters.W[:, :-1].to(model.directions)

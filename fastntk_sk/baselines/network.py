@@ -133,6 +133,7 @@ class Original:
             self.parameters.W * self.sharpness,
             self.parameters.delta,
             model.directions * self.sharpness if model.moved is None and subset.names else None,
+            model.settings.augment,
         ).to(model.directions.device)
 
     def batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from ..tangents.jacobians import TangentNetwork
+from ..tangents.mirror import averaged
 from ..tangents.model import Parameters
 from .gradient import wrong_labels
 from .network import BaselineClassifier, Original, Training, cross_entropy, rows_of
@@ -275,7 +277,9 @@ def squared_gradients(estimator: Any, X: Any, y: Any) -> Squares:
         with torch.no_grad():
             slopes = network(batch).softmax(1)
             slopes[torch.arange(len(labels)), labels] -= 1
-            features = nn.functional.pad(tangent.features(batch), (0, 1), value=1.0)
-        by_subset += tangent.gradients(batch, slopes @ cotangent).square().sum(0)
+            h = averaged(tangent.features, batch, network.augment)
+            features = nn.functional.pad(h, (0, 1), value=1.0)
+        of_view = partial(tangent.gradients, cotangents=slopes @ cotangent)
+        by_subset += averaged(of_view, batch, network.augment).square().sum(0)
         by_readout += slopes.square().T @ features.square()
     return by_subset / len(y), by_readout / len(y)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..settings import Settings
+from ..tangents.mirror import Mirrored
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
 from .exactness import exactness_text
@@ -83,6 +84,8 @@ class Adapter:
             "anchor": self.settings.anchor,
             "kernel": self.settings.kernel,
         }
+        if self.settings.augment == "flip":
+            parts["pictures"] = "each averaged with its mirror image"
         p, k, r = model.projection.p, model.projection.k, len(model.directions)
         if ladder is not None:
             taps = "both sets of taps" if len(ladder.sides) > 1 else f"the taps {ladder.sides[0]!r}"
@@ -131,5 +134,7 @@ class Adapter:
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:
-            return with_readout(copy.deepcopy(self.model.ladder), W)
-        return with_readout(self.model.displaced_copy(self.parameters.delta), W)
+            module = with_readout(copy.deepcopy(self.model.ladder), W)
+        else:
+            module = with_readout(self.model.displaced_copy(self.parameters.delta), W)
+        return Mirrored(module).eval() if self.settings.augment == "flip" else module

@@ -210,6 +210,7 @@ def check(document: dict[str, Any], name: str) -> Config:
     contradictions = {
         "settings.n_classes": settings.n_classes != n_classes,
         "settings.n_components": not isinstance(settings.n_components, int),
+        "settings.augment": bool(settings.augment and settings.n_features),
         "preprocessing.size": (config.preprocessing.size is None) != (settings.n_features is not None),
         "feature_names": len(config.feature_names or ()) not in (0, settings.n_features),
         "without_rows": not set(config.without_rows) < set(range(n_classes)),

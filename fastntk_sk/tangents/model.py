@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..sums.memory import block_sizes, memory_needed, rows_at_once
 from ..sums.statistics import Statistics
 from .jacobians import TangentNetwork
 from .ladder import Ladder
+from .mirror import averaged
 from .projection import Projection
 from .taps import shared_copy
 from .threads import kept_heap, own_thread, settled_threads
@@ -160,6 +162,8 @@ class LinearizedModel:
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and projected Jacobians (n, rows of V, k), not scaled.
 
+        With augment="flip" they are the means over a picture and its mirror image.
+
         The batch is padded to `batch_size` meanwhile, so that a row's result does not depend on the
         request that it comes in. `full_precision` goes without autocast.
         """
@@ -170,14 +174,21 @@ class LinearizedModel:
                 batch = batch.contiguous(memory_format=torch.channels_last)
         low = self.settings.precision == "bfloat16" and not full_precision
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
-            if self.tangent.subset.names or self.ladder is None:
-                project = lambda rows: self.projection.project(rows.to(self.directions.dtype).cpu())  # noqa: E731
-                h, J = self.tangent.jacobian(batch, self.directions, project)
-            else:
-                J = self.directions.new_zeros(len(batch), len(self.directions), 0)
-            if self.ladder is not None:
-                h = self.ladder(batch)
-        return h[:n].to(self.directions.dtype).cpu(), J[:n]
+            h, J = self._passes(batch)
+            if self.settings.augment == "flip":
+                mirrored_h, mirrored_J = self._passes(batch.flip(-1))
+                h, J = (h + mirrored_h) / 2, (J + mirrored_J) / 2
+        return h[:n].cpu(), J[:n]
+
+    def _passes(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        if self.tangent.subset.names or self.ladder is None:
+            project = lambda rows: self.projection.project(rows.to(self.directions.dtype).cpu())  # noqa: E731
+            h, J = self.tangent.jacobian(batch, self.directions, project)
+        else:
+            J = self.directions.new_zeros(len(batch), len(self.directions), 0)
+        if self.ladder is not None:
+            h = self.ladder(batch)
+        return h.to(self.directions.dtype), J
 
     def tangents(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return the rows of the linear problem, in energy units.
@@ -323,12 +334,15 @@ class LinearizedModel:
             net = parameters.network or self.displaced_copy(delta, shared=True)
         batches = self.batches(rows)
         with torch.autocast(W.device.type, enabled=False):  # the caller's
-            parts = (self._scores(W, delta, net, batch) for batch in batches)
+            if self.settings.kernel == "pseudo":
+                readout = (W.cpu() * self.column_scales).T
+                parts = (self.tangents(batch, full_precision=True)[0] @ readout for batch in batches)
+            else:
+                of_view = partial(self._scores, W, delta, net)
+                parts = (averaged(of_view, batch, self.settings.augment) for batch in batches)
             return np.concatenate([part.double().cpu().numpy() for part in parts])
 
     def _scores(self, W: Tensor, delta: Tensor, net: nn.Module | None, batch: Tensor) -> Tensor:
-        if self.settings.kernel == "pseudo":
-            return self.tangents(batch, full_precision=True)[0] @ (W.cpu() * self.column_scales).T
         displaced = bool(self.tangent.subset.names)
         if net is not None:
             h = net(batch)

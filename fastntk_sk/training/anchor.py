@@ -36,7 +36,13 @@ def tune(
     settings = model.settings
     start = model.directions.new_zeros(settings.n_classes, model.d + 1)
     tuned = finetune(
-        SubspaceNetwork(model.backbone.net, model.tangent.subset, model.projection, start),
+        SubspaceNetwork(
+            model.backbone.net,
+            model.tangent.subset,
+            model.projection,
+            start,
+            augment=settings.augment,
+        ),
         rows,
         labels,
         weights,

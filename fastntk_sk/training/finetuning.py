@@ -16,6 +16,7 @@ from torch.func import functional_call
 from ..backbones.inputs import InputSpec, Rows
 from ..exceptions import FineTuningError
 from ..randomness import generator
+from ..tangents.mirror import averaged
 from ..tangents.projection import Projection
 from ..tangents.subsets import Subset
 from ..tangents.taps import shared_copy
@@ -71,7 +72,8 @@ class SubspaceNetwork(nn.Module):
     .. math:: f(x) = W [h(x; \theta + Q z), 1] + V (h(x; \theta + Q z) - h(x; \theta))
 
     W starts at `readout` of shape (C, d + 1) and z at zero, unless it is given. Without V, of shape
-    (C, d), there is no second term.
+    (C, d), there is no second term. With augment="flip" f is averaged over a picture and its mirror
+    image.
     """
 
     def __init__(
@@ -82,11 +84,12 @@ class SubspaceNetwork(nn.Module):
         readout: Tensor,
         z: Tensor | None = None,
         V: Tensor | None = None,
+        augment: str | None = None,
     ) -> None:
         super().__init__()
         # of its own, because forward swaps tensors, which other threads may be reading
         self.net = shared_copy(net)
-        self.subset, self.projection, self.V = subset, projection, V
+        self.subset, self.projection, self.V, self.augment = subset, projection, V, augment
         self.z = nn.Parameter(readout.new_zeros(projection.k) if z is None else z.clone())
         self.W = nn.Parameter(readout.clone())
 
@@ -99,6 +102,9 @@ class SubspaceNetwork(nn.Module):
         moved = self.projection.expand(self.z.cpu()).to(self.z.device)
         parts = self.subset.split(moved)
         displaced = {name: self.net.get_parameter(name) + part for name, part in parts.items()}
+        return averaged(partial(self._scores, displaced), x, self.augment)
+
+    def _scores(self, displaced: dict[str, Tensor], x: Tensor) -> Tensor:
         h = functional_call(self.net, displaced, (x,))
         scores = h @ self.W[:, :-1].T + self.W[:, -1]
         return scores if self.V is None else scores + (h - self.net(x)) @ self.V.T

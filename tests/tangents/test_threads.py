@@ -78,6 +78,7 @@ def linearized(make, trainable, **changes):
         "predict_with": "linear",
         "backbone_has_seen": False,
         "keep": None,
+        "augment": None,
         "searched_by": (),
     }
     model = linearize(net, Settings(**settings | changes))
