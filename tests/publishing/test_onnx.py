@@ -31,18 +31,23 @@ def scores_of(path, clf, X):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size"),
+    ("backbone", "size", "augment"),
     [
-        ("timm:test_efficientnet", 32),
-        pytest.param("tf_efficientnet_lite0", 64, marks=pytest.mark.slow),
-        pytest.param("timm:test_vit", 32, marks=pytest.mark.slow),
-        pytest.param("timm:test_convnext", 32, marks=pytest.mark.slow),
+        ("timm:test_efficientnet", 32, "flip"),
+        pytest.param("tf_efficientnet_lite0", 64, None, marks=pytest.mark.slow),
+        pytest.param("timm:test_vit", 32, None, marks=pytest.mark.slow),
+        pytest.param("timm:test_convnext", 32, None, marks=pytest.mark.slow),
     ],
 )
-def test_a_ladder(digits, tmp_path, backbone, size):
+def test_a_ladder(digits, tmp_path, backbone, size, augment):
     X, y = digits
     clf = FastNTKClassifier(
-        backbone, image_size=size, n_components=256, pretrained=False, random_state=0
+        backbone,
+        image_size=size,
+        n_components=256,
+        pretrained=False,
+        augment=augment,
+        random_state=0,
     )
     clf.fit(X[:60], y[:60]).export_onnx(tmp_path / "new" / "model.onnx")
     found, meta = scores_of(tmp_path / "new" / "model.onnx", clf, X[60:110])
