@@ -177,9 +177,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Ridge, which is not rescaled by the number of rows: a deletion would change it. With a ladder or
         the head alone, "auto" chooses it from the sums (`alpha_`) by the evidence of Bayesian ridge
         regression on a fixed grid, so that a deletion chooses again what a fit without the rows would.
-        It counts a row of weight w as w independent rows: give a number where rows are copies of one
-        another, or where weights sum to one (mirror images are `augment`'s). With tangents "auto" is 0.25, which was chosen on
-        held-out training images (examples/benchmarks).
+        It counts a row of weight w as w independent rows: give a number where rows are copies or mirror
+        images of one another (but see `augment`), or where weights sum to one. With tangents "auto" is
+        0.25, which was chosen on held-out training images (examples/benchmarks).
 
     tangent_scale : float, default=1.0
         s, the weight of the subset against the readout. 0 leaves the readout alone.
@@ -252,11 +252,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         and keyed digests only.
 
     augment : {"flip"} or None, default=None
-        "flip" takes every picture together with its mirror image, left to right, at twice the passes:
-        its features (and Jacobian) are the mean over both, when it is learned, forgotten and scored, so
-        that its scores are the mean of both views' scores. It is one row, and one request forgets both
-        views; a file with the mirror image is another content, and was not learned. It pays where left
-        and right mean the same: not for digits or text.
+        "flip" learns every picture together with its mirror image (left and right), at twice the
+        passes: the features, and Jacobians, of a row are means over both, so that its scores are the
+        means of both views' scores. Both are one row, which one request forgets; a file with the mirror
+        image is another content, and was not learned. Not for digits, text, or whatever else is told
+        apart by left and right. Only for pictures.
 
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
@@ -777,8 +777,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         threshold : float, default=0.9
             The least similarity: the cosine of the angle between the features of two rows, less the
-            mean over the learned rows. A picture that was encoded again comes near 1. It tells little
-            where very few rows are learned. The very content is found by its digest, as 1.
+            mean over the learned rows. A picture that was encoded again comes near 1, and so does with
+            augment="flip" its mirror image. It tells little where very few rows are learned. The very
+            content is found by its digest, as 1.
 
         Returns
         -------
@@ -916,9 +917,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         module : nn.Module
             In eval mode: a timm model whose outputs are `classes_`, or a Sequential of "backbone" (of
-            a ladder, the frozen network with its rungs) and "readout"; with augment="flip", what
-            averages the scores of such a "module" over pictures and their mirror images. Float tensors of normalised
-            images in, scores out. It holds the solved weights and nothing of SGD's.
+            a ladder, the frozen network with its rungs) and "readout"; with augment="flip", such a
+            "module" within one that averages its scores over pictures and their mirror images. Float
+            tensors of normalised images in, scores out. It holds the solved weights and nothing of
+            SGD's.
 
         Raises
         ------

@@ -68,7 +68,8 @@ class FastNTKClassifierCV(FastNTKClassifier):
         As there; None is the accuracy.
 
     trainable, kernel, n_directions, target_scale, n_components, n_prompts, image_size, pretrained, \
-batch_size, predict_with, precision, backbone_has_seen, keep, augment, num_workers, device, random_state, verbose
+batch_size, predict_with, precision, backbone_has_seen, keep, augment, num_workers, device, \
+random_state, verbose
         As in :class:`FastNTKClassifier`.
 
     Attributes

@@ -1,7 +1,7 @@
 """What augment="flip" gives and costs, and what it would give to learn mirror images as rows.
 
-Fashion-MNIST, lite0 at 64 px, a ladder. alpha is chosen by the sums ("auto"), or is the best of a grid on
-2,000 validation rows, the same for all draws; test: 2,000 test images.
+Fashion-MNIST, lite0 at 64 px, a ladder. alpha is chosen by the sums ("auto"), or is the best of a grid
+on 2,000 validation rows, the same for all draws; test: 2,000 test images.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def full_ntk(
     original.check_finetuned()
     if original.model.settings.augment is not None:
         raise ValueError(
-            'Expected an estimator with augment=None, got "flip", whose scores are a mean of two passes: '
+            'Expected an estimator with augment=None, got "flip", whose scores are means of two passes: '
             "full_ntk takes the Jacobian of one. Fit without it, or take fast_ntk_dual."
         )
     model, settings, alpha = original.model, original.model.settings, estimator._state.alpha

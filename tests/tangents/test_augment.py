@@ -78,7 +78,7 @@ def mirrored(X):
 
 
 def of_views(clf, X):
-    """Return features and Jacobians of pictures and of their mirror images, by passes without augment."""
+    """Return features and Jacobians of pictures, then of mirror images, by passes without augment."""
     model = clf._adapter.model
     plain = replace(model, settings=replace(model.settings, augment=None))
     for view in (X, mirrored(X)):
