@@ -178,9 +178,8 @@ def test_forget_by_name(folders, tmp_path, capsys):
     out, key, new = tmp_path / "state", tmp_path / "key", tmp_path / "new"
     key.write_text("old\n")
     new.write_text("new\n")
-    answer(
-        capsys, "fit", folders / "train.csv", "--out", out, "--keep", "features", *FIT, "--key-file", key
-    )
+    given = ("--keep", "features", "--augment", "flip", "--key-file", key)
+    answer(capsys, "fit", folders / "train.csv", "--out", out, *given, *FIT)
     rekeyed = ("rekey", out, "--key-file", key, "--new-key-file", new)
     assert answer(capsys, *rekeyed) == {"state": str(out)}
     state = (out, "--key-file", new)
@@ -194,6 +193,7 @@ def test_forget_by_name(folders, tmp_path, capsys):
     dry = answer(capsys, "unlearn", *state, "--id", "person 3", "--dry-run")
     assert dry["rows"] == [{"item": "person 3", "result": "found", "n_rows": 5, "copies_left": 0}]
     assert answer(capsys, "rebuild", *state)["n_learned"] == 19
+    assert FastNTKClassifier.load(out, key="new").augment == "flip"
     for wrong in (("--forget", paths[0], "--id", "a"), ()):
         assert "either" in refused(capsys, "unlearn", *state, *wrong)["message"]
 

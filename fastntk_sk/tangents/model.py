@@ -58,6 +58,8 @@ class LinearizedModel:
               \phi(x) = r^{-1/2} [Q^T J_h(x)^T u_1; \ldots; Q^T J_h(x)^T u_r], \quad
               J_h = \partial_\theta h .
 
+    With augment="flip" h and its Jacobian are means over a picture and its mirror image, everywhere.
+
     Any number of threads may predict and learn with it at once.
 
     The probe directions V of shape (C, d), or (r, d) for the pseudo kernel, are N(0, 1/d) at the
@@ -161,8 +163,6 @@ class LinearizedModel:
 
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and projected Jacobians (n, rows of V, k), not scaled.
-
-        With augment="flip" they are the means over a picture and its mirror image.
 
         The batch is padded to `batch_size` meanwhile, so that a row's result does not depend on the
         request that it comes in. `full_precision` goes without autocast.

@@ -174,6 +174,7 @@ def test_an_anchor_that_has_seen_rows_is_not_published(blobs, tmp_path):
 def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
     X, y = pictures
     params = {"trainable": ["ladder", "norm"], "n_components": 50, "image_size": 32, "batch_size": 8}
+    params |= {"augment": "flip"}
     clf = make(backbone="test_resnet", pretrained=False, **params).fit(X, y).unlearn(X[:3])
     clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5}, license="mit")
     card = (tmp_path / "README.md").read_text()
@@ -189,6 +190,7 @@ def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
     for text in (card, state_table(clf)):
         assert "50 features" in text
         assert "2,080 parameters" in text
+        assert "mirror image" in text
     clf.save_pretrained(tmp_path / "plain")
     assert "license:" not in (tmp_path / "plain" / "README.md").read_text()
 

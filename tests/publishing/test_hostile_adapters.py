@@ -191,6 +191,7 @@ WRONG = {
     "settings trainable": [[], ["no such parameter"], "norm", [7]],
     "settings kernel": ["pseudo", "ntk"],
     "settings precision": ["float16", None],
+    "settings augment": ["rotate", True, "flip"],
     "settings device": ["cuda:7", "mps", "os.system", "meta"],
     "settings alpha": [0, -1, 1e308, "x"],
     "settings target_scale": [0, 1e308, None],
