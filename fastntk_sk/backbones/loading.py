@@ -278,7 +278,9 @@ def _registered(name: str, source: str, pretrained: bool, size: tuple[int, int] 
         raise _unavailable(name, error, f"pip install {package}, " if package else "") from error
 
 
-def _described(source: str, pretrained: bool, size: tuple[int, int] | None) -> tuple[nn.Module, InputSpec]:
+def _described(
+    source: str, pretrained: bool, size: tuple[int, int] | None
+) -> tuple[nn.Module, InputSpec]:
     """Build what a repository or a folder describes: a network of timm, or of transformers."""
     repository = repositories.opened(source)
     if "architecture" not in repository.config:
@@ -307,8 +309,9 @@ def _create(source: str, pretrained: bool, size: tuple[int, int] | None) -> nn.M
 
 def _unavailable(name: str, error: Exception, install: str = "") -> WeightsUnavailableError:
     return WeightsUnavailableError(
-        f"The pretrained weights of {name!r} cannot be loaded here: {error} To go on: {install}check the "
-        "connection, pass a 'local-dir:PATH' that holds the weights, or pretrained=False for random ones."
+        f"The pretrained weights of {name!r} cannot be loaded here: {error} To go on: {install}check "
+        "the connection, pass a 'local-dir:PATH' that holds the weights, or pretrained=False for random "
+        "ones."
     )
 
 

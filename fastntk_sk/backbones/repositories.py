@@ -86,10 +86,10 @@ class Repository:
 
 
 def opened(source: str) -> Repository:
-    """Return a repository at the commit that its name stands for now, or a folder, as far as config.json.
+    """Return a repository at the commit that its name stands for now, or a folder.
 
-    Raise BackboneNotFoundError if that is no JSON object or too large, FileNotFoundError if there is
-    none, and what huggingface_hub raises.
+    Raise BackboneNotFoundError if its config.json is no JSON object or too large, FileNotFoundError if
+    there is none, and what huggingface_hub raises.
     """
     if not is_repository(source):
         file = Path(source.partition(":")[2], "config.json")

@@ -31,6 +31,7 @@ _SHARD = re.compile(r"(?a)[\w\-]{1,100}\.safetensors")
 _SHARDS = 100
 # they build what other repositories describe, draw patches at random, or hold a model of texts
 _UNSUITED = {"timm_backbone", "timm_wrapper", "vit_mae", "shieldgemma2"}
+_KEEP_CLASSIFIER = {"segformer"}  # for any number of classes; the pooled features are the same without
 _PARTS = {"backbone_config", "text_config"}  # of models that are more than a network of pictures
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _LOADING = threading.Lock()  # what transformers writes is one setting for all threads
@@ -64,8 +65,8 @@ class TransformersModel(nn.Module):
     """A model of transformers that returns features of shape (n, d).
 
     They are what the classifier of an image classifier reads; of other models the pooled output, or the
-    mean over tokens. `config` is that of its network of pictures, which have the `size` (height, width)
-    and, if `flipped`, blue before red.
+    mean over tokens or places. `config` is that of its network of pictures, which have the `size`
+    (height, width) and, if `flipped`, blue before red.
     """
 
     def __init__(self, model: nn.Module, config: Any, size: tuple[int, int], flipped: bool) -> None:
@@ -82,7 +83,11 @@ class TransformersModel(nn.Module):
         if "logits" in out:
             return out.logits
         pooled = out.get("pooler_output")
-        return out.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1)
+        if pooled is not None:
+            return pooled.flatten(1)
+        last = out.last_hidden_state
+        places = {3: (1,), 4: (2, 3)}.get(last.ndim)
+        return last if places is None else last.mean(places)
 
     @property
     def patch(self) -> tuple[int, int] | None:
@@ -93,7 +98,11 @@ class TransformersModel(nn.Module):
     @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of patches, where all have one size."""
-        return None if self.patch is None else (self.size[0] // self.patch[0], self.size[1] // self.patch[1])
+        return (
+            None
+            if self.patch is None
+            else (self.size[0] // self.patch[0], self.size[1] // self.patch[1])
+        )
 
     @property
     def tokens(self) -> Tokens | None:
@@ -125,7 +134,7 @@ def create(
             f"{repository.source!r} is a model of transformers, which needs more packages: "
             "pip install 'fastntk_sk[transformers]'."
         ) from error
-    config, tower, auto = _configuration(repository)
+    config, tower, classifies = _configuration(repository)
     processor = _processor(repository)
     spec = _input_spec(repository, processor, tower, size)
     assert spec.size is not None
@@ -135,18 +144,23 @@ def create(
         size=spec.size,
         flipped=bool(processor.get("do_flip_channel_order")),
     )
-    build = AutoModelForImageClassification if auto else AutoModel
+    build = AutoModelForImageClassification if classifies else AutoModel
     try:
         with torch.device("meta"), repositories.few_modules(repository), torch.no_grad():
             measured = wrap(build.from_config(config, trust_remote_code=False)).eval()
             features = measured(torch.empty(2, spec.channels, *spec.size))
-        n_rows, measured.num_features = features.shape
+        _, measured.num_features = features.shape
     except BackboneNotFoundError:
         raise
     except Exception as error:  # networks of others raise anything
         raise repository.refused(
             f"a {config.model_type!r} gives no features of pictures of {spec.size} pixels: {error}"
         ) from error
+    if measured.patch is not None and any(np.mod(spec.size, measured.patch)):
+        raise BackboneNotFoundError(
+            f"Expected image_size to be a multiple of the patches of {repository.source!r:.200}, of "
+            f"{measured.patch} pixels, got {spec.size}. Pass another image_size=..."
+        )
     repositories.check_memory(repository, measured)
     if not pretrained:
         return wrap(build.from_config(config, trust_remote_code=False)), spec
@@ -157,8 +171,8 @@ def create(
         )
     if found["missing_keys"]:
         raise WeightsUnavailableError(
-            f"Expected weights of a {config.model_type!r} in {repository.source!r}, got those of another "
-            f"network, without {', '.join(sorted(found['missing_keys'])[:3])}. Pass another "
+            f"Expected weights of a {config.model_type!r} in {repository.source!r}, got those of "
+            f"another network, without {', '.join(sorted(found['missing_keys'])[:3])}. Pass another "
             "backbone=..., or pretrained=False for random weights."
         )
     return wrap(model), spec
@@ -168,7 +182,7 @@ def _configuration(repository: Repository) -> tuple[Any, Any, bool]:
     """Return the configuration of the model, that of its network of pictures, and whether it classifies.
 
     The two differ for an image classifier that is part of a model of texts, as of CLIP. Only what
-    describes a network is read: precision, attention, quantization and code are not for a file to decide.
+    describes a network is read: precision, attention and code are not for a file to decide.
     """
     import transformers as hf
 
@@ -177,32 +191,34 @@ def _configuration(repository: Repository) -> tuple[Any, Any, bool]:
         raise repository.refused("its weights are quantized")
     if kind not in hf.CONFIG_MAPPING:
         raise repository.refused(f"transformers {hf.__version__} knows no model_type {kind!r:.100}")
-    no_pictures = repository.refused(f"its model_type {kind!r} is none of pictures")
     outer = cls = hf.CONFIG_MAPPING[kind]
     composite = "vision_config" in inspect.signature(cls).parameters
     named = [name for name in given.get("architectures") or () if isinstance(name, str)]
-    classifies = not composite or any(name.endswith("ForImageClassification") for name in named)
     if composite:
         given = given.get("vision_config") or {}
         inner = given.get("model_type")
         cls = hf.CONFIG_MAPPING[inner] if inner in hf.CONFIG_MAPPING else type(cls().vision_config)
+        classifies = any(name.endswith("ForImageClassification") for name in named)
+    else:
+        classifies = cls in hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and kind not in _KEEP_CLASSIFIER
+    of_pictures = composite or cls in hf.MODEL_FOR_IMAGE_MAPPING
     known = set(inspect.signature(cls).parameters)
     known -= set(inspect.signature(hf.PreTrainedConfig).parameters)
-    if {kind, cls.model_type} & _UNSUITED or known & _PARTS:
-        raise no_pictures
+    of_pictures = classifies or (of_pictures and cls in hf.MODEL_MAPPING)
+    if not of_pictures or {kind, cls.model_type} & _UNSUITED or known & _PARTS:
+        raise repository.refused(
+            f"its model_type {kind!r} stands for no model of pictures, or for more than one"
+        )
     arguments = {name: value for name, value in given.items() if name in known}
     repositories.check_arguments(repository, arguments)
     try:
-        config = tower = cls(**arguments, num_labels=0)
+        config = tower = cls(**arguments | {"num_labels": 0})
         if composite and classifies:
             config = outer(vision_config=tower, num_labels=0)
-    except Exception as error:  # StrictDataclassError, and anything of __post_init__
+    except Exception as error:  # of a wrong type, or anything in __post_init__
         raise repository.refused(
             f"its config.json is no configuration of a {cls.model_type!r}: {error}"
         ) from error
-    classifies = classifies and type(config) in hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    if not classifies and (cls not in hf.MODEL_MAPPING or not (composite or cls in hf.MODEL_FOR_IMAGE_MAPPING)):
-        raise no_pictures
     config.architectures = named  # of several classifiers of a model, as of DeiT, that of the weights
     return config, tower, classifies
 
@@ -215,8 +231,8 @@ def _processor(repository: Repository) -> dict[str, Any]:
     if isinstance(given, dict):
         return given
     warn(
-        f"{repository.source!r:.200} has no preprocessor_config.json. Pictures are normalised by the mean "
-        "and deviation of ImageNet, which its weights may not have been trained with."
+        f"{repository.source!r:.200} has no preprocessor_config.json. Pictures are normalised by the "
+        "mean and deviation of ImageNet, which its weights may not have been trained with."
     )
     return {"image_mean": _IMAGENET[0], "image_std": _IMAGENET[1]}
 
@@ -224,7 +240,7 @@ def _processor(repository: Repository) -> dict[str, Any]:
 def _input_spec(
     repository: Repository, processor: dict[str, Any], config: Any, size: tuple[int, int] | None
 ) -> InputSpec:
-    """Return how a processor prepares pictures, which are resized as a whole to the size that it cuts."""
+    """Return how a processor prepares pictures, which are resized as a whole to the size it cuts."""
     channels, factor = getattr(config, "num_channels", 3), 255.0
     try:
         if size is None:
@@ -260,7 +276,7 @@ def _sides(size: Any) -> tuple[int, int]:
     if isinstance(size, dict):
         size = size.get("shortest_edge", size.get("longest_edge")) or (size["height"], size["width"])
     if size is None:
-        raise ValueError("no size is given. Pass image_size=...")
+        raise ValueError("they have no size, which image_size=... gives")
     return _pair(size)
 
 
@@ -285,9 +301,9 @@ def _weights(repository: Repository, measured: nn.Module) -> dict[str, Tensor]:
     index = repository.json(_INDEX)
     if index is None:
         raise WeightsUnavailableError(
-            f"Expected {_WEIGHTS} in {repository.source!r}, got none. Weights in pytorch_model.bin are a "
-            "pickle, which is not opened: load them with transformers where you trust them, and write "
-            "them again with save_pretrained. pretrained=False gives random weights."
+            f"Expected {_WEIGHTS} in {repository.source!r}, got none. A pytorch_model.bin is a pickle, "
+            "which is not opened: where you trust it, load it with transformers, save_pretrained, and "
+            "pass that folder as 'local-dir:PATH'. pretrained=False gives random weights."
         )
     shards = sorted(set(index["weight_map"].values()))
     if len(shards) > _SHARDS or not all(_SHARD.fullmatch(name) for name in shards):

@@ -187,7 +187,8 @@ class _Prompted(nn.Sequential):
         super().__init__(*parts)
         self.place = place
 
-    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Map tokens of shape (n, t, width) to tokens."""
         for i, part in enumerate(self):
             tokens = part(tokens, *args, **kwargs) if i == self.place else part(tokens)
         return tokens
