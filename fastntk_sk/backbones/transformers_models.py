@@ -98,11 +98,9 @@ class TransformersModel(nn.Module):
     @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of patches, where all have one size."""
-        return (
-            None
-            if self.patch is None
-            else (self.size[0] // self.patch[0], self.size[1] // self.patch[1])
-        )
+        if self.patch is None:
+            return None
+        return self.size[0] // self.patch[0], self.size[1] // self.patch[1]
 
     @property
     def tokens(self) -> Tokens | None:
@@ -201,11 +199,10 @@ def _configuration(repository: Repository) -> tuple[Any, Any, bool]:
         classifies = any(name.endswith("ForImageClassification") for name in named)
     else:
         classifies = cls in hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and kind not in _KEEP_CLASSIFIER
-    of_pictures = composite or cls in hf.MODEL_FOR_IMAGE_MAPPING
+    others = hf.MODEL_MAPPING if composite else hf.MODEL_FOR_IMAGE_MAPPING
     known = set(inspect.signature(cls).parameters)
     known -= set(inspect.signature(hf.PreTrainedConfig).parameters)
-    of_pictures = classifies or (of_pictures and cls in hf.MODEL_MAPPING)
-    if not of_pictures or {kind, cls.model_type} & _UNSUITED or known & _PARTS:
+    if not (classifies or cls in others) or {kind, cls.model_type} & _UNSUITED or known & _PARTS:
         raise repository.refused(
             f"its model_type {kind!r} stands for no model of pictures, or for more than one"
         )
