@@ -164,7 +164,8 @@ def create(
         return wrap(build.from_config(config, trust_remote_code=False)), spec
     state = _weights(repository, measured)
     with _quiet():
-        model, found = type(measured.model).from_pretrained(
+        kind: Any = type(measured.model)
+        model, found = kind.from_pretrained(
             None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
     if found["missing_keys"]:
