@@ -107,8 +107,8 @@ class Adapter:
 
         They are "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what
         the source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the scales and
-        the sketch of a ladder. At the pretrained anchor "probe_directions" (V) is added; at the
-        fine-tuned one the solved values of the subset, and nothing of the anchor, which has seen rows
+        the sketch of a ladder. At the pretrained anchor "probe_directions" (V) is added; at a trained
+        one the solved values of the subset, and nothing of the anchor, which has seen rows
         that may be forgotten.
         """
         model = self.model
@@ -132,4 +132,4 @@ class Adapter:
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:
             return with_readout(copy.deepcopy(self.model.ladder), W)
-        return with_readout(self.model.displaced_copy(self.parameters.delta), W)
+        return with_readout(self.model.displaced_copy(self.parameters.delta), W, self.settings.head)
