@@ -86,8 +86,8 @@ _ANY = object()
 def _can_add(classifier: Any) -> bool:
     if classifier.anchor != "pretrained" and not hasattr(classifier, "_adapter"):
         raise AttributeError(
-            'Expected a fitted estimator, or anchor="pretrained", got neither: SGD, and the scale of the '
-            "targets at another anchor, need rows together. Call fit first; partial_fit adds rows to it."
+            'Expected a fitted estimator, or anchor="pretrained": another anchor, or the scale of its '
+            "targets, needs its rows together. Call fit first; partial_fit then adds rows there."
         )
     return True
 
@@ -924,8 +924,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         module : nn.Module
             In eval mode: a timm model whose outputs are `classes_`, a copy of the module that was the
             anchor, or a Sequential of "backbone" (of a ladder, the frozen network with its rungs) and
-            "readout". Float tensors of normalised
-            images in, scores out. It holds the solved weights and nothing of SGD's.
+            "readout". Float tensors of normalised images in, scores out. It holds the solved weights and
+            nothing of SGD's; beside them, the frozen weights of a module that was the anchor.
 
         Raises
         ------

@@ -136,7 +136,7 @@ def full_ntk(
     Raises
     ------
     ValueError
-        For the pretrained anchor.
+        For another anchor.
 
     InsufficientMemoryError
         If the kernel and a block do not fit.

@@ -44,8 +44,8 @@ def solve(
     Bayesian ridge regression (MacKay, Neural Computation 4(3), 1992) has its first maximum on the way
     down from the largest alpha: the global one runs to the edge of the grid where rows are fewer than
     features. It is a function of the sums alone, so that after a deletion it is what a refit chooses. A
-    SolveError says that the smallest eigenvalue fell below alpha / 2. `centre` and `readout`, for tangents
-    only, are those of `solve_schur`.
+    SolveError says that the smallest eigenvalue fell below alpha / 2. `centre` and `readout` are for
+    tangents only: those of `solve_schur`.
 
     Examples
     --------

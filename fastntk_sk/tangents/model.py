@@ -313,7 +313,7 @@ class LinearizedModel:
         r"""Return float64 scores of shape (n, C); without `predict_with`, by that of the settings.
 
         "linear" is the linearised model (one directional derivative). "network" puts the displaced
-        weights into the network: :math:`W h(x; \theta)` at a fine-tuned anchor, and
+        weights into the network: :math:`W h(x; \theta)` at a trained anchor, and
         :math:`W h(x; \theta) + V (h(x; \theta) - h(x; \theta_0))` at the pretrained one (two forward
         passes). The pseudo kernel takes its tangent features again.
         """
