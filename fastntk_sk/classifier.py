@@ -128,13 +128,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     with t_i = target_scale (onehot(y_i) - 1/C) and s = tangent_scale. The units c_h and c_J are powers
     of two that are measured on synthetic inputs (c_h = 1 with a ladder). Without tangents the last term
-    is absent and b has no ridge. The other anchor and the other kernel are in
-    docs/user_guide/concepts.md.
+    is absent and b has no ridge. Other anchors and the other kernel are in docs/user_guide/concepts.md.
 
     The rows enter the fit only through sums. :meth:`unlearn` subtracts the forgotten rows and solves
     again: the result has the parameters of a fit that never saw the rows, up to rounding, in any order,
     any number of times, without the rest of the data. It is exact for the linearised model, and for the
-    model itself where that is linear, as a ladder or a head alone is. It does not cover a fine-tuned
+    model itself where that is linear, as a ladder or a head alone is. It does not cover a trained
     anchor, the backbone's own training data, hyper-parameters that were chosen with the rows, class
     names, and models that were published earlier (docs/user_guide/exactness.md).
 

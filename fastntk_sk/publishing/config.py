@@ -210,6 +210,7 @@ def check(document: dict[str, Any], name: str) -> Config:
     settings, n_classes = config.settings, len(config.classes.labels())
     contradictions = {
         "settings.n_classes": settings.n_classes != n_classes,
+        "settings.head": (settings.head is None) == (settings.anchor == "trained"),
         "settings.n_components": not isinstance(settings.n_components, int),
         "preprocessing.size": (config.preprocessing.size is None) != (settings.n_features is not None),
         "feature_names": len(config.feature_names or ()) not in (0, settings.n_features),
