@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from .backbones.inputs import Rows, check_images, content
 from .backbones.loading import has_not_seen, pair, takes_vectors
+from .backbones.trained import take_apart
 from .distributed import ranks
 from .exceptions import (
     EmptyClassWarning,
@@ -56,9 +57,9 @@ from .store.receipts import chain_heads, export_receipts, lost, make_receipt
 from .sums.ridge import number
 from .sums.solvers import coarse
 from .tangents.linearize import linearize
-from .tangents.model import LinearizedModel
+from .tangents.model import LinearizedModel, working_dtype
 from .tangents.subsets import as_entries
-from .training.anchor import linearity, tune
+from .training.anchor import linearity, settle, tune
 from .validation import (
     CONSTRAINTS,
     CheckedRows,
@@ -75,7 +76,7 @@ from .validation import (
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
 _AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
 _AS_GIVEN = (
-    "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
+    "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
     "precision", "predict_with", "backbone_has_seen", "keep", "augment",
 )  # fmt: skip
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
@@ -83,10 +84,10 @@ _ANY = object()
 
 
 def _can_add(classifier: Any) -> bool:
-    if classifier.anchor == "finetuned" and not hasattr(classifier, "_adapter"):
+    if classifier.anchor != "pretrained" and not hasattr(classifier, "_adapter"):
         raise AttributeError(
-            'Expected a fitted estimator for anchor="finetuned": SGD needs its rows together. Call fit '
-            "first; partial_fit then adds rows at the anchor that it found."
+            'Expected a fitted estimator, or anchor="pretrained": another anchor, or the scale of its '
+            "targets, needs its rows together. Call fit first; partial_fit then adds rows there."
         )
     return True
 
@@ -99,6 +100,7 @@ class Training(NamedTuple):
     classes: np.ndarray
     model: LinearizedModel
     columns: dict[str, Any]
+    readout: Tensor | None  # the classifier of a module that is the anchor
 
 
 class Scored(NamedTuple):
@@ -126,13 +128,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     with t_i = target_scale (onehot(y_i) - 1/C) and s = tangent_scale. The units c_h and c_J are powers
     of two that are measured on synthetic inputs (c_h = 1 with a ladder). Without tangents the last term
-    is absent and b has no ridge. The other anchor and the other kernel are in
-    docs/user_guide/concepts.md.
+    is absent and b has no ridge. Other anchors and the other kernel are in docs/user_guide/concepts.md.
 
     The rows enter the fit only through sums. :meth:`unlearn` subtracts the forgotten rows and solves
     again: the result has the parameters of a fit that never saw the rows, up to rounding, in any order,
     any number of times, without the rest of the data. It is exact for the linearised model, and for the
-    model itself where that is linear, as a ladder or a head alone is. It does not cover a fine-tuned
+    model itself where that is linear, as a ladder or a head alone is. It does not cover a trained
     anchor, the backbone's own training data, hyper-parameters that were chosen with the rows, class
     names, and models that were published earlier (docs/user_guide/exactness.md).
 
@@ -156,13 +157,23 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
           inserted after the class token), "prompt-deep" (new ones in every block), "full" (for small
           models) and glob patterns of parameter names are subsets of the network.
         - "auto" is "ladder" ("head" in a network without repeated blocks); for anchor="finetuned" it is
-          the paper's subset, "prompt" for a ViT and "norm" for others.
+          the paper's subset, "prompt" for a ViT and "norm" for others; for a module as anchor "norm".
 
-    anchor : {"pretrained", "finetuned"}, default="pretrained"
-        Where the network is linearised. "finetuned" first trains the subset (in the subspace of
-        `n_components`) and W by SGD, and solves there, with the ridge centred at the pretrained values.
-        It follows the network further, and its result is plain weights (:meth:`to_module`). Its anchor
-        has seen every row, so that a deletion is not exact against a retraining.
+    anchor : {"pretrained", "finetuned"} or nn.Module, default="pretrained"
+        Where the network is linearised. Both others follow the network further, and their result is
+        plain weights (:meth:`to_module`). They have seen every row, so that a deletion is not exact
+        against a retraining.
+
+        - "finetuned" first trains the subset (in the subspace of `n_components`) and W by SGD, and
+          solves there, with the ridge centred at the pretrained values.
+        - A module is a network that you have trained, classifier included, with its outputs in the
+          order of `classes_`. It is copied and takes the place of the backbone, whose name, if one is
+          given, then only says how pictures are prepared. The ridge is centred at its own weights:
+          the larger `alpha`, the nearer its own predictions (docs/user_guide/trained_model.md).
+
+    head : str, default=None
+        Name of the classifier in a module that is the anchor, such as "fc" or "classifier.1". None is
+        its last nn.Linear with as many outputs as there are classes.
 
     kernel : {"full", "pseudo"}, default="full"
         "full" is the paper's: all classes share one displacement of the subset, at a backward pass for
@@ -187,7 +198,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     target_scale : float or "auto", default="auto"
         Scale of the targets. "auto" is 1 for the pretrained anchor, where predictions and parameters
-        grow in proportion, and the mean margin that SGD left for the fine-tuned one.
+        grow in proportion, and the mean margin on the rows, 1 at least, at an anchor that they trained.
 
     n_components : int, "auto" or None, default="auto"
         k, the dimension of a fixed random subspace of the subset, and of the features of a ladder. None
@@ -228,8 +239,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     predict_with : {"auto", "linear", "network"}, default="auto"
         "linear" evaluates the linearised model, by one directional derivative where there are tangents
         and by one forward pass where there are none. "network" puts the displaced weights into the
-        network, by two forward passes at the pretrained anchor and one at the fine-tuned; a ladder has
-        none. "auto" is "linear" for the pretrained anchor and "network" for the fine-tuned.
+        network, by two forward passes at the pretrained anchor and one at others; a ladder has none.
+        "auto" is "linear" for the pretrained anchor and "network" for others.
 
     precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
         Precision of the backbone's passes. "auto" is float64 for "mlp" and float32 for others.
@@ -299,7 +310,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         from 1e-4 to 100; else empty. `alpha_` is its first minimum from the largest alpha on.
 
     displacement_ : ndarray of shape (p,); (0,) for the pseudo kernel, and where p is 0
-        Displacement of the trainable parameters from their pretrained values.
+        Displacement of the trainable parameters from their pretrained values, or from those of a module
+        that is the anchor.
 
     history_ : list of dict
         Epochs of fine-tuning as skorch records them, on all rows of the fit. Only for the fine-tuned
@@ -307,8 +319,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     linearity_ : float
         Relative difference between the centred scores of the network and of the linearised model, for
-        which alone deletion is exact, on rows of the fit. Only for the fine-tuned anchor. Above 0.5
-        `fit` warns where the network predicts: predict with "linear", or train for fewer epochs.
+        which alone deletion is exact, on rows of the fit. Not for the pretrained anchor. Above 0.5
+        `fit` warns where the network predicts: predict with "linear", train for fewer epochs, or raise
+        alpha where a module is the anchor.
 
     n_samples_learned_ : int
         Number of rows that the model rests on.
@@ -335,7 +348,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     `NoPrivateStateError`.
 
     A pickle, and what :meth:`save` writes, hold the statistics and the ledger, which describe the
-    remaining training data, and a fine-tuned anchor, which has seen forgotten rows too: they are
+    remaining training data, and a trained anchor, which has seen forgotten rows too: they are
     private. What is public is the adapter of :meth:`save_pretrained` and :meth:`push_to_hub`.
 
     References
@@ -367,7 +380,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         backbone: str | nn.Module | Callable[[], nn.Module] = "mlp",
         *,
         trainable: str | Sequence[str] = "auto",
-        anchor: str = "pretrained",
+        anchor: str | nn.Module = "pretrained",
+        head: str | None = None,
         kernel: str = "full",
         n_directions: int = 3,
         alpha: float | str = "auto",
@@ -394,6 +408,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.backbone = backbone
         self.trainable = trainable
         self.anchor = anchor
+        self.head = head
         self.kernel = kernel
         self.n_directions = n_directions
         self.alpha = alpha
@@ -467,7 +482,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         chain = ranks().agree(secrets.token_hex(8))
         private = Private(state, Ledger(key=key), [], chain)
         private = self._learn(private, training.rows, training.checked)
-        if state.settings.is_finetuned:
+        if state.settings.anchor_has_seen:
             private = self._with_linearity(private, training.rows)
         return self._commit(private.adapter(training.classes), private, found=training.columns)
 
@@ -502,7 +517,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             If there is a label that is not in `classes_`, and classes have tangents of their own.
 
         AttributeError
-            If anchor="finetuned" and the estimator is not fitted: SGD needs its rows together.
+            If the anchor is not "pretrained" and the estimator is not fitted.
 
         HeavyRowError
             As in :meth:`fit`.
@@ -917,11 +932,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         module : nn.Module
-            In eval mode: a timm model whose outputs are `classes_`, or a Sequential of "backbone" (of
-            a ladder, the frozen network with its rungs) and "readout"; with augment="flip", such a
-            "module" within one that averages its scores over pictures and their mirror images. Float
-            tensors of normalised images in, scores out. It holds the solved weights and nothing of
-            SGD's.
+            In eval mode: a timm model whose outputs are `classes_`, a copy of the module that was the
+            anchor, or a Sequential of "backbone" (of a ladder, the frozen network with its rungs) and
+            "readout"; with augment="flip", such a "module" within one that averages its scores over
+            pictures and their mirror images. Float tensors of normalised images in, scores out. It holds
+            the solved weights and nothing of SGD's; beside them, the frozen weights of a module that was
+            the anchor.
 
         Raises
         ------
@@ -929,7 +945,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             For tangents at the pretrained anchor: W reads the linearised model and not a network.
         """
         check_is_fitted(self)
-        if not self._adapter.settings.is_finetuned and self._adapter.model.projection.p:
+        if not self._adapter.settings.anchor_has_seen and self._adapter.model.projection.p:
             raise ValueError(
                 'Expected a ladder or the head alone with anchor="pretrained", got tangents of '
                 f"{self._adapter.trained}, whose predictions are not those of plain "
@@ -1063,7 +1079,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         path : str or path-like
 
         backbone : str, nn.Module or callable, default=None
-            Where the backbone comes from now; needed if it was a module or a callable.
+            Where the backbone comes from now; needed if it was a module or a callable. If a module was
+            the anchor, that module.
 
         device : str, default=None
             By default the saved one.
@@ -1195,8 +1212,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         PublicationError
-            If the folder holds a private state or something else, or predictions need a fine-tuned
-            anchor.
+            If the folder holds a private state or something else, or predictions need weights that have
+            seen the rows: a module as anchor, or anchor="finetuned" with predict_with="linear".
 
         StateFormatError
             If class labels or a parameter are no plain values.
@@ -1403,7 +1420,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _prepare(self, X, y, sample_weight, sample_ids, classes, **chosen: Any) -> Training:
         """Check everything and build the model; the estimator does not change."""
         check_together(self)
-        vectors = takes_vectors(self.backbone, X)
+        named = isinstance(self.backbone, str) and self.backbone != "mlp"
+        trained = self.anchor if isinstance(self.anchor, nn.Module) else None
+        source: Any = self.backbone if trained is None or named else trained
+        vectors = takes_vectors(source, X)
         if vectors and self.augment is not None:
             raise ValueError(
                 f"Expected augment=None for vectors, which have no mirror image, got {self.augment!r}. "
@@ -1412,8 +1432,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         twin = type(self)(**self.get_params(deep=False))  # gets n_features_in_ and feature_names_in_
         checked = check_training_rows(twin, X, y, sample_weight, sample_ids, vectors=vectors, reset=True)
         names = check_classes(checked.y, classes)
-        settings = self._settings(checked.X.shape[1] if vectors else None, len(names))
-        model = linearize(self.backbone, replace(settings, **chosen))
+        n_features = checked.X.shape[1] if vectors else None
+        settings = replace(self._settings(source, n_features, len(names)), **chosen)
+        readout = None
+        if trained is not None:
+            source, readout, head = take_apart(trained, settings, working_dtype(settings.precision))
+            settings = replace(settings, head=head)
+        model = linearize(source, settings)
         if model.ladder is not None and settings.predict_with == "network":
             raise ValueError(
                 'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen '
@@ -1426,16 +1451,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             )
         rows = Rows(checked.X, model.backbone.spec, self.num_workers)
         columns = {name: value for name, value in vars(twin).items() if name.endswith("_")}
-        return Training(rows, checked.encoded(names), names, model, columns)
+        return Training(rows, checked.encoded(names), names, model, columns, readout)
 
-    def _settings(self, n_features: int | None, n_classes: int) -> Settings:
+    def _settings(self, source: Any, n_features: int | None, n_classes: int) -> Settings:
         """Resolve what the parameters leave open; `trainable` and `n_components` need the network."""
         chosen: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN}
-        name = self.backbone if isinstance(self.backbone, str) else None
+        name = source if isinstance(source, str) else None
+        anchor: Any = self.anchor if isinstance(self.anchor, str) else "trained"
         if self.precision == "auto":
             chosen["precision"] = "float64" if name and n_features is not None else "float32"
         if self.predict_with == "auto":
-            chosen["predict_with"] = "network" if self.anchor == "finetuned" else "linear"
+            chosen["predict_with"] = "linear" if anchor == "pretrained" else "network"
         if self.backbone_has_seen == "auto":
             not_seen = has_not_seen(self.backbone, self.pretrained)
             chosen["backbone_has_seen"] = False if not_seen else "unknown"
@@ -1451,6 +1477,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             n_features=n_features,
             backbone=name,
             trainable=as_entries(self.trainable),
+            anchor=anchor,
+            head=self.head if anchor == "trained" else None,
             image_size=pair(self.image_size),
             device=device,
             alpha=number(self.alpha),
@@ -1466,17 +1494,21 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         params = self.get_params(deep=False).items()
         asked = sorted((name, value) for name, value in params if isinstance(value, plain))
         shared.check_same(repr((len(training.checked.labels), asked)).encode())
-        if not training.model.settings.is_finetuned:
-            return State.empty(training.model)
+        model, checked = training.model, training.checked
+        if not model.settings.anchor_has_seen:
+            return State.empty(model)
+        learned = training.rows, checked.labels, checked.weights
+        rescale = self.target_scale == "auto"
+        if training.readout is not None:
+            model = settle(model, training.readout, *learned, rescale=rescale, ranks=shared)
+            return State.empty(model, Tuning(training.readout, []))
         model, tuned = tune(
-            training.model,
-            training.rows,
-            training.checked.labels,
-            training.checked.weights,
+            model,
+            *learned,
             max_epochs=self.max_epochs,
             learning_rate=float(self.learning_rate),
             params=self.finetune_params,
-            rescale=self.target_scale == "auto",
+            rescale=rescale,
             ranks=shared,
             verbose=self.verbose,
         )
@@ -1562,10 +1594,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         assert state.tuning is not None
         gap = linearity(state.model, state.parameters, rows)
         if state.settings.predict_with == "network" and gap > _NOT_FOLLOWED:
+            remedy = "raise alpha" if state.settings.anchor == "trained" else "train for fewer epochs"
             warn(
                 f"The displaced network's scores are {gap:.0%} away from those of the linearised model "
                 "(linearity_), for which alone deletion is exact. Predict with the latter "
-                "(predict_with='linear'), or train for fewer epochs.",
+                f"(predict_with='linear'), or {remedy}.",
                 LinearityWarning,
             )
         return replace(private, state=replace(state, tuning=replace(state.tuning, linearity=gap)))
@@ -1695,8 +1728,9 @@ def _attributes(adapter: Adapter, private: Private | None) -> dict[str, Any]:
         state = private.state
         found |= {"alpha_": state.alpha, "alpha_path_": dict(state.alpha_path)}
         if state.tuning is not None:
-            history = copy.deepcopy(state.tuning.history)
-            found |= {"history_": history, "linearity_": state.tuning.linearity}
+            found |= {"linearity_": state.tuning.linearity}
+            if state.settings.anchor == "finetuned":
+                found |= {"history_": copy.deepcopy(state.tuning.history)}
     return found
 
 
@@ -1774,9 +1808,9 @@ def _with_classes(private: Private, known: np.ndarray, names: np.ndarray) -> Pri
     if len(names) == len(known):
         return private
     state, new = private.state, np.setdiff1d(names, known).tolist()
-    if state.settings.is_finetuned:
+    if state.settings.anchor_has_seen:
         raise ValueError(
-            f"Expected labels among classes_ = {known.tolist()}, got {new}: SGD tuned the anchor for "
+            f"Expected labels among classes_ = {known.tolist()}, got {new}: the anchor was trained for "
             'those classes. Call fit again with all rows, or take anchor="pretrained".'
         )
     if state.model.sizes[1]:

@@ -40,7 +40,7 @@ def unlearn(
 
     strict : bool, default=False
         Raise, and change nothing, where the receipt would not say that the deletion is exact: fitted
-        steps before the classifier, a search, a fine-tuned anchor or the backbone's own training have
+        steps before the classifier, a search, a trained anchor or the backbone's own training have
         seen the rows, or numbers have drifted.
 
     Returns

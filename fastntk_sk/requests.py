@@ -358,8 +358,8 @@ def _to_person(request: Request, receipt: dict[str, Any] | None) -> str:
             lines.append(f"{request.n_unknown:,} of what you named were not held.")
         if receipt["n_copies_left"]:
             lines.append("Copies of some of the pictures are still learned under other names.")
-        if receipt["anchor"] == "finetuned":
-            lines.append("The network was tuned on these rows before, which the removal does not undo.")
+        if receipt["anchor"] != "pretrained":
+            lines.append("The network was trained on them before, which the removal does not undo.")
         lines.append(
             "This does not cover backups, which expire by themselves, versions of the model that others "
             "have downloaded before, and the pictures themselves where they are kept elsewhere."

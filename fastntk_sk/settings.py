@@ -27,7 +27,8 @@ class Settings:
     n_features: Annotated[int, Meta(ge=1, le=10**6)] | None  # None for pictures
     backbone: str | None  # None for a module or a callable
     trainable: Annotated[tuple[str, ...], Meta(min_length=1, max_length=1000)]
-    anchor: Literal["pretrained", "finetuned"]
+    anchor: Literal["pretrained", "finetuned", "trained"]  # "trained": a module of the user's
+    head: Annotated[str, Meta(max_length=1000)] | None  # the classifier in that module
     kernel: Literal["full", "pseudo"]
     n_directions: Annotated[int, Meta(ge=1, le=10**6)]
     n_components: Annotated[int, Meta(ge=0, le=10**9)] | Literal["auto"] | None
@@ -39,7 +40,7 @@ class Settings:
     device: Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d{1,3})?\Z")]
     alpha: Scale | None  # None: the sums choose it
     tangent_scale: Annotated[float, Meta(ge=0, le=MAX_SCALE)]
-    target_scale: Scale  # of "auto" at a fine-tuned anchor, the margin that SGD left
+    target_scale: Scale  # of "auto" at an anchor that has seen the rows, the margin there
     predict_with: Literal["linear", "network"]
     backbone_has_seen: bool | Literal["unknown"]
     keep: Literal["features"] | None
@@ -47,9 +48,14 @@ class Settings:
     searched_by: tuple[str, ...]  # searches that chose parameters with the rows
 
     @property
-    def is_finetuned(self) -> bool:
-        """Whether SGD has moved the anchor, which has then seen the rows."""
-        return self.anchor == "finetuned"
+    def anchor_has_seen(self) -> bool:
+        """Whether the rows have trained the anchor: by SGD here, or elsewhere by their owner."""
+        return self.anchor != "pretrained"
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether predictions need weights that have seen the rows, and are private therefore."""
+        return self.anchor == "trained" or (self.anchor_has_seen and self.predict_with == "linear")
 
     @property
     def sharpness(self) -> float:

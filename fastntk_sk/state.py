@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from hashlib import blake2b
 from importlib.metadata import version
 from itertools import islice
 from typing import Any
@@ -57,7 +58,11 @@ class Sums:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What SGD left at a fine-tuned anchor: readout of shape (C, d + 1), epochs, and `linearity_`."""
+    """What training left at an anchor that has seen the rows.
+
+    It is a readout of shape (C, d + 1), the epochs of SGD, none where the user has trained, and
+    `linearity_`.
+    """
 
     W: Tensor
     history: list[dict[str, Any]]
@@ -68,7 +73,7 @@ class Tuning:
 class State:
     """Sums over the learned rows, their solution, and the model in which they were taken.
 
-    The model is fixed before the first row is summed (a fine-tuned anchor has seen rows). `class_rows`
+    The model is fixed before the first row is summed (a trained anchor has seen rows). `class_rows`
     counts the learned rows of each class, `environment` says with what they were learned, and `probes`
     hold what the backbone gave for synthetic rows in each place where they were learned. `removed` is
     the energy of all rows that were subtracted since the sums were made, `residual` that of the normal
@@ -294,6 +299,7 @@ class State:
             tangent_scale=settings.tangent_scale,
             target_scale=settings.target_scale,
             centre=self.model.centre(),
+            readout=self._start(),
         )
         return replace(
             self,
@@ -303,6 +309,13 @@ class State:
             alpha_path=dict(zip(GRID, solution.path, strict=False)),
             seconds_per_solve=time.perf_counter() - started,
         )
+
+    def _start(self) -> Tensor | None:
+        """Return where the ridge on W is centred, in energy units: a user's classifier; None is zero."""
+        if self.settings.anchor != "trained":
+            return None
+        assert self.tuning is not None
+        return (self.tuning.W * self.model.column_scales).double()
 
     def probe(self) -> Tensor:
         """Return what the backbone gives here for the synthetic rows."""
@@ -314,7 +327,7 @@ class State:
 
     def signature(self) -> dict[str, Any]:
         """Return what two states must share so that their statistics can be added."""
-        model, settings = self.model, self.settings
+        model, settings, start = self.model, self.settings, self._start()
         return {
             "random_state": settings.seed,
             "backbone weights": model.backbone.digest(),
@@ -323,6 +336,7 @@ class State:
             "ladder": None if model.ladder is None else model.ladder.digest(),
             "number of classes": settings.n_classes,
             "kernel": (settings.kernel, len(model.directions)),
+            "classifier": None if start is None else blake2b(start.numpy().tobytes()).hexdigest(),
             "energy units": (model.scale_h, model.scale_J),
             "preprocessing": model.backbone.spec,
             "augment": settings.augment,

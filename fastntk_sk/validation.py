@@ -30,7 +30,8 @@ _SCALE = Interval(Real, 0, MAX_SCALE, closed="right")
 CONSTRAINTS: dict[str, list[Any]] = {
     "backbone": [str, nn.Module, callable],
     "trainable": [str, list, tuple],
-    "anchor": [StrOptions({"pretrained", "finetuned"})],
+    "anchor": [StrOptions({"pretrained", "finetuned"}), nn.Module],
+    "head": [str, None],
     "kernel": [StrOptions({"full", "pseudo"})],
     "n_directions": [_COUNT],
     "alpha": [_SCALE, StrOptions({"auto"})],
@@ -86,22 +87,32 @@ def check_together(estimator: Any) -> None:
         raise ValueError(
             f"Expected image_size to be one or two integers from 1 to {MAX_SIDE}, got {size!r}."
         )
-    if estimator.anchor == "finetuned":
-        if any(entry.startswith("ladder") for entry in as_entries(estimator.trainable)):
+    trained = isinstance(estimator.anchor, nn.Module)
+    anchor = "a trained module" if trained else repr(estimator.anchor)
+    if estimator.anchor != "pretrained":
+        entries = set(as_entries(estimator.trainable))
+        if any(entry.startswith("ladder") for entry in entries):
+            fine = 'Choose trainable="norm" or "prompt" to fine-tune.'
             raise ValueError(
                 'Expected anchor="pretrained" with a ladder, which reads the frozen network, got '
-                '"finetuned". Choose trainable="norm" or "prompt" to fine-tune.'
+                f"{anchor}. {'Pass the module as backbone.' if trained else fine}"
+            )
+        if trained and (entries <= {"head"} or entries & {"prompt", "prompt-deep"}):
+            raise ValueError(
+                "Expected trainable to name parameters that the module at the anchor has, got "
+                f'{estimator.trainable!r}. Choose "norm", "bias", "full" or a pattern; for a readout or '
+                "new prompts pass the module as backbone."
             )
         if estimator.tangent_scale == 0:
             raise ValueError(
-                'Expected tangent_scale > 0 with anchor="finetuned", got 0: the subset would stay where '
-                "SGD left it, and keep what it learned from forgotten rows."
+                f"Expected tangent_scale > 0 with anchor={anchor}, got 0: the subset would stay where "
+                "training left it, and keep what it learned from forgotten rows."
             )
     if estimator.kernel == "pseudo":
-        for name, other in (("anchor", "finetuned"), ("predict_with", "network")):
-            if getattr(estimator, name) == other:
+        for name, value in (("anchor", anchor), ("predict_with", repr(estimator.predict_with))):
+            if value not in ("'pretrained'", "'auto'", "'linear'"):
                 raise ValueError(
-                    f'Expected kernel="full" with {name}={other!r}, got "pseudo", in which every class '
+                    f'Expected kernel="full" with {name}={value}, got "pseudo", in which every class '
                     "reads the tangents by itself: it cannot be written back as weights of a network."
                 )
 

@@ -25,7 +25,7 @@ QUICKSTART = ROOT / "examples" / "quickstart" / "plot_forget.py"
 # half a minute each; `make docs` executes them too
 LONG = (
     "choose_a_subset", "choose_alpha_and_tangent_scale", "distributed", "evaluate_with_oracles",
-    "image_folder", "push_an_unlearned_adapter", "scaling", "thousands_of_deletions",
+    "image_folder", "push_an_unlearned_adapter", "scaling", "thousands_of_deletions", "trained_model",
 )  # fmt: skip
 EXAMPLES = [
     pytest.param(path, marks=[pytest.mark.slow] if path.stem.endswith(LONG) else [])

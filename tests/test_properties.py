@@ -102,7 +102,7 @@ def test_a_class_that_is_named_before_it_has_rows(blobs, tmp_path):
     ("params", "classes", "words"),
     [
         ({"trainable": "norm"}, None, 'kernel="pseudo"'),
-        ({"anchor": "finetuned", "trainable": "head", "max_epochs": 1}, None, "SGD tuned the anchor"),
+        ({"anchor": "finetuned", "trainable": "head", "max_epochs": 1}, None, "the anchor was trained"),
         ({}, [0, 2], r"without \[1\]"),
         ({}, ["0", "1", "2"], "Mix of label input types"),
     ],

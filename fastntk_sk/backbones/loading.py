@@ -70,13 +70,15 @@ def load_backbone(
     image_size: int | tuple[int, int] | None = None,
     n_features: int | None = None,
     seed: int = 0,
+    keep_classifier: bool = False,
 ) -> Backbone:
     """Build a frozen backbone; random weights depend on `seed`.
 
     `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]" or
     "local-dir:PATH" (of timm or transformers), or "mlp"; a module that returns features, which is copied
-    (a timm module loses its classifier); or a factory of one. Without `image_size` pictures have the
-    size that the weights were trained at; a module that does not state one needs it. `n_features` is
+    (a timm module loses its classifier, unless `keep_classifier` is set); or a factory of one. Without
+    `image_size` pictures have the size that the weights were trained at; a module that does not state
+    one needs it. `n_features` is
     the length of input vectors; None stands for pictures.
     """
     if backbone == "mlp":
@@ -97,7 +99,8 @@ def load_backbone(
                 "Pass the nn.Module that it was made from."
             )
         if hasattr(net, "pretrained_cfg") and hasattr(net, "reset_classifier"):
-            net.reset_classifier(0)  # type: ignore[operator]
+            if not keep_classifier:
+                net.reset_classifier(0)  # type: ignore[operator]
             spec = _timm_spec(net, pair(image_size))
         elif n_features is not None:
             spec = InputSpec()
@@ -188,6 +191,12 @@ def _timm_spec(net: nn.Module, size: tuple[int, int] | None) -> InputSpec:
         tuple(config["std"][:channels]),
         config["interpolation"],
     )
+
+
+def preprocessing(name: str, size: tuple[int, int] | None) -> InputSpec:
+    """Return how a named network, other than "mlp", takes pictures; it is not built."""
+    with torch.device("meta"):
+        return _named(name, False, size, 0)[1]
 
 
 class Outline(NamedTuple):

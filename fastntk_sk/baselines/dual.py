@@ -136,7 +136,7 @@ def full_ntk(
     Raises
     ------
     ValueError
-        For the pretrained anchor, or augment="flip".
+        For another anchor, or augment="flip".
 
     InsufficientMemoryError
         If the kernel and a block do not fit.

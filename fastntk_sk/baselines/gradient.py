@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from ..validation import class_indices
-from .network import BaselineClassifier, Original, Training, cross_entropy
+from .network import BaselineClassifier, Original, Training, check_origin, cross_entropy
 
 
 def retrain(
@@ -39,6 +39,11 @@ def retrain(
     -------
     oracle : FastNTKClassifier
 
+    Raises
+    ------
+    ValueError
+        For a module as anchor: a clone would start from what has seen the rows.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -49,6 +54,7 @@ def retrain(
     >>> retrain(clf, X[10:], y[10:], X[:10], y[:10]).n_samples_learned_
     140
     """
+    check_origin(estimator._adapter.settings)
     oracle = clone(estimator)
     if random_state is not None:
         oracle.set_params(random_state=random_state)

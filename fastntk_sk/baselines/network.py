@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
 from ..backbones.inputs import Rows, check_images
+from ..settings import Settings
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
 from ..training.finetuning import SubspaceNetwork
@@ -87,6 +88,15 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         return f"{type(self).__name__}({self.model.backbone.name}, {len(self.classes)} classes)"
 
 
+def check_origin(settings: Settings) -> None:
+    """Raise ValueError where the anchor was trained elsewhere: its rows can not be taken out of it."""
+    if settings.anchor == "trained":
+        raise ValueError(
+            'Expected anchor="pretrained" or "finetuned", got a trained module, which has seen rows, '
+            "and whose pretrained values are not known. Train that module without the rows."
+        )
+
+
 class Original:
     """The network of a fitted estimator, which is not changed: where every baseline starts."""
 
@@ -104,13 +114,14 @@ class Original:
             )
 
     def check_finetuned(self) -> None:
-        """Raise ValueError for the pretrained anchor."""
-        if self.model.moved is None:
+        """Raise ValueError for another anchor."""
+        if self.model.settings.anchor == "pretrained":
             raise ValueError(
                 'Expected an estimator with anchor="finetuned", got the pretrained anchor, which has no '
                 "SGD, and whose predictions are not those of a network with one set of weights. Fit "
                 "with the other anchor, for which a ladder makes way for a subset of the network."
             )
+        check_origin(self.model.settings)
 
     def trainable(self) -> SubspaceNetwork:
         """Return a trainable copy whose plain softmax is the `predict_proba` of the network.
@@ -230,7 +241,7 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     Raises
     ------
     ValueError
-        For the pretrained anchor.
+        For another anchor.
 
     Examples
     --------
@@ -262,6 +273,11 @@ def untrained(estimator: Any) -> BaselineClassifier:
     -------
     fresh : BaselineClassifier
 
+    Raises
+    ------
+    ValueError
+        For a module as anchor, whose pretrained weights are not known.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -272,6 +288,7 @@ def untrained(estimator: Any) -> BaselineClassifier:
     [[0.0, 0.0, 0.0]]
     """
     original = Original(estimator)
+    check_origin(original.model.settings)
     W, delta = original.parameters.W, original.parameters.delta
     start = -original.model.displacement(Parameters(W, torch.zeros_like(delta)))
     return original.at(Parameters(torch.zeros_like(W), start), None)

@@ -32,7 +32,7 @@ footer{color:#666;font-size:.85rem;margin-top:3rem}
 _EXACT = (
     "&ldquo;Exact for the linearised model&rdquo; means that its parameters are those of a fit that "
     "never saw the rows, up to rounding. It says nothing about the pretraining data of the backbone, "
-    "about a fine-tuned anchor, hyper-parameters that were chosen with the rows, or versions that were "
+    "about a trained anchor, hyper-parameters that were chosen with the rows, or versions that were "
     "published before."
 )
 
@@ -41,7 +41,7 @@ _NOT_COVERED = "".join(
     for place in (
         "backups, snapshots and free blocks of disks on which the state was",
         "versions of the adapter that were published or copied before",
-        "what the backbone learned before, and what a fine-tuned anchor has seen",
+        "what the backbone learned before, and what a trained anchor has seen",
         "fitted steps before the classifier, and hyper-parameters that were chosen with the rows",
         "the pictures themselves, and whatever else was made of them",
     )

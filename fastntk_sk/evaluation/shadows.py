@@ -61,7 +61,7 @@ def shadow_margins(
     Raises
     ------
     ValueError
-        For the fine-tuned anchor, predict_with="network", or shares that leave a part without rows.
+        For a trained anchor, predict_with="network", or shares that leave a part without rows.
 
     References
     ----------
@@ -85,8 +85,8 @@ def shadow_margins(
     scales = {"tangent_scale": settings.tangent_scale, "target_scale": settings.target_scale}
     if settings.anchor != "pretrained":
         raise ValueError(
-            'Expected anchor="pretrained", got anchor="finetuned", which has seen its rows: a shadow '
-            "model would need its own fine-tuning. Retrain models and call u_lira on their margins."
+            f'Expected anchor="pretrained", got {settings.anchor!r}, which has seen its rows: a shadow '
+            "model would need training of its own. Retrain models and call u_lira on their margins."
         )
     if settings.predict_with == "network":
         raise ValueError(

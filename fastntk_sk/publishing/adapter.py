@@ -110,9 +110,9 @@ class Adapter:
 
         They are "readout" and "displacement", of the shapes of `Parameters`; "network.NAME" for what
         the source of the backbone does not give (prompts, the "mlp"); "ladder.NAME" for the scales and
-        the sketch of a ladder. At the pretrained anchor "probe_directions" (V) is added; at the
-        fine-tuned one the solved values of the subset, and nothing of the anchor, which has seen rows
-        that may be forgotten.
+        the sketch of a ladder. At the pretrained anchor "probe_directions" (V) is added; at another the
+        solved values of the subset, and nothing of what SGD left, which has seen rows that may be
+        forgotten.
         """
         model = self.model
         own = {f"network.{name}": tensor for name, tensor in model.own_tensors().items()}
@@ -136,5 +136,6 @@ class Adapter:
         if self.model.ladder is not None:
             module = with_readout(copy.deepcopy(self.model.ladder), W)
         else:
-            module = with_readout(self.model.displaced_copy(self.parameters.delta), W)
+            net = self.model.displaced_copy(self.parameters.delta)
+            module = with_readout(net, W, self.settings.head)
         return Mirrored(module).eval() if self.settings.augment == "flip" else module

@@ -72,7 +72,7 @@ def model_card(
         summary={key: markdown(text) for key, text in adapter.summary().items()},
         alpha=_alpha(adapter),
         classes=[markdown(label) for label in adapter.classes.tolist()],
-        finetuned=settings.is_finetuned,
+        finetuned=settings.anchor_has_seen,
         ladder=model.ladder is not None,
         ladder_alone=adapter.is_ladder_alone,
         LADDER_IS_EXACT=LADDER_IS_EXACT,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from msgspec import Meta, Struct
+from torch import nn
 
 from ..backbones.inputs import InputSpec
 from ..backbones.recipes import portable
@@ -164,7 +165,7 @@ def _plain_params(classifier: Any, seed: int) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     lost = []
     for name, value in classifier.get_params(deep=False).items():
-        if name in ELSEWHERE:
+        if name in ELSEWHERE or isinstance(value, nn.Module):
             continue
         if name == "random_state" and not isinstance(value, (int, np.integer, type(None))):
             value = seed
@@ -209,6 +210,7 @@ def check(document: dict[str, Any], name: str) -> Config:
     settings, n_classes = config.settings, len(config.classes.labels())
     contradictions = {
         "settings.n_classes": settings.n_classes != n_classes,
+        "settings.head": (settings.head is None) == (settings.anchor == "trained"),
         "settings.n_components": not isinstance(settings.n_components, int),
         "settings.augment": bool(settings.augment and settings.n_features),
         "preprocessing.size": (config.preprocessing.size is None) != (settings.n_features is not None),

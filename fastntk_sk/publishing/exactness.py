@@ -37,6 +37,7 @@ def exactness(
         "fitted steps before the classifier have seen the rows": bool(seen_by),
         "the hyper-parameters that a search chose have seen the rows": bool(searched_by),
         "the fine-tuned anchor has seen the rows": anchor == "finetuned",
+        "the trained module that is the anchor has seen the rows": anchor == "trained",
         "the backbone has seen the rows": backbone_has_seen is True,
         "it is not known whether the backbone has seen the rows": backbone_has_seen == "unknown",
     }

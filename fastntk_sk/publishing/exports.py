@@ -18,14 +18,17 @@ from torch.nn.utils import skip_init
 from ..backbones.inputs import InputSpec
 
 
-def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
+def with_readout(net: nn.Module, W: Tensor, head: str | None = None) -> nn.Module:
     """Put a readout of shape (C, d + 1), bias last, on top of a network of features.
 
-    A timm model is changed in place and gets its own classifier; others become a Sequential of
-    "backbone" and "readout".
+    The network is changed: it becomes its submodule `head`, or a timm model's own classifier. Others,
+    without `head`, become a Sequential of "backbone" and "readout".
     """
     readout = skip_init(nn.Linear, W.shape[1] - 1, len(W), dtype=W.dtype, device=W.device)
     readout.load_state_dict({"weight": W[:, :-1], "bias": W[:, -1]})
+    if head is not None:
+        net.set_submodule(head, readout)
+        return net.eval()
     reset = getattr(net, "reset_classifier", None)
     if reset is not None:
         with torch.random.fork_rng(devices=[]):

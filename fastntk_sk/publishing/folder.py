@@ -28,11 +28,11 @@ _PRIVATE = "*.fastntk"  # what save() writes, if it is named as the documentatio
 def adapter_files(classifier: Any, card: str) -> dict[str, bytes]:
     """Return the files of a public adapter by their names, in the order in which they are written."""
     adapter: Adapter = classifier._adapter
-    if adapter.settings.is_finetuned and adapter.settings.predict_with == "linear":
+    if adapter.settings.needs_anchor:
         raise PublicationError(
-            'With anchor="finetuned" and predict_with="linear", predictions need the weights that SGD '
-            "left, which have seen forgotten rows too: they are private. Fit with "
-            'predict_with="network" to publish, or use save().'
+            'With a module as anchor, or anchor="finetuned" and predict_with="linear", predictions need '
+            "weights that have seen forgotten rows too: they are private. Publish another anchor, with "
+            'predict_with="network", or use save() or to_module().'
         )
     config = describe(adapter, classifier, public=True)
     return {
@@ -81,11 +81,11 @@ def load_adapter(cls: type, folder: Path, *, backbone: Any, device: str | None) 
     for name in OWNERS:
         config.params.pop(name, None)
     settings = settings_at_fit(config, device)
-    if settings.is_finetuned and settings.predict_with == "linear":
+    if settings.needs_anchor:
         raise StateFormatError(f"{ADAPTER} lacks the anchor that its predictions need.")
     W, displacement = tensors["readout"], tensors["displacement"]
     V = tensors.get("probe_directions", torch.zeros_like(W[:, :-1]))
-    moved = torch.zeros(int(settings.n_components or 0)) if settings.is_finetuned else None
+    moved = torch.zeros(int(settings.n_components or 0)) if settings.anchor_has_seen else None
     model = build_model(config, settings, backbone, tensors, V, moved, learns=False)
     check_sizes(model, tensors)
     empty = np.zeros(len(W), dtype=bool)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.loading import outline
+from ..backbones.trained import take_apart
 from ..exceptions import FastNTKError, StateFormatError, StateMismatchError, UnknownKeyWarning, warn
 from ..settings import Settings
 from ..sums.memory import available_memory, block_sizes, require
@@ -36,7 +37,7 @@ def read_adapter(data: bytes, name: str) -> tuple[Config, dict[str, Tensor]]:
         raise StateFormatError(f"The tensors of {name} were changed after it was saved.")
     settings = config.settings
     expected = {"readout", "displacement"}
-    if not settings.is_finetuned:
+    if not settings.anchor_has_seen:
         expected.add("probe_directions")
     if split_ladder(settings.trainable)[0]:
         expected |= {f"ladder.{tensor}" for tensor in TENSORS}
@@ -65,7 +66,7 @@ def _sizes_fit(settings: Settings, tensors: dict[str, Tensor]) -> bool:
         return False
     if settings.predict_with == "network" and (not full or "ladder.sizes" in tensors):
         return False
-    if settings.is_finetuned and not full:
+    if settings.anchor_has_seen and not full:
         return False
     if full and k > tensors["displacement"].numel():
         return False
@@ -105,7 +106,8 @@ def build_model(
     source, units = config.backbone.source, config.units
     given = backbone
     backbone = _pinned(source, config.backbone.revision) if given is None else given
-    if backbone is None:
+    trained = settings.anchor == "trained"
+    if backbone is None or (trained and not isinstance(given, nn.Module)):
         raise StateMismatchError(
             f"The saved backbone was a module or a callable ({config.backbone.name}), which is "
             "not stored. Pass it: backbone=..."
@@ -124,8 +126,11 @@ def build_model(
         if row_bytes and not learns:  # no sums depend on how many rows of a public adapter are in a pass
             fitting = max(1, int(min(available_memory() // row_bytes, settings.batch_size)))
             settings = replace(settings, batch_size=fitting)
-        asked = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
-        model = linearize(backbone, asked, saved)
+        if trained:
+            backbone = take_apart(backbone, settings, dtype).features
+        else:
+            settings = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
+        model = linearize(backbone, settings, saved)
     except FastNTKError:
         raise
     except Exception as error:  # torch, timm and modules raise anything for what they do not take
@@ -233,8 +238,11 @@ def unfitted(cls: type, config: Config, backbone: Any) -> Any:
         if name in known and name not in ELSEWHERE
     }
     source = config.backbone.source
-    named = source is not None and not (backbone and source.startswith("local-dir:"))
-    params["backbone"] = source if named else backbone
+    if config.settings.anchor == "trained":
+        params |= {"anchor": backbone} | ({} if source is None else {"backbone": source})
+    else:
+        named = source is not None and not (backbone and source.startswith("local-dir:"))
+        params["backbone"] = source if named else backbone
     classifier = cls(**params)
     if config.settings.n_features is not None:
         classifier.n_features_in_ = config.settings.n_features

@@ -1,6 +1,6 @@
 """The private half of a fitted estimator as rows of its database.
 
-They describe the rows that are still learned, and a fine-tuned anchor those that were forgotten too.
+They describe the rows that are still learned, and a trained anchor those that were forgotten too.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ class Records(Struct):
 
 
 class Anchor(NamedTuple):
-    """A fine-tuned anchor, which has seen every row of the fit.
+    """A trained anchor, which has seen every row of the fit.
 
-    `network` is the trainable subset as SGD left it, and prompts; `directions` V of shape (C, d);
-    `moved` of shape (k,); `delta` the solved displacement of shape (p,); `sgd` W of shape (C, d + 1) as
-    SGD left it.
+    `network` is the trainable subset as training left it, and prompts; `directions` V of shape (C, d);
+    `moved` of shape (k,); `delta` the solved displacement of shape (p,); `readout` W of shape (C, d + 1)
+    as training left it.
     """
 
     network: dict[str, Tensor]
     directions: Tensor
     moved: Tensor
     delta: Tensor
-    sgd: Tensor
+    readout: Tensor
 
 
 def pack(db: Database, private: Private, adapter: bytes) -> None:
@@ -100,7 +100,7 @@ def pack(db: Database, private: Private, adapter: bytes) -> None:
             "anchor.directions": state.model.directions,
             "anchor.moved": state.model.moved,
             "anchor.delta": state.parameters.delta,
-            "anchor.sgd": state.tuning.W,
+            "anchor.readout": state.tuning.W,
         }
     contents = {
         "adapter": adapter,
@@ -214,7 +214,7 @@ def unpack(db: Database, name: str) -> Contents:
     if parts:
         network = files.under(parts, "network.")
         single = {n: t for n, t in parts.items() if not n.startswith("network.")}
-        if single.keys() != {"directions", "moved", "delta", "sgd"}:
+        if single.keys() != {"directions", "moved", "delta", "readout"}:
             raise StateFormatError(f"{name} does not hold a whole anchor. Restore a backup.")
         anchor = Anchor(network, **single)
     probes = {n: t for n, t in tensors.items() if n.startswith("probe.")}
@@ -284,7 +284,7 @@ def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: C
         alpha_path=dict(zip(GRID, path, strict=False)),
         seconds_per_row=records.seconds_per_row,
         seconds_per_solve=records.seconds_per_solve,
-        tuning=None if anchor is None else Tuning(anchor.sgd, records.history, linearity),
+        tuning=None if anchor is None else Tuning(anchor.readout, records.history, linearity),
     )
     return Private(state, ledger, contents.receipts, records.chain)
 

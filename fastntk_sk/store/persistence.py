@@ -206,7 +206,7 @@ def _build(
     if config.receipts != chain_heads(contents.receipts, contents.records.chain):
         raise StateFormatError(f"{name} holds other receipts than its adapter names. Restore a backup.")
     settings, anchor = settings_at_fit(config, device), contents.anchor
-    if (anchor is None) == settings.is_finetuned:
+    if (anchor is None) == settings.anchor_has_seen:
         raise StateFormatError("The statistics are of another anchor. Restore a backup.")
     W, built = tensors["readout"], tensors
     if anchor is None:
@@ -221,7 +221,7 @@ def _build(
     if anchor is not None:
         _check(anchor.moved, W.dtype, (model.projection.k,), "anchor.moved")
         _check(anchor.delta, W.dtype, (model.projection.p,), "anchor.delta")
-        _check(anchor.sgd, W.dtype, tuple(W.shape), "anchor.sgd")
+        _check(anchor.readout, W.dtype, tuple(W.shape), "anchor.readout")
     private = restore(model, W, tensors["displacement"], contents)
     classifier = unfitted(cls, config, backbone)
     classifier._commit(private.adapter(config.classes.labels()), private)

@@ -35,7 +35,7 @@ class Receipt(Struct):
     rounding: Measured
     seen_by: list[str]
     searched_by: list[str]
-    anchor: Literal["pretrained", "finetuned"]
+    anchor: Literal["pretrained", "finetuned", "trained"]
     seconds: Measured
     request_ids: list[str]
     redoes: list[Checksum]

@@ -85,13 +85,15 @@ def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> 
 
 def _linearized(backbone: Any, settings: Settings, saved: Saved | None) -> LinearizedModel:
     dtype = working_dtype(settings.precision)
-    loaded = load_backbone(
-        backbone,
-        pretrained=settings.pretrained,
-        image_size=settings.image_size,
-        n_features=settings.n_features,
-        seed=settings.seed,
-    )
+    loaded = backbone
+    if not isinstance(loaded, Backbone):
+        loaded = load_backbone(
+            backbone,
+            pretrained=settings.pretrained,
+            image_size=settings.image_size,
+            n_features=settings.n_features,
+            seed=settings.seed,
+        )
     sides, entries = split_ladder(resolve(settings.trainable, loaded.net, settings.anchor))
     if {"prompt", "prompt-deep"} & set(entries):
         if saved is not None:
@@ -193,9 +195,10 @@ def _ladder(
 
 
 def linearize_at(model: LinearizedModel, moved: Tensor, directions: Tensor) -> LinearizedModel:
-    """Return the model that is linearised at a fine-tuned anchor, theta_0 + Q moved.
+    """Return the model that is linearised at a trained anchor, theta_0 + Q moved.
 
-    `model` is at the pretrained anchor, and `directions` is V, the fine-tuned readout on the features.
+    `model` is at the network's own values theta_0, and `directions` is V, the trained readout on the
+    features.
     The units are those of the anchor, or of `model` where its Jacobians are larger.
     """
     net = model.displaced_copy(model.projection.expand(moved))

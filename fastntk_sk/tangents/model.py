@@ -65,8 +65,9 @@ class LinearizedModel:
     The probe directions V of shape (C, d), or (r, d) for the pseudo kernel, are N(0, 1/d) at the
     pretrained anchor, seeded for each row by its index, never a function of the data, and without rows
     where no parameter is displaced; at a fine-tuned one they are what SGD learned, and `moved` of shape
-    (k,) is how far it went within span(Q). W reads the features of `ladder` in place of h where there is
-    one; V still reads h.
+    (k,) is how far it went within span(Q). Of a network that the user trained they are its classifier,
+    and `moved` is zero: its values stand in for the pretrained ones. W reads the features of `ladder` in
+    place of h where there is one; V still reads h.
 
     `scale_h` and `scale_J` are powers of two that bring the mean energy (squared norm of a row) of
     augmented features and of projected Jacobians near 1 on synthetic inputs, `position_gap` is the
@@ -119,7 +120,7 @@ class LinearizedModel:
         return self.projection.p if self.settings.kernel == "full" else 0
 
     def displacement(self, parameters: Parameters) -> Tensor:
-        """Return theta - theta_0 of shape (n_displaced,), the anchor's own displacement included."""
+        """Return theta - theta_0 of shape (n_displaced,), what SGD displaced included."""
         if self.moved is None:
             return parameters.delta
         return parameters.delta + self.projection.expand(self.moved).to(parameters.delta.dtype)
@@ -323,7 +324,7 @@ class LinearizedModel:
         r"""Return float64 scores of shape (n, C); without `predict_with`, by that of the settings.
 
         "linear" is the linearised model (one directional derivative). "network" puts the displaced
-        weights into the network: :math:`W h(x; \theta)` at a fine-tuned anchor, and
+        weights into the network: :math:`W h(x; \theta)` at a trained anchor, and
         :math:`W h(x; \theta) + V (h(x; \theta) - h(x; \theta_0))` at the pretrained one (two forward
         passes). The pseudo kernel takes its tangent features again.
         """

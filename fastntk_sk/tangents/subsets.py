@@ -88,12 +88,13 @@ def resolve(trainable: str | Sequence[str], net: nn.Module, anchor: str) -> str 
     """Return what "auto" stands for in a network; anything else as it is.
 
     At the pretrained anchor it is a ladder, or "head" where no blocks are repeated; at a fine-tuned one
-    the subset of the paper: the prompts of a Vision Transformer, else the norm layers.
+    the subset of the paper: the prompts of a Vision Transformer, else the norm layers, as in a network
+    that was trained without prompts.
     """
     if trainable not in ("auto", ("auto",)):
         return trainable
-    if anchor == "finetuned":
-        return "prompt" if _tokens(net) else "norm"
+    if anchor != "pretrained":
+        return "prompt" if anchor == "finetuned" and _tokens(net) else "norm"
     return "ladder" if find_blocks(net) else "head"
 
 

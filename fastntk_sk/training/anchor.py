@@ -1,4 +1,4 @@
-"""The fine-tuned anchor: where SGD ends, and how far the network is from its linearisation there."""
+"""Anchors that the rows have trained, and how far the network is from its linearisation there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..backbones.inputs import Rows
 from ..distributed import Ranks
@@ -29,7 +30,7 @@ def tune(
 ) -> tuple[LinearizedModel, FineTuned]:
     """Fine-tune, and return the model that is linearised where SGD ended.
 
-    With `rescale` the scale of the targets becomes the mean margin that SGD left, or 1 where there is
+    With `rescale` the scale of the targets becomes the mean margin on the rows, or 1 where there is
     less. `training` are further arguments of `finetune`. Every rank trains on all rows and takes the
     result of rank 0.
     """
@@ -51,12 +52,42 @@ def tune(
         **training,
     )
     ranks.take_first([tuned.z, tuned.W])
-    rest = {"logit_scale": tuned.logit_scale, "history": tuned.history}
-    tuned = replace(tuned, **ranks.agree(rest))
+    tuned = replace(tuned, history=ranks.agree(tuned.history))
+    learned = rows, labels, weights
+    return settle(model, tuned.W, *learned, moved=tuned.z, rescale=rescale, ranks=ranks), tuned
+
+
+def settle(
+    model: LinearizedModel,
+    W: Tensor,
+    rows: Rows,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    *,
+    moved: Tensor | None = None,
+    rescale: bool,
+    ranks: Ranks,
+) -> LinearizedModel:
+    """Return the model that is linearised where training ended: at theta_0 + Q moved, with a readout W.
+
+    Without `moved` that is at the values of the network itself, which its owner has trained. `rescale`
+    is that of `tune`.
+    """
+    moved = W.new_zeros(model.projection.k) if moved is None else moved
+    model = linearize_at(model, moved, W[:, :-1].to(model.directions))
     if rescale:
-        settings = replace(settings, target_scale=max(1.0, tuned.logit_scale))
-    V = tuned.W[:, :-1].to(model.directions)
-    return linearize_at(replace(model, settings=settings), tuned.z, V), tuned
+        trained = Parameters(W, W.new_zeros(model.projection.p))
+        logits = model.scores(trained, rows, predict_with="network")
+        scale = max(1.0, ranks.agree(_mean_margin(logits, labels, weights)))
+        model.settings = replace(model.settings, target_scale=scale)
+    return model
+
+
+def _mean_margin(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Return the mean over the rows of the true class's logit less the mean of the others'."""
+    true = logits[np.arange(len(labels)), labels]
+    others = (logits.sum(1) - true) / (logits.shape[1] - 1)
+    return float(np.average(true - others, weights=weights))
 
 
 def linearity(model: LinearizedModel, parameters: Parameters, rows: Rows) -> float:

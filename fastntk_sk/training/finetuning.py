@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from ..tangents.subsets import Subset
 from ..tangents.taps import shared_copy
 from ..tangents.threads import kept_heap
 
-if TYPE_CHECKING:
-    from .tuner import Tuner
-
 _BATCH = 50
 _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k parameters a little
 
@@ -33,13 +30,11 @@ _SUBSPACE_RATE = 10.0  # step of a coordinate of the subspace, which moves p / k
 class FineTuned:
     """Where SGD ended: the subset is at theta_0 + Q z, and W of shape (C, d + 1) reads [features, 1].
 
-    `logit_scale` is the mean over the rows of the true class's logit less the mean of the others', and
     `history` has a dict for each epoch.
     """
 
     z: Tensor
     W: Tensor
-    logit_scale: float
     history: list[dict[str, Any]]
 
 
@@ -214,19 +209,7 @@ def finetune(
             f"Fine-tuning diverged: parameters are NaN or infinite after {len(tuner.history)} epochs. "
             f"Lower learning_rate (it is {learning_rate:g}) or scale the inputs."
         )
-    return FineTuned(z, W, _logit_scale(tuner, dataset, device), _plain(tuner.history.to_list()))
-
-
-@torch.no_grad()
-def _logit_scale(tuner: Tuner, dataset: _Dataset, device: str) -> float:
-    margins, total = 0.0, 0.0
-    for batch, truth in tuner.get_iterator(dataset):
-        logits = tuner.module_(batch["x"].to(device)).double().cpu()
-        true = logits.gather(1, truth[:, None])[:, 0]
-        others = (logits.sum(1) - true) / (logits.shape[1] - 1)
-        margins += float(((true - others) * batch["weight"]).sum())
-        total += float(batch["weight"].sum())
-    return margins / total
+    return FineTuned(z, W, _plain(tuner.history.to_list()))
 
 
 def _plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -122,7 +122,7 @@ def test_nothing_of_a_row_is_in_it(blobs, tmp_path):
     secrets += [value for _, digest, owner, *_ in private.ledger for value in (digest, owner)]
     secrets += [row.tobytes() for row in X.astype(np.float32)]
     secrets += [content for name, content in private.statistics.items() if name in ("A", "B", "G")]
-    anchor = ("anchor.moved", "anchor.delta", "anchor.sgd")
+    anchor = ("anchor.moved", "anchor.delta", "anchor.readout")
     secrets += [private.own[name].numpy().tobytes() for name in anchor]
     public = Parts.of(tmp_path / "adapter").tensors
     sgd = {n.removeprefix("anchor."): t for n, t in private.own.items() if "network." in n}

@@ -189,6 +189,8 @@ WRONG = {
     "settings n_classes": [2, 10**9],
     "settings batch_size": [0, 10**9],
     "settings trainable": [[], ["no such parameter"], "norm", [7]],
+    "settings anchor": ["finetuned", "trained", "nowhere"],
+    "settings head": ["fc", 7],
     "settings kernel": ["pseudo", "ntk"],
     "settings precision": ["float16", None],
     "settings augment": ["rotate", True, "flip"],
