@@ -21,10 +21,11 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
-from .backbones.inputs import Rows, check_images, content
+from .backbones.inputs import Rows, content
+from .backbones.kinds import check_images
 from .backbones.loading import has_not_seen, pair, takes_vectors
 from .distributed import ranks
 from .exceptions import (
@@ -68,6 +69,7 @@ from .validation import (
     check_request_ids,
     check_together,
     check_training_rows,
+    check_vectors,
     draw_seed,
     encode_labels,
 )
@@ -506,6 +508,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
         rows = Rows(checked.X, before.state.model.backbone.spec, self.num_workers)
+        rows.check_repeatable()
         names = check_classes(checked.y, classes, known)
         after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
         return self._commit(after.adapter(names), after, before=before)
@@ -735,6 +738,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             rows, removals = None, before.ledger.all_rows()
         else:
             rows, match = self._match(before, X, y, None, "one")
+            rows.check_repeatable()
             match.check()
             removals = match.removals
         if len(removals) != before.ledger.n_rows:
@@ -1401,6 +1405,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f'{self.keep!r}. Choose trainable="ladder", "head" or kernel="pseudo", in one process.'
             )
         rows = Rows(checked.X, model.backbone.spec, self.num_workers)
+        rows.check_repeatable()
         columns = {name: value for name, value in vars(twin).items() if name.endswith("_")}
         return Training(rows, checked.encoded(names), names, model, columns)
 
@@ -1549,7 +1554,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _rows(self, X: Any, model: LinearizedModel | None = None) -> Rows:
         model = self._adapter.model if model is None else model
         if model.settings.n_features is not None:
-            X = validate_data(self, X, dtype=np.float32, reset=False)
+            X = check_vectors(self, X, reset=False)
         else:
             X = check_images(X)
         return Rows(X, model.backbone.spec, self.num_workers)
