@@ -109,7 +109,8 @@ class Rows:
     """
 
     def __init__(self, X: Any, spec: InputSpec, n_workers: int = 0) -> None:
-        self.items, self.spec, self.n_workers = X, spec, usable_workers(n_workers)
+        self.items, self.spec = X, spec
+        self.n_workers = usable_workers(n_workers, self)
 
     def __len__(self) -> int:
         return len(self.items)

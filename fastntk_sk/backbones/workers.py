@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -12,19 +13,41 @@ from torch.utils.data import DataLoader
 from ..exceptions import FastNTKError, WorkerError, warn
 
 
-def usable_workers(n_workers: int) -> int:
-    """Return how many processes may be started here: none, with a warning, in a daemonic process."""
-    if n_workers and multiprocessing.current_process().daemon:
-        _warn_of_none(n_workers, "this one is daemonic, as those of multiprocessing.Pool are")
+def usable_workers(n_workers: int, dataset: Any) -> int:
+    """Return how many processes can read a dataset for this one: none, with a warning, where it is 0."""
+    if not n_workers:
         return 0
-    return n_workers
+    known = multiprocessing.get_all_start_methods()
+    method = multiprocessing.get_start_method(allow_none=True) or known[0]
+    if multiprocessing.current_process().daemon:
+        reason = "processes of a pool start no others"
+    elif method not in known:  # that of loky
+        reason = "processes of joblib start no others"
+    elif method != "fork" and (error := _pickling_error(dataset)):
+        reason = f"X cannot be sent to them ({error})"
+    else:
+        return n_workers
+    warn(f"Rows are read in this process, not in num_workers={n_workers} others: {reason}.")
+    return 0
+
+
+def _pickling_error(dataset: Any) -> Exception | None:
+    try:
+        ForkingPickler(_Nowhere()).dump(dataset)
+    except Exception as error:  # of whatever the dataset holds
+        return error
+    return None
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, text: bytes) -> int:
+        return len(text)
 
 
 class ReadAhead(DataLoader[Any]):
-    """A DataLoader that reads in this process where no other can be started.
-
-    Errors of the library come out of a worker as they were raised there; torch makes others of them.
-    """
+    """A DataLoader whose workers raise the errors of this library as they are, and say where they end."""
 
     def __init__(
         self, dataset: Any, *, collate_fn: Callable[[Sequence[Any]], Any], **options: Any
@@ -33,29 +56,17 @@ class ReadAhead(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
-            batches = super().__iter__()
-        except Exception as error:  # of pickling, or of a limit of the system; nothing has been read
-            if not self.num_workers:
+            for batch in super().__iter__():
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
                 raise
-            _warn_of_none(self.num_workers, str(error))
-            self.num_workers = 0
-            batches = super().__iter__()
-        return _checked(batches)
-
-
-def _checked(batches: Iterator[Any]) -> Iterator[Any]:
-    try:
-        for batch in batches:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise WorkerError(
-            f"A process that reads rows was ended from outside, perhaps for want of memory: {error} "
-            "Nothing was changed. Pass a smaller num_workers, or num_workers=0."
-        ) from error
+            raise WorkerError(
+                "A process that reads rows ended by itself, for want of memory or because it could not "
+                f"rebuild X, say: {error}. Nothing was changed. Pass num_workers=0, or fewer."
+            ) from error
 
 
 class _Caught:
@@ -80,9 +91,3 @@ def _collate(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> A
     errors = [item for item in items if isinstance(item, Exception)]
     return errors[0] if errors else collate(items)
 
-
-def _warn_of_none(n_workers: int, reason: str) -> None:
-    warn(
-        f"Rows are read in this process: num_workers={n_workers} asks for others, and none can be "
-        f"started here ({reason}). Pass num_workers=0."
-    )

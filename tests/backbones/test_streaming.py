@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.backbones.inputs import InputSpec, Rows, check_images
+from fastntk_sk.backbones.inputs import InputSpec, Rows
+from fastntk_sk.backbones.kinds import check_images
 from fastntk_sk.exceptions import StateMismatchError
 
 
