@@ -254,7 +254,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         and keyed digests only.
 
     num_workers : int, default=0
-        Processes that read and decode pictures ahead of the passes.
+        Processes that read and decode pictures ahead of the passes. Where none can be started (within a
+        process of joblib or of a pool), this process reads, with a warning.
 
     device : str, default="cpu"
         Device of the backbone's passes; "auto" takes a GPU if there is one.
@@ -418,9 +419,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like
-            Images: an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or a list
-            of PIL images or file paths. Memory maps, torch datasets and columns of Hugging Face
-            datasets are read on demand. For "mlp": a numeric array of shape (n, n_features).
+            Images: an array of shape (n, H, W) or (n, H, W, 3), a tensor of shape (n, 3, H, W), or a
+            list, column or dataset of PIL images, arrays, tensors or file paths; uint8, uint16, bool or
+            float in [0, 1] (docs/user_guide/pictures.md). Datasets are read on demand, three of their
+            rows four times more, to see that no transform is random. For "mlp": a numeric array of shape
+            (n, n_features).
 
         y : array-like of shape (n,)
             Class labels.
@@ -442,7 +445,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter or the data is not valid.
+            If a parameter or the data is not valid, or a dataset gives another picture each time.
+
+        WorkerError
+            If a process that reads rows ahead was ended.
 
         InsufficientMemoryError
             If the statistics would not fit; it names an `n_components` that would.
@@ -738,6 +744,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             rows, removals = None, before.ledger.all_rows()
         else:
             rows, match = self._match(before, X, y, None, "one")
+            assert rows is not None
             rows.check_repeatable()
             match.check()
             removals = match.removals

@@ -167,8 +167,9 @@ def check_vectors(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bo
         if not _are_pictures(X):
             raise
         raise ValueError(
-            f'{error} The backbone "mlp", the default, takes vectors: for pictures pass another one, '
-            'such as backbone="tf_efficientnet_lite0".'
+            "Expected X of shape (n_samples, n_features) for a backbone on vectors, as the default "
+            '("mlp") is one; got pictures, as it seems. For pictures pass another backbone, such as '
+            f'backbone="tf_efficientnet_lite0". {error}'
         ) from error
 
 

@@ -121,7 +121,9 @@ def picture(item: Any, row: int) -> Any:
             )
         item = found[0]
     if _is_encoded(item):
-        item = item["path"] if item["bytes"] is None else io.BytesIO(item["bytes"])
+        if item["bytes"] is not None:
+            return io.BytesIO(item["bytes"])
+        item = item["path"]
     if isinstance(item, Tensor):
         if item.ndim == 3 and item.shape[0] not in _CHANNELS:
             raise ValueError(
@@ -131,7 +133,7 @@ def picture(item: Any, row: int) -> Any:
         item = as_array(item.movedim(0, -1) if item.ndim == 3 else item)
     elif hasattr(item, "__array__") and hasattr(item, "ndim") and not isinstance(item, np.ndarray):
         item = np.asarray(item)
-    if not isinstance(item, (str, os.PathLike, io.BytesIO, Image.Image, np.ndarray)):
+    if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
         raise ValueError(f"{_KINDS}; got {type(item).__name__} in row {row}.")
     return item
 
@@ -177,7 +179,11 @@ def check_pixels(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "u" and array.itemsize == 2:
         return array.astype(np.float32) / np.float32(65535)
     if array.dtype.kind != "f":
-        raise ValueError(f"{_KINDS}; got {name} of dtype {array.dtype}. {_advice(array)}")
+        raise ValueError(
+            f"{_KINDS}; got {name} of dtype {array.dtype}. If all images are in 0..255, pass "
+            "X.astype('uint8'), or X.byte() of a tensor; if in 0..65535, X / 65535; if they are masks "
+            "of 0 and 1, X == 1. Scale others to floats in [0, 1]."
+        )
     if not np.isfinite(array).all():
         raise ValueError(f"Input {name} contains NaN or infinity. Remove or repair these images.")
     low, high = float(array.min()), float(array.max())
@@ -187,15 +193,3 @@ def check_pixels(array: np.ndarray, name: str) -> np.ndarray:
             "(the backbone's own normalisation is applied afterwards)."
         )
     return array
-
-
-def _advice(array: np.ndarray) -> str:
-    """Return how numbers of another type become pixels."""
-    if array.dtype.kind in "iu" and array.min() >= 0:
-        if array.max() <= 1:
-            return "Convert a mask of 0 and 1 by X.astype(bool), values in 0..255 by X.astype('uint8')."
-        if array.max() <= 255:
-            return "Convert values in 0..255 by X.astype('uint8'), in 0..65535 by X / 65535."
-        if array.max() <= 65535:
-            return "Scale values in 0..65535 by X / 65535."
-    return "Scale the numbers to floats in [0, 1]."

@@ -8,7 +8,7 @@ from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..exceptions import FastNTKError, WorkerError, warn
 
@@ -47,7 +47,7 @@ class _Nowhere:
 
 
 class ReadAhead(DataLoader[Any]):
-    """A DataLoader whose workers raise the errors of this library as they are, and say where they end."""
+    """A DataLoader whose workers raise this library's errors as they are, torch's being others."""
 
     def __init__(
         self, dataset: Any, *, collate_fn: Callable[[Sequence[Any]], Any], **options: Any
@@ -69,7 +69,7 @@ class ReadAhead(DataLoader[Any]):
             ) from error
 
 
-class _Caught:
+class _Caught(Dataset[Any]):
     """A dataset that returns the errors of this library instead of raising them."""
 
     def __init__(self, dataset: Any) -> None:
@@ -90,4 +90,3 @@ class _Caught:
 def _collate(collate: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> Any:
     errors = [item for item in items if isinstance(item, Exception)]
     return errors[0] if errors else collate(items)
-
