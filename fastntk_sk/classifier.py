@@ -21,10 +21,11 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
-from .backbones.inputs import Rows, check_images, content
+from .backbones.inputs import Rows, content
+from .backbones.kinds import check_images
 from .backbones.loading import has_not_seen, pair, takes_vectors
 from .backbones.trained import take_apart
 from .distributed import ranks
@@ -69,6 +70,7 @@ from .validation import (
     check_request_ids,
     check_together,
     check_training_rows,
+    check_vectors,
     draw_seed,
     encode_labels,
 )
@@ -271,7 +273,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         apart by left and right. Only for pictures.
 
     num_workers : int, default=0
-        Processes that read and decode pictures ahead of the passes.
+        Processes that read and decode pictures ahead of the passes. Where none can be started (within a
+        process of joblib or of a pool), this process reads, with a warning.
 
     device : str, default="cpu"
         Device of the backbone's passes; "auto" takes a GPU if there is one.
@@ -441,9 +444,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like
-            Images: an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or a list
-            of PIL images or file paths. Memory maps, torch datasets and columns of Hugging Face
-            datasets are read on demand. For "mlp": a numeric array of shape (n, n_features).
+            Images: an array of shape (n, H, W) or (n, H, W, 3), a tensor of shape (n, 3, H, W), or a
+            list, column or dataset of PIL images, arrays, tensors or file paths; uint8, uint16, bool or
+            float in [0, 1] (docs/user_guide/pictures.md). Datasets are read on demand, three of their
+            rows four times more, to see that no transform is random. For "mlp": a numeric array of shape
+            (n, n_features).
 
         y : array-like of shape (n,)
             Class labels.
@@ -465,7 +470,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter or the data is not valid.
+            If a parameter or the data is not valid, or a dataset gives another picture each time.
+
+        WorkerError
+            If a process that reads rows ahead was ended.
 
         InsufficientMemoryError
             If the statistics would not fit; it names an `n_components` that would.
@@ -531,6 +539,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
         rows = Rows(checked.X, before.state.model.backbone.spec, self.num_workers)
+        rows.check_repeatable()
         names = check_classes(checked.y, classes, known)
         after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
         return self._commit(after.adapter(names), after, before=before)
@@ -760,6 +769,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             rows, removals = None, before.ledger.all_rows()
         else:
             rows, match = self._match(before, X, y, None, "one")
+            assert rows is not None
+            rows.check_repeatable()
             match.check()
             removals = match.removals
         if len(removals) != before.ledger.n_rows:
@@ -1450,6 +1461,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f'{self.keep!r}. Choose trainable="ladder", "head" or kernel="pseudo", in one process.'
             )
         rows = Rows(checked.X, model.backbone.spec, self.num_workers)
+        rows.check_repeatable()
         columns = {name: value for name, value in vars(twin).items() if name.endswith("_")}
         return Training(rows, checked.encoded(names), names, model, columns, readout)
 
@@ -1606,7 +1618,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _rows(self, X: Any, model: LinearizedModel | None = None) -> Rows:
         model = self._adapter.model if model is None else model
         if model.settings.n_features is not None:
-            X = validate_data(self, X, dtype=np.float32, reset=False)
+            X = check_vectors(self, X, reset=False)
         else:
             X = check_images(X)
         return Rows(X, model.backbone.spec, self.num_workers)

@@ -78,6 +78,10 @@ class InsufficientMemoryError(FastNTKError, RuntimeError):
     """The statistics would not fit in memory; nothing was allocated."""
 
 
+class WorkerError(FastNTKError, RuntimeError):
+    """A process that reads rows ahead was ended from outside; nothing was changed."""
+
+
 class DistributedError(FastNTKError, RuntimeError):
     """A rank of a process group was lost; nothing was learned."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import unicodedata
@@ -15,10 +16,11 @@ from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from .backbones.inputs import MAX_SIDE, check_images
+from .backbones.inputs import MAX_SIDE
+from .backbones.kinds import as_array, check_images
 from .exceptions import warn
 from .settings import MAX_BATCH, MAX_SCALE
 from .tangents.subsets import as_entries
@@ -133,7 +135,7 @@ def check_training_rows(
     `feature_names_in_`. A UserWarning is raised where alpha="auto" meets a mean weight below 0.2.
     """
     if vectors:
-        X, y = validate_data(estimator, X, y, dtype=np.float32, reset=reset)
+        X, y = check_vectors(estimator, X, y, reset=reset)
     else:
         if y is None:
             raise ValueError("Expected class labels, got None: fit requires y to be passed.")
@@ -156,11 +158,50 @@ def check_training_rows(
             f"{mean:.2g}: the ridge will be far too large. Scale the weights, or choose alpha."
         )
     if len(keep) < len(y):
-        in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
-        X = X[keep] if in_memory else Subset(X, keep.tolist())
+        if isinstance(X, list):
+            X = [X[i] for i in keep]
+        else:
+            in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
+            X = X[keep] if in_memory else Subset(X, keep.tolist())
         y, weights = y[keep], weights[keep]
         ids = None if ids is None else [ids[i] for i in keep]
     return CheckedRows(X, y, weights, ids, keep)
+
+
+def check_vectors(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool) -> Any:
+    """Return X as a float32 array of shape (n, f), and y where it is given; see `validate_data`."""
+    X = as_array(X) if isinstance(X, Tensor) else X
+    try:
+        if _is_dataset(X):
+            raise ValueError(f"Expected a 2D array of numbers, got {type(X).__name__}.")
+        return validate_data(estimator, X, y, dtype=np.float32, reset=reset)
+    except (TypeError, ValueError) as error:
+        if not _are_pictures(X):
+            raise
+        raise ValueError(
+            "Expected X of shape (n_samples, n_features) for a backbone on vectors, as the default "
+            '("mlp") is one; got pictures, as it seems. For pictures pass another backbone, such as '
+            f'backbone="tf_efficientnet_lite0". {error}'
+        ) from error
+
+
+def _is_dataset(X: Any) -> bool:
+    """Return whether X is read item by item, for which numpy would need an end that is an IndexError."""
+    held = isinstance(X, (list, tuple, str)) or hasattr(X, "__array__") or hasattr(X, "toarray")
+    return not held and hasattr(X, "__getitem__")
+
+
+def _are_pictures(X: Any) -> bool:
+    """Return whether X would be taken, or nearly, by a backbone for pictures."""
+    if len(getattr(X, "shape", ())) > 2 or isinstance(X, (str, os.PathLike)):
+        return True
+    try:
+        check_images(X)
+    except FileNotFoundError:
+        return True
+    except Exception:  # of whatever reads the first item
+        return False
+    return True
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

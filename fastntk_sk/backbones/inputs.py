@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -14,20 +15,17 @@ import torch
 from msgspec import Meta
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ..settings import Side
+from .kinds import check_pixels, picture
+from .workers import ReadAhead, usable_workers
 
 MAX_SIDE = 4096
 Colours = Annotated[
     tuple[Annotated[float, Meta(gt=-1e6, lt=1e6)], ...], Meta(min_length=1, max_length=4)
 ]
 _READ_AHEAD = 32  # rows that a worker returns at once
-_HELD = (list, tuple, np.ndarray, dict)  # kept in memory; other sequences are read lazily
-_SHAPES = (
-    "Expected images as an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or "
-    "a list of PIL images or of file paths"
-)
+_READS = 4  # of a row, to notice that it changes
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class InputSpec:
 
 def _decoded(item: Any) -> np.ndarray:
     """Return the pixels of a picture or a file; arrays are returned as they are."""
-    if isinstance(item, (str, os.PathLike)):
+    if isinstance(item, (str, os.PathLike, io.BytesIO)):
         with Image.open(item) as opened:
             return _decoded(opened)
     if not isinstance(item, Image.Image):
@@ -106,11 +104,13 @@ def _decoded(item: Any) -> np.ndarray:
 class Rows:
     """Rows of X, decoded one at a time, so that X may be larger than memory.
 
-    X is 2-D, float32, or what `check_images` returns. `n_workers` processes read and decode ahead.
+    X is 2-D, float32, or what `check_images` returns. `n_workers` processes read and decode ahead, where
+    they can be started.
     """
 
     def __init__(self, X: Any, spec: InputSpec, n_workers: int = 0) -> None:
-        self.items, self.spec, self.n_workers = X, spec, n_workers
+        self.items, self.spec = X, spec
+        self.n_workers = usable_workers(n_workers, self)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -124,9 +124,9 @@ class Rows:
         item = self.items[i]
         if self.spec.size is None:
             return np.ascontiguousarray(item, dtype=np.float32) + np.float32(0)  # no negative zero
-        item = _picture(item, i)
+        item = picture(item, i)
         if isinstance(item, np.ndarray):
-            item = _check_pixels(item, f"image {i}")
+            item = check_pixels(item, f"image {i}")
         try:
             return self.spec.pixels(item)
         except (OSError, ValueError) as error:
@@ -154,8 +154,8 @@ class Rows:
         """Return an iterator over the contents of some rows."""
         if not self.n_workers:
             return (self[i] for i in indices)
-        loader: DataLoader[np.ndarray] = DataLoader(
-            self,  # type: ignore[arg-type]
+        loader = ReadAhead(
+            self,
             sampler=indices,
             batch_size=_READ_AHEAD,
             num_workers=self.n_workers,
@@ -164,95 +164,27 @@ class Rows:
         )
         return (row for rows in loader for row in rows)
 
+    def check_repeatable(self) -> None:
+        """Raise ValueError where a row that is made on demand is another picture each time.
+
+        Three rows are read four times each: a random mirror image escapes once in 512 times.
+        """
+        if isinstance(self.items, (np.ndarray, Tensor, list)):
+            return
+        for i in sorted({0, len(self) // 2, len(self) - 1}):
+            if len({content(self[i]) for _ in range(_READS)}) > 1:
+                raise ValueError(
+                    f"Expected X[{i}] to be the same picture each time it is read, got others: what was "
+                    "learned from a random transform can never be forgotten. Take the random transforms "
+                    "out of the dataset; for mirror images, pass augment='flip'."
+                )
+
 
 def content(row: np.ndarray) -> bytes:
     """Return the bytes that identify a row: type, shape and values of what enters the backbone."""
     return f"{row.dtype.str}{row.shape}".encode() + row.tobytes()
 
 
-def check_images(X: Any) -> Any:
-    """Check a collection of images, and return it indexable by row.
-
-    Of arrays, datasets and other sequences only the first item is looked at, and of lists that files
-    are there: `Rows` checks every item when it is read.
-    """
-    if hasattr(X, "iloc"):
-        if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
-            X = X.iloc[:, 0]
-        X = X.to_numpy()
-    if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
-        raise ValueError(f"{_SHAPES}; got a single {type(X).__name__}. Pass a list of one.")
-    array = isinstance(X, np.ndarray) and X.dtype.kind not in "OUS"
-    on_demand = hasattr(X, "__getitem__") and hasattr(X, "__len__") and not isinstance(X, _HELD)
-    items = X if array or on_demand else list(X)
-    if not len(items):
-        raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
-    if array and X.ndim not in (3, 4):
-        raise ValueError(
-            f"{_SHAPES}; got an array of shape {X.shape}. Reshape flattened pictures first, "
-            'for example X.reshape(-1, 28, 28), or use backbone="mlp" for plain vectors.'
-        )
-    first = _picture(items[0], 0)
-    if isinstance(first, np.ndarray):
-        _check_pixels(first, "image 0")
-    for i, item in enumerate(items if isinstance(items, list) else ()):
-        picture = _picture(item, i)
-        if isinstance(picture, (str, os.PathLike)) and not os.path.isfile(picture):
-            raise FileNotFoundError(f"Row {i}: no file at {str(picture)!r}.")
-    return items
-
-
-def _picture(item: Any, row: int) -> Any:
-    """Return the picture of an item, which may be a pair (picture, label) or a dict of columns."""
-    if isinstance(item, (tuple, list)) and item:
-        item = item[0]
-    if isinstance(item, dict):
-        found = [
-            value for value in item.values() if isinstance(value, (Image.Image, np.ndarray, Tensor))
-        ]
-        if len(found) != 1:
-            raise ValueError(
-                f"Expected one picture in row {row}, got {len(found)} in the columns {sorted(item)}. "
-                "Pass that column alone, such as dataset['image'] or dataset.select_columns(['image'])."
-            )
-        item = found[0]
-    if isinstance(item, Tensor):  # channels first, as in torchvision
-        item = item.movedim(0, -1).numpy() if item.ndim == 3 else item.numpy()
-    if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
-        raise ValueError(f"{_SHAPES}; got {type(item).__name__} in row {row}.")
-    return item
-
-
 def drawable(item: Any) -> np.ndarray:
     """Return an item of X as an array to draw: the pixels of a picture, or a vector."""
-    return _decoded(_picture(item, 0))
-
-
-def _check_pixels(array: np.ndarray, name: str) -> np.ndarray:
-    """Return an array of shape (H, W) or (H, W, 3), uint8 or floats in [0, 1]."""
-    shape = array.shape
-    if len(shape) == 3 and shape[-1] == 1:
-        return _check_pixels(array[..., 0], name)
-    if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[-1] != 3):
-        hint = ""
-        if len(shape) == 3 and shape[0] in (1, 3):
-            hint = " Channels come last: use numpy.moveaxis(X, -3, -1)."
-        elif len(shape) == 3 and shape[-1] == 4:
-            hint = " Drop the alpha channel: X[..., :3]."
-        raise ValueError(f"{_SHAPES}; got {name} of shape {shape}.{hint}")
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f":
-        raise ValueError(
-            f"{_SHAPES}; got {name} of dtype {array.dtype}. Convert values in 0..255 by "
-            "X.astype('uint8')."
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"Input {name} contains NaN or infinity. Remove or repair these images.")
-    low, high = float(array.min()), float(array.max())
-    if low < 0 or high > 1:
-        raise ValueError(
-            f"{_SHAPES}; got {name} with floats between {low:g} and {high:g}. Scale them to [0, 1] "
-            "(the backbone's own normalisation is applied afterwards)."
-        )
-    return array
+    return _decoded(picture(item, 0))

@@ -21,6 +21,7 @@ from ..exceptions import BackboneNotFoundError, FastNTKError, WeightsUnavailable
 from ..randomness import generator
 from . import repositories, torchvision_models, transformers_models
 from .inputs import InputSpec
+from .kinds import as_array
 from .packaged_weights import find_weights, load_efficientnet_lite
 from .recipes import find_recipe, import_quietly, list_recipes, source_of
 
@@ -167,8 +168,10 @@ def takes_vectors(backbone: Any, X: Any) -> bool:
     """Return whether a backbone takes X as a 2-D array of plain features."""
     if isinstance(backbone, str):
         return backbone == "mlp"
-    flat = getattr(X, "ndim", None) == 2 and np.asarray(X).dtype.kind in "buif"
-    return flat and not hasattr(backbone, "pretrained_cfg")
+    if hasattr(backbone, "pretrained_cfg") or len(getattr(X, "shape", ())) != 2:
+        return False
+    X = as_array(X) if isinstance(X, Tensor) else X
+    return hasattr(X, "__array__") and np.asarray(X).dtype.kind in "buif"
 
 
 def pair(size: Any) -> tuple[int, int] | None:

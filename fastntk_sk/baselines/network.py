@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
-from ..backbones.inputs import Rows, check_images
+from ..backbones.inputs import Rows
+from ..backbones.kinds import check_images
 from ..settings import Settings
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection

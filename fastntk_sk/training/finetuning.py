@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..backbones.inputs import InputSpec, Rows
+from ..backbones.workers import ReadAhead
 from ..exceptions import FineTuningError
 from ..randomness import generator
 from ..tangents.mirror import averaged
@@ -171,6 +172,7 @@ def finetune(
         "max_epochs": max_epochs,
         "batch_size": _BATCH,
         "train_split": None,
+        "iterator_train": ReadAhead,
         "iterator_train__shuffle": True,
         "iterator_train__generator": generator(seed, "batches"),
         "iterator_train__collate_fn": together,

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.backbones.inputs import InputSpec, Rows, check_images
+from fastntk_sk.backbones.inputs import InputSpec, Rows
+from fastntk_sk.backbones.kinds import check_images
 from fastntk_sk.exceptions import StateMismatchError
 
 
@@ -90,7 +91,8 @@ def test_rows_are_read_once_and_in_order(pictures):
     tiny_cnn().fit(source, y)
     read = source.read[-len(X) :]
     assert read == list(range(len(X)))
-    assert len(source.read) - len(X) <= 3  # one is looked at to know what they are
+    # one is looked at to know what they are, and three are read four times to see that they stay
+    assert len(source.read) - len(X) <= 13
 
 
 def test_a_memory_map_of_floats_is_checked_row_by_row(pictures, tmp_path):
