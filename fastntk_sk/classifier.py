@@ -73,7 +73,7 @@ from .validation import (
 )
 
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
-_AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
+_AT_ONCE = ("verbose", "num_workers", "on_error")  # parameters that are not fixed at fit
 _AS_GIVEN = (
     "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
     "precision", "predict_with", "backbone_has_seen", "keep",
@@ -254,6 +254,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     num_workers : int, default=0
         Processes that read and decode pictures ahead of the passes.
 
+    on_error : {"raise", "skip"}, default="raise"
+        What :meth:`fit` and :meth:`partial_fit` do with pictures that cannot be decoded: "skip" decodes
+        all of them once before anything else, leaves those rows out, and lists them in `skipped_`.
+        Predictions and deletions always raise a `PictureError`. For 2-D X it has no effect.
+
     device : str, default="cpu"
         Device of the backbone's passes; "auto" takes a GPU if there is one.
 
@@ -313,6 +318,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         str}) and the numbers that decide it, versions, device, precision, threads, and the checksum of
         the receipt before it. Private: empty after :meth:`from_pretrained`.
 
+    skipped_ : list of dict
+        "row" and "reason" of what the last :meth:`fit` or :meth:`partial_fit` left out, as `on_error`
+        asks. Rows are counted as in its X. It is neither saved nor published.
+
     See Also
     --------
     FastNTKClassifierCV : The same with `alpha` and `tangent_scale` chosen by cross-validation.
@@ -321,7 +330,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Parameters that are set after fit take effect at the next fit; :meth:`unlearn` and
-    :meth:`partial_fit` warn of them. `verbose` and `num_workers` take effect at once.
+    :meth:`partial_fit` warn of them. `verbose`, `num_workers` and `on_error` take effect at once.
 
     After :meth:`from_pretrained`, methods that need more than what predicts raise a
     `NoPrivateStateError`.
@@ -378,6 +387,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         backbone_has_seen: bool | str = "auto",
         keep: str | None = None,
         num_workers: int = 0,
+        on_error: str = "raise",
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -403,6 +413,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.backbone_has_seen = backbone_has_seen
         self.keep = keep
         self.num_workers = num_workers
+        self.on_error = on_error
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -416,9 +427,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like
-            Images: an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or a list
-            of PIL images or file paths. Memory maps, torch datasets and columns of Hugging Face
-            datasets are read on demand. For "mlp": a numeric array of shape (n, n_features).
+            Images: an array of shape (n, H, W), (n, H, W, 3) or (n, H, W, 4), uint8 or float in [0, 1],
+            or a list of PIL images or file paths. Memory maps, torch datasets and columns of Hugging
+            Face datasets are read on demand. Pictures are turned upright, and composited on white; of
+            animations the first frame is taken (docs/user_guide/pictures.md). For "mlp": a numeric
+            array of shape (n, n_features).
 
         y : array-like of shape (n,)
             Class labels.
@@ -450,6 +463,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         FineTuningError
             If SGD diverged.
+
+        PictureError
+            If a picture cannot be read (with on_error="skip", if none can); `indices` names its row.
+
+        Warns
+        -----
+        UserWarning
+            If rows were left out, and if pictures have further frames.
         """
         training = self._prepare(X, y, sample_weight, sample_ids, classes)
         state = self._first_state(training)
@@ -459,7 +480,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         private = self._learn(private, training.rows, training.checked)
         if state.settings.is_finetuned:
             private = self._with_linearity(private, training.rows)
-        return self._commit(private.adapter(training.classes), private, found=training.columns)
+        found = training.columns | {"skipped_": training.checked.skipped}
+        return self._commit(private.adapter(training.classes), private, found=found)
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
@@ -494,7 +516,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         AttributeError
             If anchor="finetuned" and the estimator is not fitted: SGD needs its rows together.
 
-        HeavyRowError
+        HeavyRowError, PictureError
             As in :meth:`fit`.
         """
         if not hasattr(self, "_adapter"):
@@ -505,10 +527,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         checked = check_training_rows(
             self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
-        rows = Rows(checked.X, before.state.model.backbone.spec, self.num_workers)
+        spec = before.state.model.backbone.spec
+        rows = Rows(checked.X, spec, self.num_workers, checked.numbers)
         names = check_classes(checked.y, classes, known)
         after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
-        return self._commit(after.adapter(names), after, before=before)
+        self._commit(after.adapter(names), after, before=before)
+        self.skipped_ = checked.skipped
+        return self
 
     def unlearn(
         self,
@@ -574,6 +599,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         SolveError
             If rounding has used the statistics up: call :meth:`rebuild`.
+
+        PictureError
+            If a picture cannot be read, whatever `on_error` is; `indices` names its row.
 
         Warns
         -----
@@ -856,6 +884,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         scores : ndarray of shape (n,) for two classes, else (n, n_classes)
             For two classes, the second score less the first. A class without rows has -inf.
+
+        Raises
+        ------
+        PictureError
+            As in :meth:`predict`.
         """
         scores = self._scores(X).scores
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
@@ -871,6 +904,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         labels : ndarray of shape (n,)
+
+        Raises
+        ------
+        PictureError
+            If a picture cannot be read, whatever `on_error` is: its row has no prediction.
         """
         found = self._scores(X)
         return found.classes[found.scores.argmax(axis=1)]
@@ -1400,7 +1438,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 "Expected keep=None where every class has tangents of its own, or in share_rows, got "
                 f'{self.keep!r}. Choose trainable="ladder", "head" or kernel="pseudo", in one process.'
             )
-        rows = Rows(checked.X, model.backbone.spec, self.num_workers)
+        rows = Rows(checked.X, model.backbone.spec, self.num_workers, checked.numbers)
         columns = {name: value for name, value in vars(twin).items() if name.endswith("_")}
         return Training(rows, checked.encoded(names), names, model, columns)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..exceptions import PictureError, warn
 from ..settings import Side
+from .decoding import decode
+
+T = TypeVar("T")
 
 MAX_SIDE = 4096
 Colours = Annotated[
@@ -25,8 +29,8 @@ Colours = Annotated[
 _READ_AHEAD = 32  # rows that a worker returns at once
 _HELD = (list, tuple, np.ndarray, dict)  # kept in memory; other sequences are read lazily
 _SHAPES = (
-    "Expected images as an array of shape (n, H, W) or (n, H, W, 3), uint8 or float in [0, 1], or "
-    "a list of PIL images or of file paths"
+    "Expected images as an array of shape (n, H, W), (n, H, W, 3) or (n, H, W, 4), uint8 or float in "
+    "[0, 1], or a list of PIL images or of file paths"
 )
 
 
@@ -45,14 +49,13 @@ class InputSpec:
     std: Colours = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
 
-    def pixels(self, item: Any) -> np.ndarray:
-        """Decode and resize one image to (channels, height, width), uint8 or float32.
+    def pixels(self, item: np.ndarray) -> np.ndarray:
+        """Resize a decoded picture to (channels, height, width), uint8 or float32.
 
         The ledger digests the result: 8-bit pictures are resized in integers, so that they are the same
         on every machine.
         """
         assert self.size is not None
-        item = _decoded(item)
         planes = [item] if item.ndim == 2 else [item[..., c] for c in range(item.shape[-1])]
         resized = np.stack([self._resize(plane) for plane in planes])
         if len(resized) == self.channels:
@@ -88,29 +91,19 @@ class InputSpec:
         return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _decoded(item: Any) -> np.ndarray:
-    """Return the pixels of a picture or a file; arrays are returned as they are."""
-    if isinstance(item, (str, os.PathLike)):
-        with Image.open(item) as opened:
-            return _decoded(opened)
-    if not isinstance(item, Image.Image):
-        return item
-    if item.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise ValueError(
-            f"expected a picture of 8 bits a channel, got mode {item.mode!r}. Scale it to floats in "
-            "[0, 1] and pass an array."
-        )
-    return np.asarray(item.convert("L" if item.mode in ("1", "L") else "RGB"))
-
-
 class Rows:
     """Rows of X, decoded one at a time, so that X may be larger than memory.
 
     X is 2-D, float32, or what `check_images` returns. `n_workers` processes read and decode ahead.
+    `numbers` are those by which errors name the rows, where X is a part of what was passed in.
     """
 
-    def __init__(self, X: Any, spec: InputSpec, n_workers: int = 0) -> None:
+    def __init__(
+        self, X: Any, spec: InputSpec, n_workers: int = 0, numbers: np.ndarray | None = None
+    ) -> None:
         self.items, self.spec, self.n_workers = X, spec, n_workers
+        self.numbers = np.arange(len(X)) if numbers is None else numbers
+        self._said_frames = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -121,17 +114,22 @@ class Rows:
         Float32 hides that `fit_transform` and `transform` of a previous step differ in the last bits of
         float64.
         """
-        item = self.items[i]
+        return _checked(self._read(i))[0]
+
+    def _read(self, i: int) -> tuple[np.ndarray, bool] | PictureError:
+        """Return row i, and whether its picture has further frames; or why it cannot be read."""
+        number = int(self.numbers[i])
         if self.spec.size is None:
-            return np.ascontiguousarray(item, dtype=np.float32) + np.float32(0)  # no negative zero
-        item = _picture(item, i)
-        if isinstance(item, np.ndarray):
-            item = _check_pixels(item, f"image {i}")
+            row = np.ascontiguousarray(self.items[i], dtype=np.float32)
+            return row + np.float32(0), False  # no negative zero
+        found = _decoded(self.items, i, number)
+        if isinstance(found, PictureError):
+            return found
+        picture, has_more = found
         try:
-            return self.spec.pixels(item)
-        except (OSError, ValueError) as error:
-            file = f"{os.fspath(item)}: " if isinstance(item, (str, os.PathLike)) else ""
-            raise ValueError(f"Image {i} cannot be read: {file}{error}") from error
+            return self.spec.pixels(picture), has_more
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle a memory map as the name of its file, but not a view of one."""
@@ -151,18 +149,77 @@ class Rows:
         return self.read(range(len(self)))
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Return an iterator over the contents of some rows."""
-        if not self.n_workers:
-            return (self[i] for i in indices)
-        loader: DataLoader[np.ndarray] = DataLoader(
-            self,  # type: ignore[arg-type]
-            sampler=indices,
-            batch_size=_READ_AHEAD,
-            num_workers=self.n_workers,
-            collate_fn=list,
-            generator=torch.Generator(),  # leaves the global generator alone
-        )
-        return (row for rows in loader for row in rows)
+        """Yield the contents of some rows, and say once that pictures have further frames."""
+        for found in _each(self._read, indices, self.n_workers):
+            row, has_more = _checked(found)
+            if has_more and not self._said_frames:
+                self._said_frames = True
+                warn("Some pictures have several frames or pages: the first one is taken.")
+            yield row
+
+
+def unreadable(X: Any, indices: Sequence[int], n_workers: int = 0) -> Iterator[str | None]:
+    """Yield why each of some rows cannot be read, or None; X is what `check_images` returns."""
+    return _each(partial(_reason, X), indices, n_workers)
+
+
+def _reason(X: Any, i: int) -> str | None:
+    found = _decoded(X, i, i)
+    return str(found) if isinstance(found, PictureError) else None
+
+
+def _item(items: Any, i: int, number: int) -> Any:
+    """Return an item, or why there is none: a dataset may decode by itself."""
+    try:
+        return items[i]
+    except Exception as error:
+        return PictureError(f"{type(error).__name__}: {error}", [number])
+
+
+def _decoded(items: Any, i: int, number: int) -> tuple[np.ndarray, bool] | PictureError:
+    """Return the picture of an item, and whether it has further frames; or why it cannot be read."""
+    item = _item(items, i, number)
+    if isinstance(item, PictureError):
+        return item
+    item = _picture(item, number)
+    if isinstance(item, np.ndarray):
+        item = _check_pixels(item, f"row {number}")
+    try:
+        return decode(item)
+    except PictureError as error:
+        return PictureError(str(error), [number])
+
+
+def _checked(found: T | PictureError) -> T:
+    """Return what was read, or raise why it could not be."""
+    if isinstance(found, PictureError):
+        raise PictureError(f"Row {found.indices[0]} cannot be read: {found}", found.indices)
+    return found
+
+
+class _Calls:
+    """A function of row numbers as a dataset, for torch's workers."""
+
+    def __init__(self, function: Callable[[int], Any]) -> None:
+        self.function = function
+
+    def __getitem__(self, i: int) -> Any:
+        return self.function(i)
+
+
+def _each(function: Callable[[int], T], indices: Sequence[int], n_workers: int) -> Iterator[T]:
+    """Return the results of a function of row numbers, which worker processes compute if asked."""
+    if not n_workers:
+        return map(function, indices)
+    loader: DataLoader[T] = DataLoader(
+        _Calls(function),  # type: ignore[arg-type]
+        sampler=indices,
+        batch_size=_READ_AHEAD,
+        num_workers=n_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # leaves the global generator alone
+    )
+    return (found for part in loader for found in part)
 
 
 def content(row: np.ndarray) -> bytes:
@@ -170,11 +227,11 @@ def content(row: np.ndarray) -> bytes:
     return f"{row.dtype.str}{row.shape}".encode() + row.tobytes()
 
 
-def check_images(X: Any) -> Any:
+def check_images(X: Any, look: bool = True) -> Any:
     """Check a collection of images, and return it indexable by row.
 
     Of arrays, datasets and other sequences only the first item is looked at, and of lists that files
-    are there: `Rows` checks every item when it is read.
+    are there, or nothing at all without `look`: `Rows` checks every item when it is read.
     """
     if hasattr(X, "iloc"):
         if getattr(X, "ndim", 1) == 2 and X.shape[1] == 1:
@@ -192,9 +249,11 @@ def check_images(X: Any) -> Any:
             f"{_SHAPES}; got an array of shape {X.shape}. Reshape flattened pictures first, "
             'for example X.reshape(-1, 28, 28), or use backbone="mlp" for plain vectors.'
         )
-    first = _picture(items[0], 0)
+    if not look:
+        return items
+    first = _picture(_checked(_item(items, 0, 0)), 0)
     if isinstance(first, np.ndarray):
-        _check_pixels(first, "image 0")
+        _check_pixels(first, "row 0")
     for i, item in enumerate(items if isinstance(items, list) else ()):
         picture = _picture(item, i)
         if isinstance(picture, (str, os.PathLike)) and not os.path.isfile(picture):
@@ -225,20 +284,18 @@ def _picture(item: Any, row: int) -> Any:
 
 def drawable(item: Any) -> np.ndarray:
     """Return an item of X as an array to draw: the pixels of a picture, or a vector."""
-    return _decoded(_picture(item, 0))
+    return decode(_picture(item, 0))[0]
 
 
 def _check_pixels(array: np.ndarray, name: str) -> np.ndarray:
-    """Return an array of shape (H, W) or (H, W, 3), uint8 or floats in [0, 1]."""
+    """Return an array of shape (H, W), (H, W, 3) or (H, W, 4), uint8 or floats in [0, 1]."""
     shape = array.shape
     if len(shape) == 3 and shape[-1] == 1:
         return _check_pixels(array[..., 0], name)
-    if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[-1] != 3):
+    if len(shape) not in (2, 3) or 0 in shape or (len(shape) == 3 and shape[-1] not in (3, 4)):
         hint = ""
-        if len(shape) == 3 and shape[0] in (1, 3):
+        if len(shape) == 3 and shape[0] in (1, 3, 4):
             hint = " Channels come last: use numpy.moveaxis(X, -3, -1)."
-        elif len(shape) == 3 and shape[-1] == 4:
-            hint = " Drop the alpha channel: X[..., :3]."
         raise ValueError(f"{_SHAPES}; got {name} of shape {shape}.{hint}")
     if array.dtype == np.uint8:
         return array
