@@ -169,6 +169,7 @@ def _unlearn(args: argparse.Namespace) -> Answer:
         clf = FastNTKClassifier.load(args.state, key=_key(args))
         report = clf.can_unlearn(**request(clf))
         report["files"] = [(paths or args.id)[i] for i in report.pop("indices")]
+        # there are no rows where a picture cannot be read
         report["rows"] = [
             {"item": item} | row for item, row in zip(paths or args.id, report["rows"], strict=False)
         ]
