@@ -36,25 +36,28 @@ def decode(item: Any) -> tuple[np.ndarray, bool]:
     """
     if isinstance(item, np.ndarray):
         return _on_white(item), False
-    file = "" if isinstance(item, Image.Image) else f"{os.fsdecode(item)}: "
+    name = "" if isinstance(item, Image.Image) else f"{os.fsdecode(item)}: "
     try:
         if isinstance(item, Image.Image):
             values, has_more = _values(item)
         else:
             if not stat.S_ISREG(os.stat(item).st_mode):  # to open a pipe would wait for a writer
                 raise OSError("it is no regular file")
-            with Image.open(item, formats=FORMATS) as image:
+            # not by name: Pillow would map an uncompressed TIFF with the sides of the turned picture
+            with open(item, "rb") as file, Image.open(file, formats=FORMATS) as image:
                 values, has_more = _values(image)
     except UnidentifiedImageError as error:
-        raise PictureError(f"{file}it is no picture of the formats {', '.join(FORMATS)}.") from error
+        raise PictureError(f"{name}it is no picture of the formats {', '.join(FORMATS)}.") from error
     except Exception as error:  # Pillow raises what its decoders meet, SyntaxError and KeyError among it
-        raise PictureError(f"{file}{type(error).__name__}: {error}") from error
+        raise PictureError(f"{name}{type(error).__name__}: {error}") from error
+    if not values.size:
+        raise PictureError(f"{name}it has no pixels.")
     if values.dtype == np.uint8:
         return _on_white(values), has_more
     scale = 1 if values.dtype.kind == "f" else 65535
     if not (values.min() >= 0 and values.max() <= scale):  # nor NaN
         raise PictureError(
-            f"{file}expected values from 0 to {scale} in a picture of {values.dtype}, got "
+            f"{name}expected values from 0 to {scale} in a picture of {values.dtype}, got "
             f"{values.min():g} to {values.max():g}. Scale them, and pass an array."
         )
     return values.astype(np.float32) / np.float32(scale), has_more

@@ -94,8 +94,8 @@ def _pictures_in(folder: Path) -> Iterator[Path]:
             else:
                 left_out[suffix or "without one"] += 1
     if left_out:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
-        warn(f"Left out {left_out.total()} files of {folder}, no pictures by their endings: {counts}.")
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+        warn(f"Left out of {folder}, as these are no pictures by their endings: {counts}.")
 
 
 def _listed(source: Path, text: str) -> Pictures:
