@@ -121,7 +121,7 @@ def _fit(args: argparse.Namespace) -> Answer:
     clf.fit(pictures.paths, labels, sample_ids=pictures.ids)
     clf.set_params(verbose=0).save(args.out, key=key, overwrite=args.overwrite)
     skipped = [{"path": pictures.paths[each["row"]]} | each for each in clf.skipped_]
-    _name(skipped)
+    _say_skipped(skipped)
     data = {
         "out": str(args.out),
         "n_learned": clf.n_samples_learned_,
@@ -327,7 +327,7 @@ def _predict(args: argparse.Namespace) -> Answer:
             for path, reason in zip(paths, reasons, strict=True)
             if reason is not None
         ]
-        _name(skipped)
+        _say_skipped(skipped)
         paths = [path for path, reason in zip(paths, reasons, strict=True) if reason is None]
         if not paths:
             raise ValueError(
@@ -395,7 +395,7 @@ def _demo(args: argparse.Namespace) -> Answer:
     return Answer({}, "The app has ended.")
 
 
-def _name(skipped: list[dict[str, Any]]) -> None:
+def _say_skipped(skipped: list[dict[str, Any]]) -> None:
     """Name on the standard error the pictures that were left out, as they cannot be read."""
     for each in skipped:
         print(f"fastntk: left out: {_here(each['reason'])}", file=sys.stderr)
