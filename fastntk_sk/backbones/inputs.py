@@ -173,7 +173,7 @@ def _item(items: Any, i: int, number: int) -> Any:
     try:
         return items[i]
     except Exception as error:
-        return PictureError(f"{type(error).__name__}: {error}", [number])
+        return _unread(f"{type(error).__name__}: {error}", number, error)
 
 
 def _decoded(items: Any, i: int, number: int) -> tuple[np.ndarray, bool] | PictureError:
@@ -187,13 +187,21 @@ def _decoded(items: Any, i: int, number: int) -> tuple[np.ndarray, bool] | Pictu
     try:
         return decode(item)
     except PictureError as error:
-        return PictureError(str(error), [number])
+        return _unread(str(error), number, error.__cause__)
+
+
+def _unread(reason: str, number: int, cause: BaseException | None) -> PictureError:
+    """Return why a row cannot be read, as a value that workers can send."""
+    error = PictureError(reason, [number])
+    error.__cause__ = cause
+    return error
 
 
 def _checked(found: T | PictureError) -> T:
     """Return what was read, or raise why it could not be."""
     if isinstance(found, PictureError):
-        raise PictureError(f"Row {found.indices[0]} cannot be read: {found}", found.indices)
+        message = f"Row {found.indices[0]} cannot be read: {found}"
+        raise PictureError(message, found.indices) from found.__cause__
     return found
 
 

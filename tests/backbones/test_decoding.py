@@ -377,8 +377,9 @@ class Decoding:
 def test_a_dataset_that_decodes(files):
     paths, y = files
     damage(paths[0])
-    with pytest.raises(PictureError, match="Row 0 cannot be read: OSError"):
+    with pytest.raises(PictureError, match="Row 0 cannot be read: OSError") as caught:
         classifier().fit(Decoding(paths), y)
+    assert isinstance(caught.value.__cause__, OSError)  # where it failed is in the traceback
     with pytest.warns(UserWarning, match="Left out 1 of 12"):
         clf = classifier(on_error="skip").fit(Decoding(paths), y)
     np.testing.assert_array_equal(clf.readout_, classifier().fit(paths[1:], y[1:]).readout_)
