@@ -180,9 +180,10 @@ def fuzzed(n: int, folder: Path) -> tuple[str, str]:
 
 def kinds(draws: np.random.Generator) -> dict[str, tuple[str, Callable[[], bytes]]]:
     """Return what is timed: a name, the kind that it is compared with, and what makes a file."""
+    picture = smooth(draws, 256, 4)
 
     def opaque(channels: int) -> np.ndarray:
-        return smooth(draws, 256, channels)
+        return np.roll(picture[..., :channels], draws.integers(256, size=2), axis=(0, 1))
 
     def turned(format: str) -> bytes:
         exif = Image.Exif()
