@@ -274,7 +274,7 @@ def damaged(rng, content):
     return bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.filterwarnings("ignore")  # of Pillow
 @pytest.mark.parametrize("format", [*FORMATS, "MPO"])
 def test_damaged_files_raise_one_error(tmp_path, format):
     rng, written = np.random.default_rng(0), io.BytesIO()
