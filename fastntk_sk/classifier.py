@@ -76,7 +76,7 @@ from .validation import (
 )
 
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
-_AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
+_AT_ONCE = ("verbose", "num_workers", "on_error")  # parameters that are not fixed at fit
 _AS_GIVEN = (
     "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
     "precision", "predict_with", "backbone_has_seen", "keep", "augment",
@@ -276,6 +276,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Processes that read and decode pictures ahead of the passes. Where none can be started (within a
         process of joblib or of a pool), this process reads, with a warning.
 
+    on_error : {"raise", "skip"}, default="raise"
+        What :meth:`fit` and :meth:`partial_fit` do with pictures that cannot be decoded: "skip" decodes
+        all of them once before anything else, leaves those rows out, and lists them in `skipped_`.
+        Predictions and deletions always raise a `PictureError`. For 2-D X it has no effect.
+
     device : str, default="cpu"
         Device of the backbone's passes; "auto" takes a GPU if there is one.
 
@@ -337,6 +342,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         str}) and the numbers that decide it, versions, device, precision, threads, and the checksum of
         the receipt before it. Private: empty after :meth:`from_pretrained`.
 
+    skipped_ : list of dict
+        "row" and "reason" of what the last :meth:`fit` or :meth:`partial_fit` left out, as `on_error`
+        asks. Rows are counted as in its X. It is neither saved nor published.
+
     See Also
     --------
     FastNTKClassifierCV : The same with `alpha` and `tangent_scale` chosen by cross-validation.
@@ -345,7 +354,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Parameters that are set after fit take effect at the next fit; :meth:`unlearn` and
-    :meth:`partial_fit` warn of them. `verbose` and `num_workers` take effect at once.
+    :meth:`partial_fit` warn of them. `verbose`, `num_workers` and `on_error` take effect at once.
 
     After :meth:`from_pretrained`, methods that need more than what predicts raise a
     `NoPrivateStateError`.
@@ -404,6 +413,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         keep: str | None = None,
         augment: str | None = None,
         num_workers: int = 0,
+        on_error: str = "raise",
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -431,6 +441,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.keep = keep
         self.augment = augment
         self.num_workers = num_workers
+        self.on_error = on_error
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -444,11 +455,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like
-            Images: an array of shape (n, H, W) or (n, H, W, 3), a tensor of shape (n, 3, H, W), or a
-            list, column or dataset of PIL images, arrays, tensors or file paths; uint8, uint16, bool or
-            float in [0, 1] (docs/user_guide/pictures.md). Datasets are read on demand, three of their
-            rows four times more, to see that no transform is random. For "mlp": a numeric array of shape
-            (n, n_features).
+            Images: an array of shape (n, H, W), (n, H, W, 3) or (n, H, W, 4), a tensor of shape
+            (n, 3, H, W), or a list, column or dataset of PIL images, arrays, tensors or file paths;
+            uint8, uint16, bool or float in [0, 1]. Pictures are turned upright, and composited on white;
+            of animations the first frame is taken (docs/user_guide/pictures.md). Datasets are read on
+            demand, three of their rows four times more, to see that no transform is random. For "mlp":
+            a numeric array of shape (n, n_features).
 
         y : array-like of shape (n,)
             Class labels.
@@ -483,6 +495,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         FineTuningError
             If SGD diverged.
+
+        PictureError
+            If a picture cannot be read (with on_error="skip", if none can); `indices` names its row.
+
+        Warns
+        -----
+        UserWarning
+            If rows were left out, and if pictures have further frames.
         """
         training = self._prepare(X, y, sample_weight, sample_ids, classes)
         state = self._first_state(training)
@@ -492,7 +512,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         private = self._learn(private, training.rows, training.checked)
         if state.settings.anchor_has_seen:
             private = self._with_linearity(private, training.rows)
-        return self._commit(private.adapter(training.classes), private, found=training.columns)
+        found = training.columns | {"skipped_": training.checked.skipped}
+        return self._commit(private.adapter(training.classes), private, found=found)
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
@@ -527,7 +548,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         AttributeError
             If the anchor is not "pretrained" and the estimator is not fitted.
 
-        HeavyRowError
+        HeavyRowError, PictureError
             As in :meth:`fit`.
         """
         if not hasattr(self, "_adapter"):
@@ -538,11 +559,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         checked = check_training_rows(
             self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
-        rows = Rows(checked.X, before.state.model.backbone.spec, self.num_workers)
+        spec = before.state.model.backbone.spec
+        rows = Rows(checked.X, spec, self.num_workers, checked.numbers)
         rows.check_repeatable()
         names = check_classes(checked.y, classes, known)
         after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
-        return self._commit(after.adapter(names), after, before=before)
+        self._commit(after.adapter(names), after, before=before)
+        self.skipped_ = checked.skipped
+        return self
 
     def unlearn(
         self,
@@ -608,6 +632,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         SolveError
             If rounding has used the statistics up: call :meth:`rebuild`.
+
+        PictureError
+            If a picture cannot be read, whatever `on_error` is; `indices` names its row.
 
         Warns
         -----
@@ -893,6 +920,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         -------
         scores : ndarray of shape (n,) for two classes, else (n, n_classes)
             For two classes, the second score less the first. A class without rows has -inf.
+
+        Raises
+        ------
+        PictureError
+            As in :meth:`predict`.
         """
         scores = self._scores(X).scores
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
@@ -908,6 +940,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         labels : ndarray of shape (n,)
+
+        Raises
+        ------
+        PictureError
+            If a picture cannot be read, whatever `on_error` is: its row has no prediction.
         """
         found = self._scores(X)
         return found.classes[found.scores.argmax(axis=1)]
@@ -1460,7 +1497,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 "Expected keep=None where every class has tangents of its own, or in share_rows, got "
                 f'{self.keep!r}. Choose trainable="ladder", "head" or kernel="pseudo", in one process.'
             )
-        rows = Rows(checked.X, model.backbone.spec, self.num_workers)
+        rows = Rows(checked.X, model.backbone.spec, self.num_workers, checked.numbers)
         rows.check_repeatable()
         columns = {name: value for name, value in vars(twin).items() if name.endswith("_")}
         return Training(rows, checked.encoded(names), names, model, columns, readout)

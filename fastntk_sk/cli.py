@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from .backbones import inputs
 from .backbones.folders import DATA, Pictures, read_labelled, read_pictures
 from .backbones.recipes import Recipe, list_recipes, load_recipe
 from .classifier import FastNTKClassifier
@@ -28,7 +27,7 @@ from .store import persistence
 from .sums import memory
 from .sums.statistics import Statistics
 
-_FAILURES = (FastNTKError, ValueError, OSError, ImportError, Image.DecompressionBombError)
+_FAILURES = (FastNTKError, ValueError, OSError, ImportError)
 _CLASSES = 10  # assumed for the size of the statistics in the zoo's table
 _FIT_PARAMETERS = (
     "trainable",
@@ -48,6 +47,7 @@ _COMMANDS = {
     "y_forget": "the column label",
     "copies='all'": "--all-copies",
     "sample_ids": "a column id",
+    "skipped_ lists them": "they are named below",
 }
 
 
@@ -113,11 +113,22 @@ def _fit(args: argparse.Namespace) -> Answer:
     pictures, labels = read_labelled(args.data)
     given = {name: getattr(args, name) for name in _FIT_PARAMETERS if getattr(args, name) is not None}
     clf = FastNTKClassifier(
-        args.backbone, **given, pretrained=not args.random_weights, verbose=not args.quiet
+        args.backbone,
+        **given,
+        on_error="skip" if args.skip_damaged else "raise",
+        pretrained=not args.random_weights,
+        verbose=not args.quiet,
     )
     clf.fit(pictures.paths, labels, sample_ids=pictures.ids)
     clf.set_params(verbose=0).save(args.out, key=key, overwrite=args.overwrite)
-    data = {"out": str(args.out), "n_learned": clf.n_samples_learned_, "classes": clf.classes_.tolist()}
+    skipped = [{"path": pictures.paths[each["row"]]} | each for each in clf.skipped_]
+    _say_skipped(skipped)
+    data = {
+        "out": str(args.out),
+        "n_learned": clf.n_samples_learned_,
+        "classes": clf.classes_.tolist(),
+        "skipped": skipped,
+    }
     return Answer(
         data,
         f"Learned {clf.n_samples_learned_:,} pictures of {len(clf.classes_)} classes. The private state "
@@ -159,8 +170,9 @@ def _unlearn(args: argparse.Namespace) -> Answer:
         clf = FastNTKClassifier.load(args.state, key=_key(args))
         report = clf.can_unlearn(**request(clf))
         report["files"] = [(paths or args.id)[i] for i in report.pop("indices")]
+        # there are no rows where a picture cannot be read
         report["rows"] = [
-            {"item": item} | row for item, row in zip(paths or args.id, report["rows"], strict=True)
+            {"item": item} | row for item, row in zip(paths or args.id, report["rows"], strict=False)
         ]
         report["reason"] = _here(_with_files(report["reason"], paths))
         verdict = "can be forgotten" if report["possible"] else f"cannot: {report['reason']}"
@@ -308,6 +320,20 @@ def _with_files(message: str, paths: list[str]) -> str:
 def _predict(args: argparse.Namespace) -> Answer:
     clf = _any(args)
     paths = [path for source in args.images for path in read_pictures(source).paths]
+    skipped = []
+    if args.skip_damaged:
+        reasons = [*inputs.unreadable(paths, range(len(paths)))]
+        skipped = [
+            {"path": path, "reason": reason}
+            for path, reason in zip(paths, reasons, strict=True)
+            if reason is not None
+        ]
+        _say_skipped(skipped)
+        paths = [path for path, reason in zip(paths, reasons, strict=True) if reason is None]
+        if not paths:
+            raise ValueError(
+                f"Expected a picture that can be read, got none among {len(skipped)} files."
+            )
     probabilities = clf.predict_proba(paths)
     found = [
         {"path": path, "class": clf.classes_.tolist()[row.argmax()], "confidence": float(row.max())}
@@ -316,7 +342,7 @@ def _predict(args: argparse.Namespace) -> Answer:
     lines = [
         f"{visible(row['path'])}\t{visible(row['class'])}\t{row['confidence']:.3f}" for row in found
     ]
-    return Answer({"predictions": found}, "\n".join(lines))
+    return Answer({"predictions": found, "skipped": skipped}, "\n".join(lines))
 
 
 def _report(args: argparse.Namespace) -> Answer:
@@ -368,6 +394,12 @@ def _demo(args: argparse.Namespace) -> Answer:
         raise ValueError(f'Expected gradio, got {error}. pip install "fastntk_sk[demo]".') from error
     serve(args.port, quiet=args.json)
     return Answer({}, "The app has ended.")
+
+
+def _say_skipped(skipped: list[dict[str, Any]]) -> None:
+    """Name on the standard error the pictures that were left out, as they cannot be read."""
+    for each in skipped:
+        print(f"fastntk: left out: {_here(each['reason'])}", file=sys.stderr)
 
 
 def _subset(text: str) -> str | list[str]:
@@ -479,6 +511,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--keep", choices=("features",), help="forget by name; see the documentation")
     fit.add_argument("--augment", choices=("flip",), help="mirror images; twice the passes")
     fit.add_argument("--random-weights", action="store_true", help="no pretrained weights")
+    fit.add_argument("--skip-damaged", action="store_true", help="leave out what cannot be read")
     fit.add_argument("--num-workers", type=int, help="processes that read ahead")
 
     unlearn = command("unlearn", _unlearn, "Forget pictures and save the state again.")
@@ -515,6 +548,7 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "Print the predicted classes of pictures.")
     predict.add_argument("state", help="a state, an adapter or a repository of the Hub")
     predict.add_argument("images", type=Path, nargs="+", help="pictures, folders or lists")
+    predict.add_argument("--skip-damaged", action="store_true", help="leave out what cannot be read")
 
     report = command("report", _report, "Describe a model and its deletions.")
     report.add_argument("state", help="a state, an adapter or a repository of the Hub")

@@ -15,7 +15,7 @@ class FastNTKError(Exception):
 
 
 class SampleError(FastNTKError, ValueError):
-    """Rows of a request cannot be matched with what was learned.
+    """Rows cannot be read, or not be matched with what was learned.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class SampleError(FastNTKError, ValueError):
         What is wrong and what to do next.
 
     indices : iterable of int, default=()
-        Row numbers in the request that was passed in.
+        Row numbers in what was passed in.
     """
 
     def __init__(self, message: str, indices: Iterable[int] = ()) -> None:
@@ -32,6 +32,10 @@ class SampleError(FastNTKError, ValueError):
 
     def __reduce__(self):
         return type(self), (self.args[0], self.indices)
+
+
+class PictureError(SampleError):
+    """A picture cannot be decoded: its file is damaged, or is none of those that are read."""
 
 
 class UnknownSampleError(SampleError):

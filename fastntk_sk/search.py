@@ -17,7 +17,6 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import validate_parameter_constraints
-from sklearn.utils.validation import _check_sample_weight
 from torch import nn
 
 from .classifier import FastNTKClassifier, Scored, Training
@@ -32,7 +31,7 @@ from .sums.ridge import number, solve_each
 from .sums.solvers import Solution
 from .sums.statistics import Statistics
 from .tangents.model import row_energies
-from .validation import CONSTRAINTS
+from .validation import CONSTRAINTS, CheckedRows
 
 _SCALES = (0.25, 1.0, 4.0)
 _AT_ONCE = 256  # rows of which copies are made
@@ -68,7 +67,7 @@ class FastNTKClassifierCV(FastNTKClassifier):
         As there; None is the accuracy.
 
     trainable, kernel, n_directions, target_scale, n_components, n_prompts, image_size, pretrained, \
-batch_size, predict_with, precision, backbone_has_seen, keep, augment, num_workers, device, \
+batch_size, predict_with, precision, backbone_has_seen, keep, augment, num_workers, on_error, device, \
 random_state, verbose
         As in :class:`FastNTKClassifier`.
 
@@ -146,6 +145,7 @@ random_state, verbose
         keep: str | None = None,
         augment: str | None = None,
         num_workers: int = 0,
+        on_error: str = "raise",
         device: str = "cpu",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -167,6 +167,7 @@ random_state, verbose
             keep=keep,
             augment=augment,
             num_workers=num_workers,
+            on_error=on_error,
             device=device,
             random_state=random_state,
             verbose=verbose,
@@ -224,7 +225,7 @@ random_state, verbose
         if not model.projection.k:
             scales = [self.tangent_scale]
         candidates = [{"alpha": a, "tangent_scale": s} for a, s in product(alphas, scales)]
-        folds = _folds(self.cv, y, sample_weight)
+        folds = _folds(self.cv, y, checked)
         scorer = check_scoring(FastNTKClassifier(), scoring=self.scoring)
         # as in a grid search of scikit-learn 1.8 and later
         weighted = sample_weight is not None and getattr(scorer, "_accept_sample_weight", bool)()
@@ -248,7 +249,7 @@ random_state, verbose
         kept = None if self.keep is None else [row.copy() for row in rows.shared.numpy()]
         ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids, kept)
         private = Private(state, ledger, [], secrets.token_hex(8))
-        found = training.columns | compared | {"scorer_": scorer}
+        found = training.columns | compared | {"scorer_": scorer, "skipped_": checked.skipped}
         return self._commit(private.adapter(names), private, found=found)
 
 
@@ -378,11 +379,12 @@ class _Candidate(FastNTKClassifier):
         return self.scored
 
 
-def _folds(cv: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
-    """Return the rows that each fold holds out, counted without those of weight zero."""
+def _folds(cv: Any, y: Any, checked: CheckedRows) -> list[np.ndarray]:
+    """Return the rows that each fold holds out, counted among those that are learned."""
     y = column_or_1d(y)
-    everything, weights = np.arange(len(y)), _check_sample_weight(sample_weight, y)
-    place = np.cumsum(weights > 0) - 1
+    everything = np.arange(len(y))
+    learned_rows = np.isin(everything, checked.numbers)
+    place = np.cumsum(learned_rows) - 1
     folds = []
     for learned, held_out in check_cv(cv, y, classifier=True).split(everything, y):
         if not np.array_equal(np.sort(np.r_[learned, held_out]), everything):
@@ -390,5 +392,5 @@ def _folds(cv: Any, y: Any, sample_weight: Any) -> list[np.ndarray]:
                 f"Expected cv to learn all {len(y)} rows that it does not hold out, got a split of "
                 f"{len(learned)} and {len(held_out)}. Use GridSearchCV with such a cv."
             )
-        folds.append(place[held_out[weights[held_out] > 0]])
+        folds.append(place[held_out[learned_rows[held_out]]])
     return folds

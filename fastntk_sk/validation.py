@@ -19,9 +19,10 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from .backbones.inputs import MAX_SIDE
+from .backbones.inputs import MAX_SIDE, unreadable
 from .backbones.kinds import as_array, check_images
-from .exceptions import warn
+from .exceptions import PictureError, warn
+from .progress import progress
 from .settings import MAX_BATCH, MAX_SCALE
 from .tangents.subsets import as_entries
 
@@ -53,6 +54,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "augment": [StrOptions({"flip"}), None],
     "backbone_has_seen": ["boolean", StrOptions({"auto", "unknown"})],
     "num_workers": [Interval(Integral, 0, None, closed="left")],
+    "on_error": [StrOptions({"raise", "skip"})],
     "device": [str, torch.device],
     "random_state": ["random_state"],
     "verbose": ["verbose"],
@@ -60,13 +62,17 @@ CONSTRAINTS: dict[str, list[Any]] = {
 
 
 class CheckedRows(NamedTuple):
-    """Training rows without those of weight zero; `numbers` are their places among those passed in."""
+    """Training rows that are learned; `numbers` are their places among those passed in.
+
+    The others have weight zero, or are `skipped`: dicts of "row" and "reason".
+    """
 
     X: Any
     y: np.ndarray
     weights: np.ndarray
     ids: list[str | int | None] | None
     numbers: np.ndarray
+    skipped: list[dict[str, Any]]
     labels: np.ndarray = np.empty(0, dtype=np.int64)
 
     def encoded(self, classes: np.ndarray) -> CheckedRows:
@@ -129,7 +135,7 @@ def check_training_rows(
     vectors: bool,
     reset: bool,
 ) -> CheckedRows:
-    """Return the rows without those of weight zero.
+    """Return the rows without those of weight zero, and those that are skipped as on_error asks.
 
     With `vectors`, X is 2-D; with `reset` it gives the estimator its `n_features_in_` and
     `feature_names_in_`. A UserWarning is raised where alpha="auto" meets a mean weight below 0.2.
@@ -139,7 +145,7 @@ def check_training_rows(
     else:
         if y is None:
             raise ValueError("Expected class labels, got None: fit requires y to be passed.")
-        X = check_images(X)
+        X = check_images(X, look=estimator.on_error == "raise")
         y = column_or_1d(y, warn=True)
     check_consistent_length(X, y)
     y = np.asarray(y)
@@ -150,6 +156,10 @@ def check_training_rows(
     keep = np.flatnonzero(weights)
     if not len(keep):
         raise ValueError("Expected at least one positive sample_weight, got only zeros.")
+    skipped = []
+    if estimator.on_error == "skip" and not vectors:
+        skipped = _unreadable(estimator, X, keep)
+        keep = np.setdiff1d(keep, [each["row"] for each in skipped])
     mean = weights[keep].mean()
     automatic = estimator.get_params(deep=False).get("alpha") == "auto"
     if reset and automatic and mean < _LIGHTEST_MEAN:
@@ -165,7 +175,26 @@ def check_training_rows(
             X = X[keep] if in_memory else Subset(X, keep.tolist())
         y, weights = y[keep], weights[keep]
         ids = None if ids is None else [ids[i] for i in keep]
-    return CheckedRows(X, y, weights, ids, keep)
+    return CheckedRows(X, y, weights, ids, keep, skipped)
+
+
+def _unreadable(estimator: Any, X: Any, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Return which rows cannot be read, and why; warn of them, and raise PictureError if none can."""
+    numbers = rows.tolist()
+    reasons = unreadable(X, numbers, estimator.num_workers)
+    shown = progress(reasons, "checking", len(numbers), unit="row", show=estimator.verbose)
+    found = [
+        {"row": row, "reason": reason}
+        for row, reason in zip(numbers, shown, strict=True)
+        if reason is not None
+    ]
+    if len(found) == len(numbers):
+        raise PictureError(
+            f"None of the {len(X):,} rows can be read; row {numbers[0]}: {found[0]['reason']}", numbers
+        )
+    if found:
+        warn(f"Left out {len(found):,} of {len(X):,} rows, which cannot be read: skipped_ lists them.")
+    return found
 
 
 def check_vectors(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool) -> Any:

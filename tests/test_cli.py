@@ -244,7 +244,8 @@ def test_folders_are_read_as_image_folders(tmp_path):
         (tmp_path / name).rename(root / name)
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "a" / "loop").symlink_to(root)
-    found = read_pictures(root)
+    with pytest.warns(UserWarning, match=r"endings: 1 \.txt\."):
+        found = read_pictures(root)
     assert found.labels == ["a", "b", "linked"]
 
 
@@ -319,6 +320,67 @@ def test_what_is_wrong_is_said(folders, tmp_path, monkeypatch, capsys, arguments
     arguments = [str(folders / "state") if a == "STATE" else a for a in arguments]
     assert message in refused(capsys, *arguments)["message"]
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.filterwarnings("always")
+def test_damaged_pictures_are_left_out_and_named(folders, tmp_path, capsys):
+    shutil.copytree(folders / "train", tmp_path / "train")
+    damaged = sorted((tmp_path / "train").rglob("*.png"))[5]
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    out = tmp_path / "state"
+    learn = ("fit", tmp_path / "train", "--out", out, *FIT)
+    refusal = refused(capsys, *learn)
+    assert refusal["error"] == "PictureError"
+    assert f"Row 5 cannot be read: {damaged}" in refusal["message"]
+    assert main([*map(str, learn), "--skip-damaged", "--json", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (found["n_learned"], [each["path"] for each in found["skipped"]]) == (23, [str(damaged)])
+    assert "Left out 1 of 24 rows" in printed.err
+    assert f"left out: {damaged}: " in printed.err
+    test = ("predict", out, damaged.parent)
+    assert str(damaged) in refused(capsys, *test)["message"]
+    assert main([*map(str, test), "--skip-damaged", "--json"]) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert str(damaged) not in [row["path"] for row in found["predictions"]]
+    assert [each["path"] for each in found["skipped"]] == [str(damaged)]
+    assert f"left out: {damaged}: " in printed.err
+    assert main(["predict", str(out), str(damaged), "--skip-damaged"]) == 1
+    assert "none among 1" in capsys.readouterr().err
+    assert str(damaged) in refused(capsys, "unlearn", out, "--forget", damaged)["message"]
+    assert main(["unlearn", str(out), "--forget", str(damaged), "--dry-run", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["files"] == [str(damaged)]
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_a_folder_holds_besides_pictures_is_said(tmp_path, capsys):
+    """A class of .gif and a .jfif are learned; texts, films and a folder without pictures are named."""
+    draws = np.random.default_rng(0)
+    names = (
+        "anna/0.jpg",
+        "anna/1.JPG",
+        "anna/2.jfif",
+        "ben/0.jpg",
+        "ben/1.bmp",
+        "cleo/0.gif",
+        "cleo/1.gif",
+    )
+    others = ("ben/notes.txt", "cleo/film.mp4", "cleo/README", "dora/list.txt", "anna/.DS_Store")
+    for name in (*names, *others):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name in others:
+            path.touch()
+        else:
+            kinds = {".gif": "GIF", ".bmp": "BMP"}
+            picture = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            picture.save(path, format=kinds.get(path.suffix, "JPEG"))
+    assert main(["fit", str(tmp_path / "data"), "--out", str(tmp_path / "state"), "--quiet", *FIT]) == 0
+    printed = capsys.readouterr()
+    assert "Learned 7 pictures of 3 classes" in printed.out
+    assert "endings: 1 .mp4, 2 .txt, 1 without one." in printed.err
+    assert "['dora']" in printed.err
 
 
 def test_push(state, monkeypatch, capsys):

@@ -5,13 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..exceptions import warn
+
 DATA = "folder with a subfolder for each class, or a CSV file with columns path, label and perhaps id"
-# the suffixes that torchvision's ImageFolder reads
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# of the formats that `decoding` reads
+SUFFIXES = (
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
+    ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,21 +33,22 @@ def read_pictures(source: Path) -> Pictures:
     """Return the pictures of a folder, a CSV file, a text file with one path a line, or one picture.
 
     Paths in a file are relative to it. The first level of subfolders gives the classes; links are
-    followed, and hidden files and folders are left out.
+    followed, and hidden files and folders are left out. A warning counts the files that are left out for
+    their endings.
     """
     if source.is_dir():
         found = sorted(_pictures_in(source))
         nested = all(path.parent != source for path in found)
         labels = [path.relative_to(source).parts[0] for path in found] if nested else None
         pictures = Pictures([str(path) for path in found], labels)
-    elif source.suffix.lower() in _SUFFIXES:
+    elif source.suffix.lower() in SUFFIXES:
         pictures = Pictures([str(source)])
     else:
         try:
             text = source.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"Expected {source} to be a picture ({', '.join(_SUFFIXES)}) or a list in UTF-8, got "
+                f"Expected {source} to be a picture ({', '.join(SUFFIXES)}) or a list in UTF-8, got "
                 "other bytes. Rename the picture, or save the list as UTF-8."
             ) from error
         if source.suffix.lower() == ".csv":
@@ -55,15 +62,22 @@ def read_pictures(source: Path) -> Pictures:
 
 
 def read_labelled(source: Path) -> tuple[Pictures, list[str]]:
-    """Return pictures and their classes; raise ValueError if the source does not name the classes."""
+    """Return pictures and their classes; raise ValueError if the source does not name the classes.
+
+    A warning names the subfolders that hold no picture, and are no classes.
+    """
     pictures = read_pictures(source)
     if pictures.labels is None:
         raise ValueError(f"Expected a class for each picture of {source}, got none. Give a {DATA}.")
+    if source.is_dir():
+        folders = {each.name for each in source.iterdir() if each.is_dir() and each.name[0] != "."}
+        if empty := sorted(folders - set(pictures.labels)):
+            warn(f"No pictures are in the folders {empty} of {source}: they are no classes.")
     return pictures, pictures.labels
 
 
 def _pictures_in(folder: Path) -> Iterator[Path]:
-    seen = set()
+    seen, left_out = set(), Counter[str]()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:  # a link to a folder above it
@@ -72,8 +86,16 @@ def _pictures_in(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in SUFFIXES:
                 yield Path(place) / name
+            else:
+                left_out[suffix or "without one"] += 1
+    if left_out:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+        warn(f"Left out of {folder}, as these are no pictures by their endings: {counts}.")
 
 
 def _listed(source: Path, text: str) -> Pictures:

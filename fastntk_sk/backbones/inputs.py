@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import mmap
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +14,13 @@ from msgspec import Meta
 from PIL import Image
 from torch import Tensor
 
+from ..exceptions import PictureError, warn
 from ..settings import Side
-from .kinds import check_pixels, picture
-from .workers import ReadAhead, usable_workers
+from .decoding import decode
+from .kinds import check_pixels, item_of, picture
+from .workers import ReadAhead, obstacle, usable_workers
+
+T = TypeVar("T")
 
 MAX_SIDE = 4096
 Colours = Annotated[
@@ -43,14 +45,13 @@ class InputSpec:
     std: Colours = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
 
-    def pixels(self, item: Any) -> np.ndarray:
-        """Decode and resize one image to (channels, height, width), uint8 or float32.
+    def pixels(self, item: np.ndarray) -> np.ndarray:
+        """Resize a decoded picture to (channels, height, width), uint8 or float32.
 
         The ledger digests the result: 8-bit pictures are resized in integers, so that they are the same
         on every machine.
         """
         assert self.size is not None
-        item = _decoded(item)
         planes = [item] if item.ndim == 2 else [item[..., c] for c in range(item.shape[-1])]
         resized = np.stack([self._resize(plane) for plane in planes])
         if len(resized) == self.channels:
@@ -86,31 +87,21 @@ class InputSpec:
         return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def _decoded(item: Any) -> np.ndarray:
-    """Return the pixels of a picture or a file; arrays are returned as they are."""
-    if isinstance(item, (str, os.PathLike, io.BytesIO)):
-        with Image.open(item) as opened:
-            return _decoded(opened)
-    if not isinstance(item, Image.Image):
-        return item
-    if item.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise ValueError(
-            f"expected a picture of 8 bits a channel, got mode {item.mode!r}. Scale it to floats in "
-            "[0, 1] and pass an array."
-        )
-    return np.asarray(item.convert("L" if item.mode in ("1", "L") else "RGB"))
-
-
 class Rows:
     """Rows of X, decoded one at a time, so that X may be larger than memory.
 
     X is 2-D, float32, or what `check_images` returns. `n_workers` processes read and decode ahead, where
-    they can be started.
+    they can be started. `numbers` are those by which errors name the rows, where X is a part of what was
+    passed in.
     """
 
-    def __init__(self, X: Any, spec: InputSpec, n_workers: int = 0) -> None:
+    def __init__(
+        self, X: Any, spec: InputSpec, n_workers: int = 0, numbers: np.ndarray | None = None
+    ) -> None:
         self.items, self.spec = X, spec
-        self.n_workers = usable_workers(n_workers, self)
+        self.n_workers = usable_workers(n_workers, X)
+        self.numbers = np.arange(len(X)) if numbers is None else numbers
+        self._said_frames = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -121,17 +112,23 @@ class Rows:
         Float32 hides that `fit_transform` and `transform` of a previous step differ in the last bits of
         float64.
         """
-        item = self.items[i]
+        return self._read(i)[0]
+
+    def _read(self, i: int) -> tuple[np.ndarray, bool]:
+        """Return row i, and whether its picture has further frames."""
+        number = int(self.numbers[i])
         if self.spec.size is None:
-            return np.ascontiguousarray(item, dtype=np.float32) + np.float32(0)  # no negative zero
-        item = picture(item, i)
-        if isinstance(item, np.ndarray):
-            item = check_pixels(item, f"image {i}")
+            row = np.ascontiguousarray(self.items[i], dtype=np.float32)
+            return row + np.float32(0), False  # no negative zero
         try:
-            return self.spec.pixels(item)
-        except (OSError, ValueError) as error:
-            file = f"{os.fspath(item)}: " if isinstance(item, (str, os.PathLike)) else ""
-            raise ValueError(f"Image {i} cannot be read: {file}{error}") from error
+            decoded, has_more = _decoded(self.items, i, number)
+        except PictureError as error:
+            message = f"Row {number} cannot be read: {error}"
+            raise PictureError(message, [number]) from error.__cause__
+        try:
+            return self.spec.pixels(decoded), has_more
+        except ValueError as error:
+            raise ValueError(f"Row {number}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle a memory map as the name of its file, but not a view of one."""
@@ -151,18 +148,12 @@ class Rows:
         return self.read(range(len(self)))
 
     def read(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Return an iterator over the contents of some rows."""
-        if not self.n_workers:
-            return (self[i] for i in indices)
-        loader = ReadAhead(
-            self,
-            sampler=indices,
-            batch_size=_READ_AHEAD,
-            num_workers=self.n_workers,
-            collate_fn=list,
-            generator=torch.Generator(),  # leaves the global generator alone
-        )
-        return (row for rows in loader for row in rows)
+        """Yield the contents of some rows, and say once that pictures have further frames."""
+        for row, has_more in _each(self._read, indices, self.n_workers):
+            if has_more and not self._said_frames:
+                self._said_frames = True
+                warn("Some pictures have several frames or pages: the first one is taken.")
+            yield row
 
     def check_repeatable(self) -> None:
         """Raise ValueError where a row that is made on demand is another picture each time.
@@ -174,10 +165,56 @@ class Rows:
         for i in sorted({0, len(self) // 2, len(self) - 1}):
             if len({content(self[i]) for _ in range(_READS)}) > 1:
                 raise ValueError(
-                    f"Expected X[{i}] to be the same picture each time it is read, got others: what was "
-                    "learned from a random transform can never be forgotten. Take the random transforms "
-                    "out of the dataset; for mirror images, pass augment='flip'."
+                    f"Expected X[{self.numbers[i]}] to be the same picture each time it is read, got "
+                    "others: what was learned from a random transform can never be forgotten. Take the "
+                    "random transforms out of the dataset; for mirror images, pass augment='flip'."
                 )
+
+
+def unreadable(X: Any, indices: Sequence[int], n_workers: int = 0) -> Iterator[str | None]:
+    """Yield why each of some rows cannot be read, or None; X is what `check_images` returns."""
+    return _each(partial(_reason, X), indices, 0 if obstacle(X) else n_workers)
+
+
+def _reason(X: Any, i: int) -> str | None:
+    try:
+        _decoded(X, i, i)
+    except PictureError as error:
+        return str(error)
+    return None
+
+
+def _decoded(items: Any, i: int, number: int) -> tuple[np.ndarray, bool]:
+    """Return the picture of an item, and whether it has further frames."""
+    item = picture(item_of(items, i), number)
+    if isinstance(item, np.ndarray):
+        item = check_pixels(item, f"row {number}")
+    return decode(item)
+
+
+class _Calls:
+    """A function of row numbers as a dataset, for torch's workers."""
+
+    def __init__(self, function: Callable[[int], Any]) -> None:
+        self.function = function
+
+    def __getitem__(self, i: int) -> Any:
+        return self.function(i)
+
+
+def _each(function: Callable[[int], T], indices: Sequence[int], n_workers: int) -> Iterator[T]:
+    """Return the results of a function of row numbers, which worker processes compute if asked."""
+    if not n_workers:
+        return map(function, indices)
+    loader = ReadAhead(
+        _Calls(function),
+        sampler=indices,
+        batch_size=_READ_AHEAD,
+        num_workers=n_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # leaves the global generator alone
+    )
+    return (found for part in loader for found in part)
 
 
 def content(row: np.ndarray) -> bytes:
@@ -187,4 +224,4 @@ def content(row: np.ndarray) -> bytes:
 
 def drawable(item: Any) -> np.ndarray:
     """Return an item of X as an array to draw: the pixels of a picture, or a vector."""
-    return _decoded(picture(item, 0))
+    return decode(picture(item, 0))[0]

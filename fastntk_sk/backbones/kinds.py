@@ -12,19 +12,22 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..exceptions import PictureError
+
 _CHANNELS = (1, 3, 4)
 _KINDS = (
-    "Expected images as an array of shape (n, H, W) or (n, H, W, 3), a tensor of shape (n, 3, H, W), "
-    "uint8 or float in [0, 1], or a list, column or dataset of PIL images, arrays, tensors or file paths"
+    "Expected images as an array of shape (n, H, W), (n, H, W, 3) or (n, H, W, 4), a tensor of shape "
+    "(n, 3, H, W), uint8 or float in [0, 1], or a list, column or dataset of PIL images, arrays, tensors "
+    "or file paths"
 )
 
 
-def check_images(X: Any) -> Any:
+def check_images(X: Any, *, look: bool = True) -> Any:
     """Check a collection of images, and return it indexable by row.
 
     A table or column becomes a list; what is indexable stays as it is. Of arrays, datasets and other
-    sequences only the first item is looked at, and of lists that files are there: `Rows` checks every
-    item when it is read.
+    sequences only the first item is looked at, and of lists that files are there, or nothing at all
+    without `look`: `Rows` checks every item when it is read.
     """
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise ValueError(f"{_KINDS}; got a single {type(X).__name__}. Pass a list of one.")
@@ -40,9 +43,14 @@ def check_images(X: Any) -> Any:
         _check_readable(X)
     if not len(X):
         raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
-    first = picture(X[0], 0)
+    if not look:
+        return X
+    try:
+        first = picture(item_of(X, 0), 0)
+    except PictureError as error:
+        raise PictureError(f"Row 0 cannot be read: {error}", [0]) from error.__cause__
     if isinstance(first, np.ndarray):
-        check_pixels(first, "image 0")
+        check_pixels(first, "row 0")
     for i, item in enumerate(X if isinstance(X, list) else ()):
         one = picture(item, i)
         if isinstance(one, (str, os.PathLike)) and not os.path.isfile(one):
@@ -103,6 +111,14 @@ def _check_readable(X: Any) -> None:
     )
 
 
+def item_of(X: Any, i: int) -> Any:
+    """Return an item; raise PictureError for whatever a dataset raises that decodes by itself."""
+    try:
+        return X[i]
+    except Exception as error:
+        raise PictureError(f"{type(error).__name__}: {error}") from error
+
+
 def picture(item: Any, row: int) -> Any:
     """Return the picture of an item: an array (channels last), a PIL image or a file.
 
@@ -155,7 +171,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 
 def check_pixels(array: np.ndarray, name: str) -> np.ndarray:
-    """Return an array of shape (H, W) or (H, W, 3), uint8 or floats in [0, 1].
+    """Return an array of shape (H, W), (H, W, 3) or (H, W, 4), uint8 or floats in [0, 1].
 
     Masks become black and white, and 16 bits floats, by the range of their type.
     """
@@ -170,8 +186,6 @@ def check_pixels(array: np.ndarray, name: str) -> np.ndarray:
         if len(shape) == 3 and shape[0] in _CHANNELS:
             hint = " Channels come last in arrays: use numpy.moveaxis(X, -3, -1)."
         raise ValueError(f"{_KINDS}; got {name} of shape {shape}.{hint}")
-    if len(shape) == 3 and shape[-1] == 4:
-        raise ValueError(f"{_KINDS}; got {name} of shape {shape}. Drop the alpha channel: X[..., :3].")
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:

@@ -15,20 +15,23 @@ from ..exceptions import FastNTKError, WorkerError, warn
 
 def usable_workers(n_workers: int, dataset: Any) -> int:
     """Return how many processes can read a dataset for this one: none, with a warning, where it is 0."""
-    if not n_workers:
+    if n_workers and (reason := obstacle(dataset)):
+        warn(f"Rows are read in this process, not in num_workers={n_workers} others: {reason}.")
         return 0
+    return n_workers
+
+
+def obstacle(dataset: Any) -> str | None:
+    """Return why this process can have no others read a dataset, or None where it can."""
     known = multiprocessing.get_all_start_methods()
     method = multiprocessing.get_start_method(allow_none=True) or known[0]
     if multiprocessing.current_process().daemon:
-        reason = "processes of a pool start no others"
-    elif method not in known:  # that of loky
-        reason = "processes of joblib start no others"
-    elif method != "fork" and (error := _pickling_error(dataset)):
-        reason = f"X cannot be sent to them ({error})"
-    else:
-        return n_workers
-    warn(f"Rows are read in this process, not in num_workers={n_workers} others: {reason}.")
-    return 0
+        return "processes of a pool start no others"
+    if method not in known:  # that of loky
+        return "processes of joblib start no others"
+    if method != "fork" and (error := _pickling_error(dataset)):
+        return f"X cannot be sent to them ({error})"
+    return None
 
 
 def _pickling_error(dataset: Any) -> Exception | None:

@@ -61,7 +61,8 @@ class Session:
             seen = f"{names[guess]} {self.now[i, guess]:.0%}"
             if earlier != guess or abs(self.before[i, guess] - self.now[i, guess]) >= 0.01:
                 seen += f", was {names[earlier]} {self.before[i, earlier]:.0%}"
-            large = Image.fromarray(picture).resize((96, 96), Image.Resampling.NEAREST)
+            in_bytes = picture if picture.dtype == np.uint8 else (255 * picture).astype(np.uint8)
+            large = Image.fromarray(in_bytes).resize((96, 96), Image.Resampling.NEAREST)
             url = f"data:image/png;base64,{_png(large)}"
             image = {"path": None, "url": url, "meta": {"_type": "gradio.FileData"}}
             shown.append({"image": image, "caption": visible(f"{mark}{given}: {seen}")})

@@ -100,7 +100,7 @@ def test_a_memory_map_of_floats_is_checked_row_by_row(pictures, tmp_path):
     bad = X.copy()
     bad[5] = np.nan
     X = memory_map(bad, tmp_path, np.float32)
-    with pytest.raises(ValueError, match="Input image 5 contains NaN"):
+    with pytest.raises(ValueError, match="Input row 5 contains NaN"):
         tiny_cnn().fit(X, pictures[1])
 
 
@@ -138,7 +138,7 @@ def test_workers_read_some_rows(pictures):
 def test_errors_of_workers_are_those_of_reading(pictures, tmp_path):
     Image.fromarray(pictures[0][0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="Image 1 cannot be read"):
+    with pytest.raises(ValueError, match="Row 1 cannot be read"):
         tiny_cnn(num_workers=1).fit([tmp_path / "a.png", tmp_path / "b.png"], [0, 1])
 
 
