@@ -418,7 +418,7 @@ FINETUNED = {"anchor": "finetuned", "trainable": "full", "max_epochs": 1}
 @pytest.mark.parametrize("params", [{}, FINETUNED])
 def test_errors_of_workers_are_those_of_the_library(X, y, params):
     rows = [*X[:5], X[5].astype(int)]
-    with pytest.raises(ValueError, match="^Expected images.*got image 5 of dtype int64"):
+    with pytest.raises(ValueError, match="^Expected images.*got row 5 of dtype int64"):
         tiny(num_workers=1, **params).fit(rows, y[:6])
 
 
