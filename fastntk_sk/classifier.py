@@ -75,8 +75,8 @@ from .validation import (
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
 _AT_ONCE = ("verbose", "num_workers")  # parameters that are not fixed at fit
 _AS_GIVEN = (
-    "anchor", "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
-    "precision", "predict_with", "backbone_has_seen", "keep",
+    "anchor", "kernel", "n_directions", "n_components", "n_prompts", "lora_rank", "pretrained",
+    "batch_size", "precision", "predict_with", "backbone_has_seen", "keep",
 )  # fmt: skip
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
 _ANY = object()
@@ -367,6 +367,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         target_scale: float | str = "auto",
         n_components: int | str | None = "auto",
         n_prompts: int = 10,
+        lora_rank: int = 4,
         image_size: int | tuple[int, int] | None = None,
         pretrained: bool = True,
         batch_size: int = 32,
@@ -392,6 +393,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.target_scale = target_scale
         self.n_components = n_components
         self.n_prompts = n_prompts
+        self.lora_rank = lora_rank
         self.image_size = image_size
         self.pretrained = pretrained
         self.batch_size = batch_size

@@ -38,6 +38,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "target_scale": [_SCALE, StrOptions({"auto"})],
     "n_components": [_COUNT, StrOptions({"auto"}), None],
     "n_prompts": [_COUNT],
+    "lora_rank": [_COUNT],
     "image_size": [Interval(Integral, 1, MAX_SIDE, closed="both"), tuple, list, None],
     "pretrained": ["boolean"],
     "batch_size": [Interval(Integral, 1, MAX_BATCH, closed="both")],

@@ -19,6 +19,7 @@ from ..sums.memory import block_sizes, memory_needed, rows_at_once
 from ..sums.statistics import Statistics
 from .jacobians import TangentNetwork
 from .ladder import Ladder
+from .lora import LORA_A
 from .projection import Projection
 from .taps import shared_copy
 from .threads import kept_heap, own_thread, settled_threads
@@ -343,11 +344,11 @@ class LinearizedModel:
 
 
 def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
-    """Return the names of prompts, of all tensors of the "mlp", and of what SGD has tuned."""
+    """Return the names of prompts and of LoRA's A, of the tensors of the "mlp", and of what SGD tuned."""
     return [
         name
         for name in backbone.net.state_dict()
-        if backbone.name == "mlp" or name.endswith(".prompt") or name in tuned
+        if backbone.name == "mlp" or name.endswith((".prompt", LORA_A)) or name in tuned
     ]
 
 
