@@ -152,8 +152,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
           `n_components` each. Only at the pretrained anchor.
         - "head" is the readout alone, a linear probe.
         - "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt tokens of a ViT,
-          inserted after the class token), "prompt-deep" (new ones in every block), "full" (for small
-          models) and glob patterns of parameter names are subsets of the network.
+          inserted after the class token), "prompt-deep" (new ones in every block), "lora" (a product
+          B A of rank `lora_rank` beside the weights of attention projections and of pointwise
+          convolutions, of which the random A is frozen and B is trained from zero; it needs peft:
+          ``pip install 'fastntk_sk[lora]'``), "full" (for small models) and glob patterns of parameter
+          names are subsets of the network.
         - "auto" is "ladder" ("head" in a network without repeated blocks); for anchor="finetuned" it is
           the paper's subset, "prompt" for a ViT and "norm" for others.
 
@@ -197,6 +200,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     n_prompts : int, default=10
         Number of prompt tokens.
+
+    lora_rank : int, default=4
+        r of "lora", which adds (8 / r) B A x to a layer: its scale is that of peft's defaults. It has
+        r parameters for each output of a layer.
 
     image_size : int, tuple (height, width) or None, default=None
         Images are resized to it; None is the size that the weights were trained at. A module of your
@@ -258,9 +265,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Device of the backbone's passes; "auto" takes a GPU if there is one.
 
     random_state : int, RandomState instance or None, default=None
-        Seeds the probe directions V, the subspace Q, prompts, random weights and batches. None draws a
-        seed from the system and not from numpy's global generator, which a fit neither reads nor
-        advances. Pass an int to make a refit comparable.
+        Seeds the probe directions V, the subspace Q, prompts, the A of "lora", random weights and
+        batches. None draws a seed from the system and not from numpy's global generator, which a fit
+        neither reads nor advances. Pass an int to make a refit comparable.
 
     verbose : int, default=0
         1 shows progress bars.
@@ -945,6 +952,34 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         labels = [str(label) for label in self.classes_]
         exports.save_for_timm(self.to_module(), self._adapter.model.backbone.spec, Path(path), labels)
+
+    def export_peft(self, path: str | os.PathLike[str]) -> None:
+        """Save the LoRA layers so that peft loads them onto the network that they were learned on.
+
+        ``peft.PeftModel.from_pretrained(net, PATH)`` gives, for a timm model with as many outputs as
+        there are `classes_`, the scores of :meth:`to_module`. Other networks get their LoRA layers
+        alone: the features come out, which `readout_` reads.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Gets `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises
+        ------
+        ValueError
+            Unless trainable="lora", by itself, with anchor="finetuned".
+        """
+        check_is_fitted(self)
+        adapter = self._adapter
+        if adapter.trained != ["lora"] or not adapter.settings.is_finetuned:
+            raise ValueError(
+                f'Expected trainable="lora" with anchor="finetuned", got {adapter.trained} with '
+                f'anchor="{adapter.settings.anchor}", whose predictions are not those of a network with '
+                "LoRA layers. Fit so, or publish the adapter of this library: save_pretrained."
+            )
+        base, rank = adapter.model.origin["base_model"], adapter.settings.lora_rank
+        exports.save_for_peft(adapter.to_module(merged=False), rank, base, Path(path))
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` as one ONNX file, for onnxruntime and others.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..settings import Settings
+from ..tangents.lora import merge_lora
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
 from .exactness import exactness_text
@@ -126,10 +127,13 @@ class Adapter:
         """Checksum of `tensors`."""
         return tensors_checksum(self.tensors())
 
-    def to_module(self) -> nn.Module:
-        """Return the displaced network, or the ladder, with its readout."""
+    def to_module(self, *, merged: bool = True) -> nn.Module:
+        """Return the displaced network, LoRA `merged` into its weights, or the ladder; with its readout."""
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:
             return with_readout(copy.deepcopy(self.model.ladder), W)
-        return with_readout(self.model.displaced_copy(self.parameters.delta), W)
+        net = self.model.displaced_copy(self.parameters.delta)
+        if merged:
+            merge_lora(net)
+        return with_readout(net, W)
