@@ -15,6 +15,22 @@ JACOBIANS = [
     ("vit-attention", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "*attn.qkv*"),
     ("vit-full", "vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 32, "full"),
     ("convnext-scale", "convnext_atto", {}, 32, "*gamma"),
+    ("vit-lora", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, ["lora", "bias"]),
+    ("lite0-lora", "tf_efficientnet_lite0", {}, 32, "lora"),
+    (
+        "convnext-lora",
+        "convnext_tiny",
+        {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
+        32,
+        "lora",
+    ),
+    (
+        "swin-lora",
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 56, "depths": (2, 1, 1, 1)},
+        56,
+        "lora",
+    ),
     (
         "swin-bias",
         "swin_tiny_patch4_window7_224",
