@@ -126,7 +126,7 @@ def build_model(
             settings = replace(settings, batch_size=fitting)
         asked = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
         model = linearize(backbone, asked, saved)
-    except FastNTKError:
+    except (FastNTKError, ImportError):
         raise
     except Exception as error:  # torch, timm and modules raise anything for what they do not take
         raise StateMismatchError(
