@@ -128,7 +128,10 @@ class Adapter:
         return tensors_checksum(self.tensors())
 
     def to_module(self, *, merged: bool = True) -> nn.Module:
-        """Return the displaced network, LoRA `merged` into its weights, or the ladder; with its readout."""
+        """Return the displaced network, or the ladder, with its readout.
+
+        LoRA is `merged` into the weights, or stays beside them.
+        """
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:

@@ -103,9 +103,9 @@ def insert_lora(net: nn.Module, layers: Sequence[str], rank: int, generator: tor
 
 
 def merge_lora(net: nn.Module) -> None:
-    """Add B A to the weights and make the layers plain again, in place; a network without stays as it is."""
+    """Add the products of LoRA layers to the weights, and make the layers plain again, in place."""
     for name, layer in list(net.named_modules()):
         if ADAPTER in getattr(layer, "lora_A", ()):
-            layer.merge()  # type: ignore[operator]
-            net.set_submodule(name, layer.get_base_layer())  # type: ignore[operator]
+            layer.merge()
+            net.set_submodule(name, layer.get_base_layer())
             net.__dict__.pop("peft_config", None)

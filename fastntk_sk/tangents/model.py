@@ -344,7 +344,7 @@ class LinearizedModel:
 
 
 def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
-    """Return the names of prompts and of LoRA's A, of the tensors of the "mlp", and of what SGD tuned."""
+    """Return the names of prompts, of LoRA's A, of all tensors of the "mlp", and of what SGD tuned."""
     return [
         name
         for name in backbone.net.state_dict()

@@ -25,7 +25,8 @@ class Attention(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        layers = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = layers
 
     def forward(self, x):
         parts = (layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj))
