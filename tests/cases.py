@@ -14,6 +14,7 @@ JACOBIANS = [
     ("vit-deep", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "prompt-deep"),
     ("vit-attention", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, "*attn.qkv*"),
     ("vit-full", "vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 32, "full"),
+    ("convnext-pointwise", "convnext_atto", {}, 32, "*1.mlp.fc1*"),
     ("convnext-scale", "convnext_atto", {}, 32, "*gamma"),
     ("vit-lora", "vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, 32, ["lora", "bias"]),
     ("lite0-lora", "tf_efficientnet_lite0", {}, 32, "lora"),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exceptions import SubsetError
+
 ADAPTER = "fastntk"  # no name that a network's own layers of peft have
 LORA_A, LORA_B = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
 ALPHA = 8  # peft's default: a layer adds (ALPHA / rank) B A x
@@ -86,13 +88,20 @@ def insert_lora(net: nn.Module, layers: Sequence[str], rank: int, generator: tor
     r"""Replace layers of a network by those of peft, in place, which add (ALPHA / rank) B A x.
 
     A of shape (rank, in) is drawn uniformly from :math:`\pm 1 / \sqrt{in}`, as in peft; B of shape
-    (out, rank) is zero, so that the network gives what it gave.
+    (out, rank) is zero, so that the network gives what it gave. Raise SubsetError if it has adapters of
+    peft already, which would be switched off.
     """
     config = lora_config(layers, rank)
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, BaseTunerLayer) for module in net.modules()):
+        raise SubsetError(
+            'Expected a network without adapters for trainable="lora", got one with layers of peft. '
+            "Merge them into its weights first: merge_and_unload() of peft."
+        )
     if not layers:
         return
-    from peft import inject_adapter_in_model
-
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, net, ADAPTER)
     for name in layers:

@@ -326,11 +326,8 @@ def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
         return LayerNormTap(module, names)
     if plain_names and type(module) is nn.Linear:
         return LinearTap(module, names)
-    if plain_names and type(module) is nn.Conv2d and _is_pointwise(module):
-        return PointwiseTap(module, names)
+    if plain_names and type(module) is nn.Conv2d:
+        form = (module.kernel_size, module.stride, module.padding, module.groups)
+        if form == ((1, 1), (1, 1), (0, 0), 1):
+            return PointwiseTap(module, names)
     return Tap(module, names)
-
-
-def _is_pointwise(conv: nn.Conv2d) -> bool:
-    plain = (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
-    return plain and conv.groups == 1

@@ -196,6 +196,10 @@ def test_what_it_needs(pictures, blobs, monkeypatch):
     for net, rows in ((Transformer, X), (lambda: nn.Linear(4, 4), blobs[0])):
         with pytest.raises(SubsetError, match="calls no attention projection"):
             make(net).fit(rows, np.arange(len(rows)) % 3)
+    config = peft.LoraConfig(target_modules=["v_proj"])
+    adapted = make(lambda: peft.inject_adapter_in_model(config, Small()))
+    with pytest.raises(SubsetError, match="merge_and_unload"):
+        adapted.fit(X, y)
     with pytest.raises(SubsetError, match="'lora'"):
         make(trainable="nothing").fit(X, y)
     with pytest.raises(ValueError, match="'lora_rank' parameter"):
