@@ -163,7 +163,7 @@ def test_bad_images(fitted_images, change, message):
             r"matches no parameter .* What fits this backbone: "
             r"'ladder' \(with anchor=\"pretrained\"\), 'norm'",
         ),
-        ({"trainable": "prompt"}, "Prompt tokens need a timm Vision Transformer"),
+        ({"trainable": "prompt"}, "Prompt tokens need a Vision Transformer"),
     ],
 )
 def test_bad_parameters(blobs, params, message):

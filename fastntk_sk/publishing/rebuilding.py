@@ -153,7 +153,7 @@ def _check_same(model: LinearizedModel, config: Config, learns: bool) -> None:
         raise StateMismatchError(
             f"Expected the weights {config.backbone.checksum} of backbone {config.backbone.name!r} "
             f"({config.backbone.revision or 'revision unknown'}), got {found}. Pass backbone=... with "
-            "the weights that it was learned with."
+            "the weights that it was learned with, in the version of timm or transformers that was used."
         )
     random = learns or config.settings.kernel == "pseudo"
     if random and model.projection.digest() != config.projection:
@@ -165,12 +165,13 @@ def _check_same(model: LinearizedModel, config: Config, learns: bool) -> None:
         raise StateMismatchError(
             f"The rungs of the ladder in backbone {model.backbone.name!r} are not those that were "
             "saved: its blocks lie in other modules here, or give grids of another form. Load with the "
-            "versions of timm and fastntk_sk that it was saved with."
+            "versions of timm or transformers and of fastntk_sk that it was saved with."
         )
     if model.backbone.spec != config.preprocessing:
         raise StateMismatchError(
             f"The backbone prepares images as {model.backbone.spec}, and did as {config.preprocessing} "
-            "when it was learned. Load with the version of timm that was used, or pass backbone=..."
+            "when it was learned. Load with the version of timm or transformers that was used, or pass "
+            "backbone=..."
         )
 
 

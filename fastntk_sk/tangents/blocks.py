@@ -9,8 +9,8 @@ from functools import partial
 from torch import nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# by name, because timm is imported only where a network of timm is built
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+# by name, because timm and transformers are imported only where a network of theirs is built
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations")
 _GATES = ("sigmoid", "softmax", "attention")
 _Child = tuple[str, nn.Module]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..backbones.transformers_models import TransformersModel
 from ..exceptions import JacobianError, SubsetError
 from .blocks import find_blocks, is_activation
 
@@ -225,10 +226,12 @@ def _conv1d_widths(block: nn.Module) -> set[int]:
 
 
 def _patches(net: nn.Module, size: Sequence[int]) -> tuple[int, int] | None:
-    """Return the grid into which timm's patch embedding cuts pictures, where there is one."""
+    """Return the grid of patches into which a transformer cuts pictures, where there is one."""
+    if isinstance(net, TransformersModel):
+        return net.grid
     if len(size) == 2:
         for module in net.modules():
-            cut = getattr(module, "dynamic_feat_size", None)
+            cut = getattr(module, "dynamic_feat_size", None)  # of timm's patch embeddings
             if cut is not None:
                 n_rows, n_columns = cut(size)
                 return n_rows, n_columns

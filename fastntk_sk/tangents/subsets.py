@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..backbones.transformers_models import Tokens, TransformersModel
 from ..exceptions import SubsetError
 from .blocks import find_blocks
 from .lora import LORA_A, LORA_B, takes_lora
@@ -96,7 +98,7 @@ def resolve(trainable: str | Sequence[str], net: nn.Module, anchor: str) -> str 
     if trainable not in ("auto", ("auto",)):
         return trainable
     if anchor == "finetuned":
-        return "prompt" if _takes_prompts(net) else "norm"
+        return "prompt" if _tokens(net) else "norm"
     return "ladder" if find_blocks(net) else "head"
 
 
@@ -144,7 +146,7 @@ def _what_fits(net: nn.Module) -> str:
     }
     fits = ["'ladder' (with anchor=\"pretrained\")"] if find_blocks(net) else []
     fits += [f"{kind!r} (p={size:,})" for kind, size in sizes.items() if size] + ["'head' (p=0)"]
-    if _takes_prompts(net):
+    if _tokens(net):
         fits.append("'prompt', 'prompt-deep'")
     if takes_lora(net):
         fits.append("'lora'")
@@ -184,36 +186,57 @@ class _DropPrompts(nn.Module):
         return torch.cat([tokens[:, : self.prefix], rest], dim=1)
 
 
-def _takes_prompts(net: nn.Module) -> bool:
+class _Prompted(nn.Sequential):
+    """A block with what inserts prompts before it, or drops them after it.
+
+    `place` is that of the block, which alone takes what else blocks are called with.
+    """
+
+    def __init__(self, *parts: nn.Module, place: int) -> None:
+        super().__init__(*parts)
+        self.place = place
+
+    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Map tokens of shape (n, t, width) to tokens."""
+        for i, part in enumerate(self):
+            tokens = part(tokens, *args, **kwargs) if i == self.place else part(tokens)
+        return tokens
+
+
+def _tokens(net: nn.Module) -> Tokens | None:
+    """Return the blocks and tokens of a Vision Transformer of timm or transformers."""
+    if isinstance(net, TransformersModel):
+        return net.tokens
     timm = sys.modules.get("timm.models.vision_transformer")  # no network is timm's without it
-    return timm is not None and isinstance(net, timm.VisionTransformer)
+    if timm is None or not isinstance(net, timm.VisionTransformer):
+        return None
+    return Tokens(net.blocks, net.num_prefix_tokens, net.patch_embed.patch_size, net.embed_dim)
 
 
 def prompt_width(net: nn.Module) -> int:
     """Return the width of a network's prompt tokens; raise SubsetError if it cannot take any."""
-    if not _takes_prompts(net):
+    tokens = _tokens(net)
+    if tokens is None:
         raise SubsetError(
-            "Prompt tokens need a timm Vision Transformer (such as 'vit_tiny_patch16_224'), got "
-            f"{type(net).__name__}. " + _what_fits(net)
+            "Prompt tokens need a Vision Transformer of timm or transformers (such as "
+            f"'vit_tiny_patch16_224'), got {type(net).__name__}. " + _what_fits(net)
         )
-    return int(net.embed_dim)  # type: ignore[arg-type]
+    return tokens.width
 
 
 def insert_prompts(net: nn.Module, n_prompts: int, *, deep: bool, generator: torch.Generator) -> None:
-    r"""Insert visual prompt tokens (arXiv:2203.12119) into a timm Vision Transformer, in place.
+    r"""Insert visual prompt tokens (arXiv:2203.12119) into a Vision Transformer, in place.
 
     The tokens enter before the first block (`deep`: afresh before every block) and leave after the
     last one, so that the final norm and the pooling see the layout that they were trained with.
     They are drawn uniformly from :math:`\pm \sqrt{6 / (3 \cdot patch^2 + width)}`.
     """
     width = prompt_width(net)
-    blocks: nn.Sequential = net.blocks  # type: ignore[assignment]
-    prefix = int(net.num_prefix_tokens)  # type: ignore[arg-type]
-    patch = net.patch_embed.patch_size  # type: ignore[union-attr]
-    bound = math.sqrt(6 / (3 * math.prod(patch) + width))  # type: ignore[arg-type]
+    blocks, prefix, patch, _ = _tokens(net)  # type: ignore[misc]
+    bound = math.sqrt(6 / (3 * math.prod(patch) + width))
     for i in range(len(blocks)):
         if i == 0 or deep:
             draw = torch.rand(n_prompts, width, generator=generator, dtype=torch.float64)
             prompt = (bound * (2 * draw - 1)).float()
-            blocks[i] = nn.Sequential(PromptTokens(prompt, prefix, i > 0), blocks[i])
-    blocks[-1] = nn.Sequential(blocks[-1], _DropPrompts(prefix, n_prompts))
+            blocks[i] = _Prompted(PromptTokens(prompt, prefix, i > 0), blocks[i], place=1)
+    blocks[-1] = _Prompted(blocks[-1], _DropPrompts(prefix, n_prompts), place=0)
