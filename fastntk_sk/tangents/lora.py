@@ -91,7 +91,7 @@ def insert_lora(net: nn.Module, layers: Sequence[str], rank: int, generator: tor
     (out, rank) is zero, so that the network gives what it gave. Raise SubsetError if it has adapters of
     peft already, which would be switched off.
     """
-    config = lora_config(layers, rank)
+    config = lora_config([f"net.{name}" for name in layers], rank)
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -102,8 +102,9 @@ def insert_lora(net: nn.Module, layers: Sequence[str], rank: int, generator: tor
         )
     if not layers:
         return
+    # within a plain module: of one with a `config` peft believes that it is a model of transformers
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, net, ADAPTER)
+        inject_adapter_in_model(config, nn.ModuleDict({"net": net}), ADAPTER)
     for name in layers:
         A = net.get_parameter(name + LORA_A)
         draw = torch.rand(A.shape, generator=generator, dtype=torch.float64)
@@ -117,4 +118,3 @@ def merge_lora(net: nn.Module) -> None:
         if ADAPTER in getattr(layer, "lora_A", ()):
             layer.merge()
             net.set_submodule(name, layer.get_base_layer())
-            net.__dict__.pop("peft_config", None)
