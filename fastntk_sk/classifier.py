@@ -957,9 +957,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def export_peft(self, path: str | os.PathLike[str]) -> None:
         """Save the LoRA layers so that peft loads them onto the network that they were learned on.
 
-        ``peft.PeftModel.from_pretrained(net, PATH)`` gives, for a timm model with as many outputs as
-        there are `classes_`, the scores of :meth:`to_module`. Other networks get their LoRA layers
-        alone: the features come out, which `readout_` reads.
+        ``peft.PeftModel.from_pretrained(net, PATH)`` gives, for a model of timm or an image classifier
+        of transformers with as many outputs as there are `classes_`, the scores of :meth:`to_module`.
+        Other networks get their LoRA layers alone: the features come out, which `readout_` reads.
 
         Parameters
         ----------

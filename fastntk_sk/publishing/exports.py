@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..backbones.inputs import InputSpec
+from ..backbones.transformers_models import TransformersModel
 from ..tangents.lora import ADAPTER, LORA_A, LORA_B, lora_config
 
 
@@ -97,13 +98,21 @@ def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list
 def save_for_peft(module: nn.Module, rank: int, base_model: str | None, folder: Path) -> None:
     """Write the LoRA layers of a module of `with_readout` as peft loads them.
 
-    The classifier of a timm model is written with them; a readout on another network is left out.
+    The classifier of a model of timm or transformers is written with them; a readout on another network
+    is left out.
     """
+    kept: list[str] = []
     if hasattr(module, "get_classifier"):
         classifier = module.get_classifier()  # type: ignore[operator]
         kept = [name for name, each in module.named_modules() if each is classifier]
     else:
-        module, kept = module.get_submodule("backbone"), []
+        readout, module = module.get_submodule("readout"), module.get_submodule("backbone")
+        if isinstance(module, TransformersModel):
+            module = module.model
+            empty = (name for name, each in module.named_modules() if isinstance(each, nn.Identity))
+            kept = [name for name in empty if name.split(".")[0] == "classifier"]
+            for name in kept:
+                module.set_submodule(name, readout)
     state = module.state_dict()
     layers = [name.removesuffix(LORA_A) for name in state if name.endswith(LORA_A)]
     names = [name for name in state if name.endswith((LORA_A, LORA_B))]
