@@ -75,9 +75,9 @@ def load_backbone(
 
     `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]" or
     "local-dir:PATH" (of timm or transformers), or "mlp"; a module that returns features, which is copied
-    (a timm module loses its classifier); or a factory of one. Without `image_size` pictures have the size
-    that the weights were trained at; a module that does not state one needs it. `n_features` is the
-    length of input vectors; None stands for pictures.
+    (a timm module loses its classifier); or a factory of one. Without `image_size` pictures have the
+    size that the weights were trained at; a module that does not state one needs it. `n_features` is
+    the length of input vectors; None stands for pictures.
     """
     if backbone == "mlp":
         net, spec = _mlp(n_features or 1, seed), InputSpec()
