@@ -968,6 +968,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
+        ImportError
+            Without the extra: ``pip install 'fastntk_sk[lora]'``.
+
         ValueError
             Unless trainable="lora", by itself, with anchor="finetuned".
         """
