@@ -78,7 +78,7 @@ from .validation import (
 _NOT_FOLLOWED = 0.5  # at 0.5 the network told digits apart worse by 4 points, at 0.7 a ViT's by 20
 _AT_ONCE = ("verbose", "num_workers", "on_error")  # parameters that are not fixed at fit
 _AS_GIVEN = (
-    "kernel", "n_directions", "n_components", "n_prompts", "pretrained", "batch_size",
+    "kernel", "n_directions", "n_components", "n_prompts", "lora_rank", "pretrained", "batch_size",
     "precision", "predict_with", "backbone_has_seen", "keep", "augment",
 )  # fmt: skip
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
@@ -156,8 +156,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
           `n_components` each. Only at the pretrained anchor.
         - "head" is the readout alone, a linear probe.
         - "norm" (affine parameters of norm layers), "bias", "prompt" (visual prompt tokens of a ViT,
-          inserted after the class token), "prompt-deep" (new ones in every block), "full" (for small
-          models) and glob patterns of parameter names are subsets of the network.
+          inserted after the class token), "prompt-deep" (new ones in every block), "lora" (a product
+          B A of rank `lora_rank` beside the weights of attention projections and of pointwise
+          convolutions, of which the random A is frozen and B is trained from zero; it needs peft:
+          ``pip install 'fastntk_sk[lora]'``), "full" (for small models) and glob patterns of parameter
+          names are subsets of the network.
         - "auto" is "ladder" ("head" in a network without repeated blocks); for anchor="finetuned" it is
           the paper's subset, "prompt" for a ViT and "norm" for others; for a module as anchor "norm".
 
@@ -211,6 +214,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     n_prompts : int, default=10
         Number of prompt tokens.
+
+    lora_rank : int, default=4
+        r of "lora", which adds (8 / r) B A x to a layer: its scale is that of peft's defaults. It has
+        r parameters for each output of a layer.
 
     image_size : int, tuple (height, width) or None, default=None
         Images are resized to it; None is the size that the weights were trained at. A module of your
@@ -285,9 +292,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Device of the backbone's passes; "auto" takes a GPU if there is one.
 
     random_state : int, RandomState instance or None, default=None
-        Seeds the probe directions V, the subspace Q, prompts, random weights and batches. None draws a
-        seed from the system and not from numpy's global generator, which a fit neither reads nor
-        advances. Pass an int to make a refit comparable.
+        Seeds the probe directions V, the subspace Q, prompts, the A of "lora", random weights and
+        batches. None draws a seed from the system and not from numpy's global generator, which a fit
+        neither reads nor advances. Pass an int to make a refit comparable.
 
     verbose : int, default=0
         1 shows progress bars.
@@ -401,6 +408,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         target_scale: float | str = "auto",
         n_components: int | str | None = "auto",
         n_prompts: int = 10,
+        lora_rank: int = 4,
         image_size: int | tuple[int, int] | None = None,
         pretrained: bool = True,
         batch_size: int = 32,
@@ -429,6 +437,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.target_scale = target_scale
         self.n_components = n_components
         self.n_prompts = n_prompts
+        self.lora_rank = lora_rank
         self.image_size = image_size
         self.pretrained = pretrained
         self.batch_size = batch_size
@@ -1026,6 +1035,38 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             )
         labels = [str(label) for label in self.classes_]
         exports.save_for_timm(self.to_module(), self._adapter.model.backbone.spec, Path(path), labels)
+
+    def export_peft(self, path: str | os.PathLike[str]) -> None:
+        """Save the LoRA layers so that peft loads them onto the network that they were learned on.
+
+        ``peft.PeftModel.from_pretrained(net, PATH)`` gives, for a model of timm or an image classifier
+        of transformers with as many outputs as there are `classes_`, the scores of :meth:`to_module`.
+        Other networks get their LoRA layers alone: the features come out, which `readout_` reads.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Gets `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises
+        ------
+        ImportError
+            Without the extra: ``pip install 'fastntk_sk[lora]'``.
+
+        ValueError
+            Unless trainable="lora", by itself, with anchor="finetuned" and augment=None.
+        """
+        check_is_fitted(self)
+        adapter, settings = self._adapter, self._adapter.settings
+        if (adapter.trained, settings.anchor, settings.augment) != (["lora"], "finetuned", None):
+            raise ValueError(
+                f'Expected trainable="lora", anchor="finetuned" and augment=None, got {adapter.trained}, '
+                f"{settings.anchor!r} and {settings.augment!r}, whose predictions are not those of a "
+                "network with LoRA layers. Fit so, or publish the adapter of this library: "
+                "save_pretrained."
+            )
+        base, rank = adapter.model.origin["base_model"], settings.lora_rank
+        exports.save_for_peft(adapter.to_module(merged=False), rank, base, Path(path))
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` as one ONNX file, for onnxruntime and others.

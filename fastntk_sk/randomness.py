@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_STREAMS = ("directions", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch")
+_STREAMS = (
+    "directions", "projection", "prompts", "mlp", "synthetic", "weights", "batches", "sketch", "lora",
+)  # fmt: skip
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:

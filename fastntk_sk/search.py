@@ -66,9 +66,9 @@ class FastNTKClassifierCV(FastNTKClassifier):
     scoring : str or callable, default=None
         As there; None is the accuracy.
 
-    trainable, kernel, n_directions, target_scale, n_components, n_prompts, image_size, pretrained, \
-batch_size, predict_with, precision, backbone_has_seen, keep, augment, num_workers, on_error, device, \
-random_state, verbose
+    trainable, kernel, n_directions, target_scale, n_components, n_prompts, lora_rank, image_size, \
+pretrained, batch_size, predict_with, precision, backbone_has_seen, keep, augment, num_workers, \
+on_error, device, random_state, verbose
         As in :class:`FastNTKClassifier`.
 
     Attributes
@@ -136,6 +136,7 @@ random_state, verbose
         target_scale: float | str = "auto",
         n_components: int | str | None = "auto",
         n_prompts: int = 10,
+        lora_rank: int = 4,
         image_size: int | tuple[int, int] | None = None,
         pretrained: bool = True,
         batch_size: int = 32,
@@ -158,6 +159,7 @@ random_state, verbose
             target_scale=target_scale,
             n_components=n_components,
             n_prompts=n_prompts,
+            lora_rank=lora_rank,
             image_size=image_size,
             pretrained=pretrained,
             batch_size=batch_size,

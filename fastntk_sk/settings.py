@@ -33,6 +33,7 @@ class Settings:
     n_directions: Annotated[int, Meta(ge=1, le=10**6)]
     n_components: Annotated[int, Meta(ge=0, le=10**9)] | Literal["auto"] | None
     n_prompts: Annotated[int, Meta(ge=1, le=10**4)]
+    lora_rank: Annotated[int, Meta(ge=1, le=10**4)]
     image_size: tuple[Side, Side] | None
     pretrained: bool
     batch_size: Annotated[int, Meta(ge=1, le=MAX_BATCH)]

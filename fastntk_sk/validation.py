@@ -42,6 +42,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "target_scale": [_SCALE, StrOptions({"auto"})],
     "n_components": [_COUNT, StrOptions({"auto"}), None],
     "n_prompts": [_COUNT],
+    "lora_rank": [_COUNT],
     "image_size": [Interval(Integral, 1, MAX_SIDE, closed="both"), tuple, list, None],
     "pretrained": ["boolean"],
     "batch_size": [Interval(Integral, 1, MAX_BATCH, closed="both")],
@@ -105,11 +106,11 @@ def check_together(estimator: Any) -> None:
                 'Expected anchor="pretrained" with a ladder, which reads the frozen network, got '
                 f"{anchor}. {'Pass the module as backbone.' if trained else fine}"
             )
-        if trained and (entries <= {"head"} or entries & {"prompt", "prompt-deep"}):
+        if trained and (entries <= {"head"} or entries & {"prompt", "prompt-deep", "lora"}):
             raise ValueError(
                 "Expected trainable to name parameters that the module at the anchor has, got "
                 f'{estimator.trainable!r}. Choose "norm", "bias", "full" or a pattern; for a readout or '
-                "new prompts pass the module as backbone."
+                "new prompts or LoRA pass the module as backbone."
             )
         if estimator.tangent_scale == 0:
             raise ValueError(

@@ -120,6 +120,7 @@ def linearized(
         "n_directions": 3,
         "n_components": n_components,
         "n_prompts": 10,
+        "lora_rank": 4,
         "image_size": (pixels, pixels),
         "pretrained": True,
         "batch_size": 32,

@@ -17,8 +17,8 @@ from ..exceptions import PictureError
 _CHANNELS = (1, 3, 4)
 _KINDS = (
     "Expected images as an array of shape (n, H, W), (n, H, W, 3) or (n, H, W, 4), a tensor of shape "
-    "(n, 3, H, W), uint8 or float in [0, 1], or a list, column or dataset of PIL images, arrays, tensors "
-    "or file paths"
+    "(n, 3, H, W), uint8 or float in [0, 1], or a list, column or dataset of PIL images, arrays, "
+    "tensors or file paths"
 )
 
 

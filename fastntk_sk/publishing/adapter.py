@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..settings import Settings
+from ..tangents.lora import merge_lora
 from ..tangents.mirror import Mirrored
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
@@ -129,13 +130,18 @@ class Adapter:
         """Checksum of `tensors`."""
         return tensors_checksum(self.tensors())
 
-    def to_module(self) -> nn.Module:
-        """Return the displaced network, or the ladder, with its readout."""
+    def to_module(self, *, merged: bool = True) -> nn.Module:
+        """Return the displaced network, or the ladder, with its readout.
+
+        LoRA is `merged` into the weights, or stays beside them.
+        """
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
         if self.model.ladder is not None:
             module = with_readout(copy.deepcopy(self.model.ladder), W)
         else:
             net = self.model.displaced_copy(self.parameters.delta)
+            if merged:
+                merge_lora(net)
             module = with_readout(net, W, self.settings.head)
         return Mirrored(module).eval() if self.settings.augment == "flip" else module

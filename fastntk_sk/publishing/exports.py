@@ -1,4 +1,4 @@
-"""What predicts as a plain module, as a model of timm, and as an ONNX file."""
+"""What predicts as a plain module, as a model of timm, as an adapter of peft, and as an ONNX file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..backbones.inputs import InputSpec
+from ..backbones.transformers_models import TransformersModel
+from ..tangents.lora import ADAPTER, LORA_A, LORA_B, lora_config
 
 
 def with_readout(net: nn.Module, W: Tensor, head: str | None = None) -> nn.Module:
@@ -93,6 +96,40 @@ def save_for_timm(module: nn.Module, spec: InputSpec, folder: Path, labels: list
             model_args=sized,
             safe_serialization=True,
         )
+
+
+def save_for_peft(module: nn.Module, rank: int, base_model: str | None, folder: Path) -> None:
+    """Write the LoRA layers of a module of `with_readout` as peft loads them.
+
+    The classifier of a model of timm or transformers is written with them; a readout on another network
+    is left out.
+    """
+    kept: list[str] = []
+    if hasattr(module, "get_classifier"):
+        classifier = module.get_classifier()  # type: ignore[operator]
+        kept = [name for name, each in module.named_modules() if each is classifier]
+    else:
+        readout, module = module.get_submodule("readout"), module.get_submodule("backbone")
+        if isinstance(module, TransformersModel):
+            module = module.model
+            empty = (name for name, each in module.named_modules() if isinstance(each, nn.Identity))
+            kept = [name for name in empty if name.split(".")[0] == "classifier"]
+            for name in kept:
+                module.set_submodule(name, readout)
+    state = module.state_dict()
+    layers = [name.removesuffix(LORA_A) for name in state if name.endswith(LORA_A)]
+    names = [name for name in state if name.endswith((LORA_A, LORA_B))]
+    names += [f"{name}.{tensor}" for name in kept for tensor in module.get_submodule(name).state_dict()]
+    tensors = {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": state[name].cpu().contiguous()
+        for name in names
+    }
+    others = {"base_model_name_or_path": base_model, "inference_mode": True}
+    config = lora_config(layers, rank, modules_to_save=kept or None, **others)
+    config.target_modules = layers  # in their order, which peft's own set has not
+    with _replacing(folder) as written:
+        config.save_pretrained(str(written))
+        save_file(tensors, written / "adapter_model.safetensors", {"format": "pt"})
 
 
 def save_onnx(

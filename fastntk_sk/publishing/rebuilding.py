@@ -131,7 +131,7 @@ def build_model(
         else:
             settings = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
         model = linearize(backbone, settings, saved)
-    except FastNTKError:
+    except (FastNTKError, ImportError):
         raise
     except Exception as error:  # torch, timm and modules raise anything for what they do not take
         raise StateMismatchError(

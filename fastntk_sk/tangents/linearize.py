@@ -17,6 +17,7 @@ from ..settings import Settings
 from ..sums.memory import AUTO_COMPONENTS, check_memory, choose_components
 from .jacobians import TangentNetwork
 from .ladder import Ladder
+from .lora import LORA_A, insert_lora, lora_layers
 from .model import LinearizedModel, own_names, relative_gap, working_dtype
 from .projection import Projection
 from .subsets import Subset, insert_prompts, prompt_width, resolve, select, split_ladder
@@ -53,6 +54,13 @@ class Saved:
         """Raise StateMismatchError unless the prompts have this number and this width."""
         shapes = {tuple(t.shape) for name, t in self.tensors.items() if name.endswith(".prompt")}
         _check_saved(f"{n_prompts} prompt tokens of width {width}", {(n_prompts, width)}, shapes)
+
+    def check_lora(self, net: nn.Module, layers: Sequence[str], rank: int) -> None:
+        """Raise StateMismatchError unless there is an A of this rank for each of these layers."""
+        widths = {name: net.get_parameter(f"{name}.weight").shape[1:] for name in layers}
+        expected = {name + LORA_A: (rank, *width) for name, width in widths.items()}
+        got = {name: tuple(t.shape) for name, t in self.tensors.items() if name.endswith(LORA_A)}
+        _check_saved("A of LoRA layers of shape", expected, got)
 
     def install(self, backbone: Backbone, subset: Subset) -> None:
         """Put the tensors into a backbone, or raise StateMismatchError where they are not its own."""
@@ -102,11 +110,18 @@ def _linearized(backbone: Any, settings: Settings, saved: Saved | None) -> Linea
         deep = "prompt-deep" in entries
         insert_prompts(loaded.net, settings.n_prompts, deep=deep, generator=draws)
     loaded.net.to(dtype=dtype, device=settings.device)
+    probe = loaded.synthetic(2, settings.seed, settings.n_features, dtype).to(settings.device)
+    n_features = _n_features(loaded, probe)
+    ladder = _ladder(loaded.net, sides, probe, settings, saved)
+    if "lora" in entries:
+        layers = lora_layers(loaded.net, probe)
+        if saved is not None:
+            saved.check_lora(loaded.net, layers, settings.lora_rank)
+        draws = generator(settings.seed, "lora")
+        insert_lora(loaded.net, layers, settings.lora_rank, draws)
     subset = select(loaded.net, entries)
     if saved is not None:
         saved.install(loaded, subset)
-    probe = loaded.synthetic(2, settings.seed, settings.n_features, dtype).to(settings.device)
-    n_features = _n_features(loaded, probe)
     if not subset.size and settings.anchor == "pretrained":
         n_rows = 0  # nothing is linearised: V would read no tangents
     else:
@@ -116,7 +131,6 @@ def _linearized(backbone: Any, settings: Settings, saved: Saved | None) -> Linea
     else:
         V, expected = saved.directions, (n_rows, n_features, dtype)
         _check_saved(f"probe directions of shape and dtype {expected}", expected, (*V.shape, V.dtype))
-    ladder = _ladder(loaded.net, sides, probe, settings, saved)
     d = n_features if ladder is None else ladder.width
     k = choose_components(settings.n_components, subset.size, settings.kernel, d, n_rows)
     if saved is None or saved.learns:

@@ -20,6 +20,7 @@ from ..sums.memory import block_sizes, memory_needed, rows_at_once
 from ..sums.statistics import Statistics
 from .jacobians import TangentNetwork
 from .ladder import Ladder
+from .lora import LORA_A
 from .mirror import averaged
 from .projection import Projection
 from .taps import shared_copy
@@ -358,11 +359,11 @@ class LinearizedModel:
 
 
 def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
-    """Return the names of prompts, of all tensors of the "mlp", and of what SGD has tuned."""
+    """Return the names of prompts, of LoRA's A, of all tensors of the "mlp", and of what SGD tuned."""
     return [
         name
         for name in backbone.net.state_dict()
-        if backbone.name == "mlp" or name.endswith(".prompt") or name in tuned
+        if backbone.name == "mlp" or name.endswith((".prompt", LORA_A)) or name in tuned
     ]
 
 

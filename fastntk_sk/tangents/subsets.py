@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..backbones.transformers_models import Tokens, TransformersModel
 from ..exceptions import SubsetError
 from .blocks import find_blocks
+from .lora import LORA_A, LORA_B, takes_lora
 from .rungs import SIDES
 
 KINDS = (
@@ -23,6 +24,7 @@ KINDS = (
     "bias",
     "prompt",
     "prompt-deep",
+    "lora",
     "head",
     "full",
     "ladder",
@@ -52,8 +54,9 @@ class Subset:
 def select(net: nn.Module, trainable: str | Sequence[str]) -> Subset:
     """Find the trainable subset in a network, in the order of `net.named_parameters()`.
 
-    `trainable` is a kind ("norm", "bias", "prompt", "prompt-deep", "head", "full"), a glob pattern of
-    parameter names, or a sequence of those, which is their union. Prompt tokens must be there already.
+    `trainable` is a kind ("norm", "bias", "prompt", "prompt-deep", "lora", "head", "full"), a glob
+    pattern of parameter names, or a sequence of those, which is their union. Prompt tokens and LoRA
+    layers must be there already.
 
     >>> from torch import nn
     >>> from fastntk_sk.tangents.subsets import select
@@ -65,8 +68,10 @@ def select(net: nn.Module, trainable: str | Sequence[str]) -> Subset:
     for entry in as_entries(trainable):
         found = _matches(net, entry)
         if not found and entry != "head":
+            lacks = ", which calls no attention projection or pointwise convolution as a layer"
             raise SubsetError(
-                f"trainable={entry!r} matches no parameter of {type(net).__name__}. " + _what_fits(net)
+                f"trainable={entry!r} matches no parameter of {type(net).__name__}"
+                f"{lacks if entry == 'lora' else ''}. {_what_fits(net)}"
             )
         chosen.update(found)
     names = tuple(name for name in parameters if name in chosen)
@@ -120,11 +125,13 @@ def _matches(net: nn.Module, entry: str) -> set[str]:
             if _is_norm(module)
             for name, _ in module.named_parameters(recurse=False)
         }
-    names = [name for name, _ in net.named_parameters()]
+    names = [name for name, _ in net.named_parameters() if not name.endswith(LORA_A)]
     if entry == "bias":
         return {name for name in names if name.endswith("bias")}
     if entry in ("prompt", "prompt-deep"):
         return {name for name in names if name.endswith(".prompt")}
+    if entry == "lora":
+        return {name for name in names if name.endswith(LORA_B)}
     pattern = "*" if entry == "full" else entry
     return {name for name in names if fnmatchcase(name, pattern)}
 
@@ -142,6 +149,8 @@ def _what_fits(net: nn.Module) -> str:
     fits += [f"{kind!r} (p={size:,})" for kind, size in sizes.items() if size] + ["'head' (p=0)"]
     if _tokens(net):
         fits.append("'prompt', 'prompt-deep'")
+    if takes_lora(net):
+        fits.append("'lora'")
     names = [name for name, _ in net.named_parameters()]
     examples = ", ".join(dict.fromkeys([names[0], names[-1]])) if names else "none"
     return (

@@ -295,6 +295,25 @@ class LinearTap(Tap):
         return below, [sums[name]() for name in self.names]
 
 
+class PointwiseTap(Tap):
+    """A convolution of one pixel: the linear layer of every pixel."""
+
+    def record(self, ctx: Any, x: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """Keep the input."""
+        ctx.save_for_backward(x)
+        return self.module(x)
+
+    def pull(self, ctx: Any, grad: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        """Outer products of grad and input."""
+        (x,) = ctx.saved_tensors
+        weight, below = self.module.get_parameter("weight"), None
+        if ctx.needs_input_grad[0]:
+            below = nn.functional.conv2d(grad, weight.transpose(0, 1))
+        grad, x = (t.unflatten(0, (ctx.n_rows, -1)).transpose(1, 2).flatten(2) for t in (grad, x))
+        sums = {"bias": lambda: grad.sum(2), "weight": lambda: torch.bmm(grad, x.mT)[..., None, None]}
+        return below, [sums[name]() for name in self.names]
+
+
 def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
     """Return the fastest tap that is right for a module and its trainable parameters."""
     plain_names = set(names) <= {"weight", "bias"}
@@ -307,4 +326,8 @@ def make_tap(module: nn.Module, names: Sequence[str]) -> Tap:
         return LayerNormTap(module, names)
     if plain_names and type(module) is nn.Linear:
         return LinearTap(module, names)
+    if plain_names and type(module) is nn.Conv2d:
+        form = (module.kernel_size, module.stride, module.padding, module.groups)
+        if form == ((1, 1), (1, 1), (0, 0), 1):
+            return PointwiseTap(module, names)
     return Tap(module, names)

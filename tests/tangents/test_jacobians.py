@@ -7,6 +7,7 @@ from torch import nn
 
 from fastntk_sk.exceptions import JacobianError
 from fastntk_sk.tangents.jacobians import TangentNetwork
+from fastntk_sk.tangents.lora import insert_lora, lora_layers
 from fastntk_sk.tangents.subsets import insert_prompts, select
 
 
@@ -19,6 +20,10 @@ def build(architecture, arguments, trainable, dtype=torch.float64):
         draws = torch.Generator().manual_seed(0)
         insert_prompts(net, 3, deep=trainable == "prompt-deep", generator=draws)
     net.to(dtype)
+    if "lora" in trainable:
+        side = arguments.get("img_size", 32)
+        layers = lora_layers(net, inputs(2, side, dtype))
+        insert_lora(net, layers, 4, torch.Generator().manual_seed(0))
     return net, select(net, trainable)
 
 
@@ -58,6 +63,8 @@ def test_rows_equal_plain_autograd(case):
         ("test_resnet", {}, "full"),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, "prompt"),
         ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, "bias"),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}, "lora"),
+        ("tf_efficientnet_lite0", {}, "lora"),
     ],
 )
 def test_a_row_is_bitwise_the_same_in_every_batch(architecture, arguments, trainable):

@@ -162,7 +162,7 @@ def half(**changes):
 
 @pytest.mark.parametrize(
     ("trainable", "kernel"),
-    [("prompt", "full"), ("norm", "pseudo"), ("bias", "full"), ("ladder", "full")],
+    [("prompt", "full"), ("norm", "pseudo"), ("bias", "full"), ("lora", "full"), ("ladder", "full")],
 )
 def test_bfloat16_is_coarser_and_its_deletion_as_exact(digits, trainable, kernel, tmp_path):
     X, y = digits[0][:24], digits[1][:24] % 2
