@@ -1060,9 +1060,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         adapter, settings = self._adapter, self._adapter.settings
         if (adapter.trained, settings.anchor, settings.augment) != (["lora"], "finetuned", None):
             raise ValueError(
-                f'Expected trainable="lora", anchor="finetuned" and augment=None, got {adapter.trained}, '
-                f"{settings.anchor!r} and {settings.augment!r}, whose predictions are not those of a "
-                "network with LoRA layers. Fit so, or publish the adapter of this library: "
+                'Expected trainable="lora", anchor="finetuned" and augment=None, got '
+                f"{adapter.trained}, {settings.anchor!r} and {settings.augment!r}, whose predictions are "
+                "not those of a network with LoRA layers. Fit so, or publish the adapter of this library: "
                 "save_pretrained."
             )
         base, rank = adapter.model.origin["base_model"], settings.lora_rank
