@@ -42,6 +42,7 @@ from .exceptions import (
     StateMismatchError,
     warn,
 )
+from .modes import without_modes
 from .progress import progress
 from .publishing import exports, folder
 from .publishing.adapter import Adapter
@@ -408,6 +409,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @without_modes
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
@@ -463,6 +465,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
+    @without_modes
     def partial_fit(
         self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
@@ -590,6 +593,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             X_forget, y_forget, sample_ids, copies, on_unknown, request_id, redoes=redoes
         )
 
+    @without_modes
     def _forget(
         self,
         X=None,
@@ -649,6 +653,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             after.adapter(self.classes_), after.with_receipt(ranks().agree(receipt)), before=before
         )
 
+    @without_modes
     def can_unlearn(
         self,
         X_forget: Any = None,
@@ -705,6 +710,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             "exactness": _measured(state, drift)["exactness"],
         }
 
+    @without_modes
     def rebuild(self, X: Any = None, y: Any = None) -> Self:
         """Make the statistics anew, after numerical drift or on another machine.
 
@@ -755,6 +761,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         after = replace(before, state=_at_all_places(state, state.probes[0]), ledger=ledger)
         return self._commit(after.adapter(self.classes_), after, before=before)
 
+    @without_modes
     def find(self, X: Any, *, n: int = 5, threshold: float = 0.9) -> list[list[dict[str, Any]]]:
         r"""Find the learned rows that are like pictures; needs keep="features".
 
@@ -801,6 +808,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         names = self.classes_.tolist()
         return [[row | {"label": names[row["label"]]} for row in each] for each in found]
 
+    @without_modes
     def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> Self:
         """Add what other estimators have learned apart: sums, ledgers and receipts, never pictures.
 
@@ -844,6 +852,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         after = Private(state, ledger, receipts, before.chain)
         return self._commit(after.adapter(self.classes_), after, before=before)
 
+    @without_modes
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of the model (see `predict_with`), about target_scale * (onehot - 1/C).
 
@@ -860,6 +869,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         scores = self._scores(X).scores
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
+    @without_modes
     def predict(self, X: Any) -> np.ndarray:
         """Predict class labels.
 
@@ -875,6 +885,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         found = self._scores(X)
         return found.classes[found.scores.argmax(axis=1)]
 
+    @without_modes
     def predict_proba(self, X: Any) -> np.ndarray:
         r"""Return scores as numbers that sum to one: not calibrated probabilities.
 
@@ -900,6 +911,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """Receipts of the deletions, copied when they are asked for: there may be thousands."""
         return [] if self._private is None else copy.deepcopy(self._private.receipts)
 
+    @without_modes
     def to_module(self) -> nn.Module:
         """Return the network with the solved weights, for use without this library.
 
@@ -924,6 +936,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             )
         return self._adapter.to_module()
 
+    @without_modes
     def export_timm(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` so that timm loads it by itself.
 
@@ -944,6 +957,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = [str(label) for label in self.classes_]
         exports.save_for_timm(self.to_module(), self._adapter.model.backbone.spec, Path(path), labels)
 
+    @without_modes
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` as one ONNX file, for onnxruntime and others.
 
@@ -980,6 +994,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = [str(label) for label in self.classes_]
         exports.save_onnx(module.float().cpu(), example, model.backbone.spec, labels, path)
 
+    @without_modes
     def save(
         self,
         path: str | os.PathLike[str],
@@ -1028,6 +1043,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         persistence.save(self, path, key, overwrite=overwrite)
 
     @classmethod
+    @without_modes
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -1087,6 +1103,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     @contextmanager
+    @without_modes
     def open(
         cls,
         path: str | os.PathLike[str],
@@ -1149,6 +1166,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         persistence.rekey(Path(path), key, new_key)
 
+    @without_modes
     def save_pretrained(
         self,
         path: str | os.PathLike[str],
@@ -1189,6 +1207,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         folder.save_adapter(self, path, card)
 
     @classmethod
+    @without_modes
     def from_pretrained(
         cls,
         path_or_repo: str | os.PathLike[str],
@@ -1265,6 +1284,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             place = hub.pull(str(path_or_repo), revision, token=token, cache_dir=cache_dir)
         return folder.load_adapter(cls, place, backbone=backbone, device=device)
 
+    @without_modes
     def push_to_hub(
         self,
         repo_id: str,

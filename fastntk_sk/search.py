@@ -174,6 +174,7 @@ batch_size, predict_with, precision, backbone_has_seen, keep, num_workers, devic
         self.scoring = scoring
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @without_modes
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:

@@ -321,10 +321,8 @@ class LinearizedModel:
         net = None
         if self.settings.kernel == "full" and (predict_with or self.settings.predict_with) == "network":
             net = parameters.network or self.displaced_copy(delta, shared=True)
-        batches = self.batches(rows)
-        with torch.autocast(W.device.type, enabled=False):  # the caller's
-            parts = (self._scores(W, delta, net, batch) for batch in batches)
-            return np.concatenate([part.double().cpu().numpy() for part in parts])
+        parts = (self._scores(W, delta, net, batch) for batch in self.batches(rows))
+        return np.concatenate([part.double().cpu().numpy() for part in parts])
 
     def _scores(self, W: Tensor, delta: Tensor, net: nn.Module | None, batch: Tensor) -> Tensor:
         if self.settings.kernel == "pseudo":
