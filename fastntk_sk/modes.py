@@ -16,8 +16,8 @@ _T = TypeVar("_T")
 def without_modes(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Let a function run as if its caller were in no mode of torch, and return to them afterwards.
 
-    These are `inference_mode`, whose tensors cannot be changed outside of it, `no_grad`, `autocast` and a
-    default device. Each of them is of one thread.
+    These are `inference_mode`, whose tensors cannot be changed outside of it, `no_grad`, `autocast` and
+    a default device. Each of them is of one thread.
 
     Examples
     --------

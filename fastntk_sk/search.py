@@ -23,6 +23,7 @@ from torch import nn
 from .classifier import FastNTKClassifier, Scored, Training
 from .distributed import ranks
 from .exceptions import warn
+from .modes import without_modes
 from .progress import progress
 from .state import State, Sums
 from .store.ledger import Ledger

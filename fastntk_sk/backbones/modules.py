@@ -17,8 +17,8 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 def own_copy(module: nn.Module) -> nn.Module:
     """Return a copy of a module without what compiles it or runs it in parallel, in it as well.
 
-    Parameters are called as in the module that was wrapped. Raise BackboneError for what has no per-sample
-    gradients (scripted, quantised, sharded or uninitialised modules), or cannot be copied.
+    Parameters are called as in the module that was wrapped. Raise BackboneError for what has no
+    gradients of its own (scripted, quantised, sharded or uninitialised modules), or cannot be copied.
     """
     module = _unwrapped(module)
     _check(module)
@@ -32,8 +32,8 @@ def own_copy(module: nn.Module) -> nn.Module:
     except Exception as error:  # modules raise anything where they cannot be copied
         raise BackboneError(
             f"Expected a module that can be copied and set to eval mode, got {type(module).__name__}: "
-            f"{error} Pass the plain nn.Module that it was made from; of tensors that are computed, such as "
-            "those of torch.nn.utils.weight_norm, their parametrization (torch.nn.utils.parametrizations)."
+            f"{error} Pass the plain nn.Module that it was made from, and torch.nn.utils.parametrizations "
+            "in place of torch.nn.utils.weight_norm."
         ) from error
 
 
@@ -82,8 +82,8 @@ def _check(module: nn.Module) -> None:
         else:
             continue
         raise BackboneError(
-            f"Expected an nn.Module with accessible submodules, got {problem}. Pass the nn.Module that it "
-            "was made from."
+            f"Expected an nn.Module with accessible submodules, got {problem}. Pass the nn.Module that "
+            "it was made from."
         )
     for path, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if nn.parameter.is_lazy(tensor):

@@ -41,10 +41,10 @@ def takes(net: nn.Module, batch: Tensor) -> bool:
 
 @torch.no_grad()
 def settle(net: nn.Module, probe: Tensor, name: str) -> int:
-    """Hook a network, where it needs that, so that it gives features of shape (n, d); return d.
+    """Make a network give features of shape (n, d), by hooks if it does not; return d.
 
     One that writes into its input gets a copy of it. Raise BackboneError unless the network takes a
-    `probe` of two rows, and one row of it, and returns features of them by the rules of `find_features`.
+    `probe` of two rows, and one row of it, and returns features by the rules of `find_features`.
     """
     given = probe.clone()
     out = _run(net, given, name)
@@ -66,8 +66,8 @@ def find_features(net: nn.Module, out: Any, shape: Sequence[int], name: str) -> 
     """Return where features are in what a network returns for a batch of a shape.
 
     A sequence or mapping gives the tensor "pooler_output", its only tensor, or its only one of shape
-    (n, d). Maps of shape (n, d, H, W) or (n, H, W, d) are averaged over their places. Raise BackboneError
-    where this leaves it open.
+    (n, d). Maps of shape (n, d, H, W) or (n, H, W, d) are averaged over their places. Raise
+    BackboneError where this leaves it open.
     """
     entries: Mapping[Any, Any] = {None: out}
     if isinstance(out, (Mapping, Sequence)):
@@ -89,8 +89,8 @@ def find_features(net: nn.Module, out: Any, shape: Sequence[int], name: str) -> 
 def is_channels_last(net: nn.Module, shape: Sequence[int], size: Sequence[int]) -> bool:
     """Return whether maps of a shape have their channels last, for pictures of `size`.
 
-    The axes whose proportions are those of the pictures are the places; a network that says "NHWC" decides
-    where both could be.
+    The axes whose proportions are those of the pictures are the places; a network that says "NHWC"
+    decides where both could be.
     """
     first, last = (distortion(shape[i], shape[i + 1], size) for i in (2, 1))
     return last < first or (last == first and getattr(net, "output_fmt", "NCHW") == "NHWC")
