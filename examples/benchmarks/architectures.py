@@ -53,11 +53,11 @@ COLOURS = """
     tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_pcpvt_small twins_svt_small vgg11 vgg11_bn
     visformer_tiny vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224 xception41
     xcit_nano_12_p16_224
-""".split()
+"""
 GREY = """
-    convnext_atto densenet121 efficientnet_b0 mobilenetv3_small_050 regnetx_002 resnet18 swin_tiny_patch4_window7_224
-    test_convnext test_mambaout test_maxvit test_resnet test_vit vit_tiny_patch16_224
-""".split()
+    convnext_atto densenet121 efficientnet_b0 mobilenetv3_small_050 regnetx_002 resnet18
+    swin_tiny_patch4_window7_224 test_convnext test_mambaout test_maxvit test_resnet test_vit vit_tiny_patch16_224
+"""
 
 
 def measured() -> dict[tuple[str, ...], dict[str, str]]:
@@ -138,7 +138,7 @@ def summary(lines: list[dict[str, str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="architectures to measure (again); all that are missing")
+    parser.add_argument("names", nargs="*", help="what to measure again")
     parser.add_argument("--tables", action="store_true", help="write what was measured to the page")
     args = parser.parse_args()
     lines = measured()
@@ -147,8 +147,9 @@ def main() -> None:
         print(text)
         put(PAGES[0], "architectures", text)
         return
+    networks = [(name, 3) for name in COLOURS.split()] + [(name, 1) for name in GREY.split()]
     sides: dict[str, int | None] = {}
-    for name, channels in [*((n, 3) for n in COLOURS), *((n, 1) for n in GREY)]:
+    for name, channels in networks:
         for trainable in SUBSETS:
             key = (name, str(channels), trainable)
             if (args.names and name not in args.names) or (key in lines and not args.names):
@@ -158,8 +159,9 @@ def main() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = measure(name, channels, sides[name], trainable)
-            line = {"name": name, "channels": channels, "side": sides[name] or "", "trainable": trainable}
-            lines[key] = {field: str((line | found | {"commit": COMMIT})[field]) for field in FIELDS}
+            line = found | {"name": name, "channels": channels, "trainable": trainable}
+            line |= {"side": sides[name] or "", "commit": COMMIT}
+            lines[key] = {field: str(line[field]) for field in FIELDS}
             print(*lines[key].values(), flush=True)
             with RESULTS.open("w", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS)

@@ -32,8 +32,8 @@ def own_copy(module: nn.Module) -> nn.Module:
     except Exception as error:  # modules raise anything where they cannot be copied
         raise BackboneError(
             f"Expected a module that can be copied and set to eval mode, got {type(module).__name__}: "
-            f"{error} Pass the plain nn.Module that it was made from, and torch.nn.utils.parametrizations "
-            "in place of torch.nn.utils.weight_norm."
+            f"{error} Pass the plain nn.Module that it was made from, and "
+            "torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm."
         ) from error
 
 
