@@ -1,8 +1,8 @@
 """A sweep over architectures of timm: each is fitted, forgets two rows, and is compared with a refit.
 
 Random weights, twelve pictures of noise in three classes, at the smallest size that the architecture
-takes. Every line of architectures.csv is one network and one subset, so that a run goes on where it was; a
-failure is a line with the text of its error. ``--tables`` writes a summary into the page.
+takes. Every line of architectures.csv is one network and one subset, so that a run goes on where it was;
+a failure is a line with the text of its error. ``--tables`` writes a summary into the page.
 """
 
 from __future__ import annotations
