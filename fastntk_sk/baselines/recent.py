@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
+from ..modes import without_modes
 from ..tangents.jacobians import TangentNetwork
 from ..tangents.model import Parameters
 from .gradient import wrong_labels
@@ -17,6 +18,7 @@ from .network import BaselineClassifier, Original, Training, cross_entropy, rows
 Squares = tuple[Tensor, Tensor]  # of gradients in the subset and in the readout
 
 
+@without_modes
 def scrub(
     estimator: Any,
     X_retain: Any,
@@ -103,6 +105,7 @@ def departure(teacher: nn.Module, x: Tensor, scores: Tensor, temperature: float)
     return temperature**2 * divergence
 
 
+@without_modes
 def salun(
     estimator: Any,
     X_retain: Any,
@@ -187,6 +190,7 @@ def salun(
     return training.result(y_retain)
 
 
+@without_modes
 def ssd(
     estimator: Any,
     X_retain: Any,

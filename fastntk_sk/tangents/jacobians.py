@@ -101,8 +101,8 @@ class TangentNetwork(nn.Module):
             features = [functional_call(copied, parameters, (row[None],)) for row in probe[:2]]
         if not features[0].requires_grad:
             raise JacobianError(
-                f"No gradient of {type(net).__name__} reaches {self.subset.names[0]}: the network runs in "
-                'no_grad or inference_mode, or detaches. Choose another trainable subset, such as "ladder".'
+                f"No gradient of {type(net).__name__} reaches {self.subset.names[0]}: it detaches, or "
+                "runs in no_grad or inference_mode. Choose another trainable subset, such as 'ladder'."
             )
         readout = torch.randn(1, features[0].shape[1], generator=draws, dtype=torch.float32).to(probe)
         try:
