@@ -34,6 +34,7 @@ MODES = {
     "float64": lambda: setting(torch.set_default_dtype, torch.get_default_dtype, torch.float64),
     "float16": lambda: setting(torch.set_default_dtype, torch.get_default_dtype, torch.float16),
 }
+KINDS = {"ladder": {}, "finetuned": {"trainable": "norm", "anchor": "finetuned", "max_epochs": 1}}
 anywhere = pytest.mark.parametrize("mode", [pytest.param(mode, id=name) for name, mode in MODES.items()])
 pytestmark = pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 
@@ -63,48 +64,52 @@ def calls(X, y, path, backbone, **params):
     return clf, np.concatenate([clf.decision_function(X), clf.predict_proba(X)])
 
 
-@anywhere
-@pytest.mark.parametrize(
-    "params",
-    [{}, {"trainable": "norm"}, {"trainable": "norm", "anchor": "finetuned", "max_epochs": 1}],
-    ids=str,
-)
-def test_a_mode_of_the_caller_changes_nothing(mode, params, digits, tmp_path):
-    X, y = digits
+@pytest.fixture(scope="module")
+def expected(digits, tmp_path_factory):
+    """What comes out without any mode, by the kind of estimator."""
     torch.manual_seed(0)
     net = Net()
-    _, expected = calls(X, y, tmp_path, net, **params)
-    (tmp_path / "within").mkdir()
+    found = {
+        kind: calls(*digits, tmp_path_factory.mktemp(kind), net, **params)[1]
+        for kind, params in KINDS.items()
+    }
+    return net, found
+
+
+@anywhere
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mode_of_the_caller_changes_nothing(mode, kind, digits, expected, tmp_path):
+    X, y = digits
+    net, outside = expected
     with mode():
-        clf, found = calls(X, y, tmp_path / "within", net, **params)
-    np.testing.assert_array_equal(found, expected)
+        clf, found = calls(X, y, tmp_path, net, **KINDS[kind])
+    np.testing.assert_array_equal(found, outside[kind])
     clf.unlearn(X[5:6]).partial_fit(X[5:6], y[5:6])  # with what was made within the mode
 
 
-@anywhere
-def test_random_weights_are_those_outside_of_a_mode(mode, digits):
+@pytest.mark.parametrize("name", ["float64", "default device"])
+def test_random_weights_are_those_outside_of_a_mode(name, digits):
     X, y = digits
-    make = lambda: FastNTKClassifier(  # noqa: E731
-        "test_resnet", pretrained=False, image_size=32, n_components=8, random_state=0
+    clf = FastNTKClassifier(
+        "test_resnet", trainable="head", pretrained=False, image_size=32, random_state=0
     )
-    expected = make().fit(X[:12], y[:12]).decision_function(X[:3])
-    with mode():
-        found = make().fit(X[:12], y[:12]).decision_function(X[:3])
-    np.testing.assert_array_equal(found, expected)
+    outside = clf.fit(X[:8], y[:8]).decision_function(X[:3])
+    with MODES[name]():
+        found = clf.fit(X[:8], y[:8]).decision_function(X[:3])
+    np.testing.assert_array_equal(found, outside)
 
 
-@anywhere
-def test_vectors_searches_modules_and_baselines(mode, blobs):
+@pytest.mark.parametrize("name", ["inference_mode", "float64"])
+def test_vectors_searches_modules_and_baselines(name, blobs):
     X, y = blobs
-    expected = FastNTKClassifierCV(alphas=["auto"], random_state=0).fit(X, y)
-    module = FastNTKClassifier(trainable="head", random_state=0).fit(X, y).to_module()
-    rows = torch.from_numpy(X.astype(np.float32)).double()
-    with mode():
-        clf = FastNTKClassifierCV(alphas=["auto"], random_state=0).fit(X, y)
-        found = FastNTKClassifier(trainable="head", random_state=0).fit(X, y)
-        own = found.to_module()
-        max_loss(found, X[5:], y[5:], X[:5], y[:5], epochs=1, random_state=0).predict(X)
-    np.testing.assert_array_equal(clf.decision_function(X), expected.decision_function(X))
+    search = FastNTKClassifierCV(alphas=["auto"], random_state=0)
+    clf = FastNTKClassifier(trainable="head", random_state=0).fit(X, y)
+    outside, module = search.fit(X, y).decision_function(X), clf.to_module()
+    rows = torch.from_numpy(X)
+    with MODES[name]():
+        found, own = search.fit(X, y).decision_function(X), clf.to_module()
+        max_loss(clf, X[5:], y[5:], X[:5], y[:5], epochs=1, random_state=0).predict(X)
+    np.testing.assert_array_equal(found, outside)
     torch.testing.assert_close(own(rows), module(rows), rtol=0, atol=0)
 
 
