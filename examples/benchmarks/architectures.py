@@ -31,30 +31,29 @@ SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 384)
 SUBSETS = ("auto", "norm")
 ROWS, CLASSES, FORGOTTEN, COMPONENTS, BATCH = 12, 3, 2, 16, 4
 COLOURS = """
-    aimv2_large_patch14_224 bat_resnext26ts beit_base_patch16_224 botnet26t_256 caformer_s18
-    cait_xxs24_224 coat_lite_tiny coatnet_pico_rw_224 convformer_s18 convit_tiny convmixer_768_32
-    convnext_atto convnextv2_atto crossvit_9_240 cs3darknet_s csatv2 cspnext_tiny cspresnet50
-    darknet17 davit_tiny deit3_small_patch16_224 deit_tiny_distilled_patch16_224 densenet121 dla46_c
-    dpn48b eca_botnext26ts_256 edgenext_xx_small efficientformer_l1 efficientformerv2_s0
-    efficientnet_b0 efficientvim_m1 efficientvit_b0 efficientvit_m0 ese_vovnet19b_slim
-    eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 fbnetc_100 flexivit_small focalnet_tiny_srf
-    gcvit_xxtiny gernet_s ghostnet_050 ghostnetv2_100 ghostnetv3_050 gmlp_ti16_224 halonet26t
-    hardcorenas_a hgnetv2_b0 hiera_tiny_224 hieradet_small hrnet_w18_small inception_next_atto
-    inception_v3 lambda_resnet26t lcnet_035 levit_128s levit_conv_128s mambaout_femto
-    maxvit_nano_rw_256 mixer_s32_224 mnasnet_050 mobilenet_edgetpu_v2_xs mobilenetv2_050
-    mobilenetv3_small_050 mobilenetv4_conv_small_035 mobilenetv4_hybrid_medium_075 mobilenetv5_300m
-    mobileone_s0 mobilevit_xxs mobilevitv2_050 mvitv2_tiny naflexvit_base_patch16_gap nest_tiny
-    nextvit_small nf_resnet26 nfnet_l0 pit_ti_224 pit_ti_distilled_224 poolformer_s12 pvt_v2_b0
-    rdnet_tiny regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m1
-    res2net50_14w_8s resmlp_12_224 resnest14d resnet10t resnet18 resnext26ts rexnet_100
-    samvit_base_patch16_224 selecsls42 sequencer2d_s seresnet18 shvit_s1 skresnet18 starnet_s050
-    swiftformer_xs swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_window8_256
     test_byobnet test_coatnet test_convnext test_convnext2 test_convnext3 test_efficientnet
     test_efficientnet_evos test_efficientnet_gn test_efficientnet_ln test_mambaout test_maxvit
-    test_nfnet test_resnet test_vit test_vit2 test_vit3 test_vit4 test_vit_relpos
-    tf_efficientnet_lite0 tinynet_e tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_pcpvt_small
-    twins_svt_small vgg11 vgg11_bn visformer_tiny vit_tiny_patch16_224 vit_tiny_r_s16_p8_224
-    vitamin_small_224 volo_d1_224 xception41 xcit_nano_12_p16_224
+    test_nfnet test_resnet test_vit test_vit2 test_vit3 test_vit4 test_vit_relpos bat_resnext26ts
+    botnet26t_256 cait_xxs24_224 coatnet_pico_rw_224 convit_tiny convnext_atto convnextv2_atto
+    cs3darknet_s csatv2 cspnext_tiny darknet17 deit3_small_patch16_224
+    deit_tiny_distilled_patch16_224 densenet121 dla46_c dpn48b eca_botnext26ts_256 edgenext_xx_small
+    efficientformer_l1 efficientformerv2_s0 efficientnet_b0 efficientvim_m1 efficientvit_b0
+    efficientvit_m0 ese_vovnet19b_slim eva02_tiny_patch14_224 fasternet_t0 fastvit_t8 fbnetc_100
+    flexivit_small gcvit_xxtiny gernet_s ghostnet_050 ghostnetv2_100 ghostnetv3_050 gmlp_ti16_224
+    hardcorenas_a hgnetv2_b0 hrnet_w18_small inception_next_atto lambda_resnet26t lcnet_035
+    levit_128s levit_conv_128s mambaout_femto mixer_s32_224 mnasnet_050 mobilenet_edgetpu_v2_xs
+    mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small_035 mobileone_s0 mobilevit_xxs
+    mobilevitv2_050 nest_tiny nf_resnet26 pit_ti_224 pit_ti_distilled_224 poolformer_s12 pvt_v2_b0
+    regnetx_002 regnety_002 regnetz_b16 repghostnet_050 repvgg_a0 repvit_m1 resmlp_12_224 resnest14d
+    resnet10t resnet18 resnext26ts rexnet_100 seresnet18 shvit_s1 skresnet18 starnet_s050
+    swiftformer_xs swin_tiny_patch4_window7_224 tf_efficientnet_lite0 tinynet_e tiny_vit_5m_224
+    tnt_s_patch16_224 visformer_tiny vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 xcit_nano_12_p16_224
+    beit_base_patch16_224 naflexvit_base_patch16_gap vgg11_bn nextvit_small twins_pcpvt_small
+    twins_svt_small convmixer_768_32 nfnet_l0 sequencer2d_s tresnet_m xception41 inception_v3
+    mobilenetv4_hybrid_medium_075 focalnet_tiny_srf davit_tiny rdnet_tiny hiera_tiny_224
+    hieradet_small halonet26t coat_lite_tiny caformer_s18 convformer_s18 swinv2_cr_tiny_224
+    swinv2_tiny_window8_256 mvitv2_tiny cspresnet50 res2net50_14w_8s selecsls42 volo_d1_224
+    vitamin_small_224 crossvit_9_240 maxvit_nano_rw_256
 """
 GREY = """
     convnext_atto densenet121 efficientnet_b0 mobilenetv3_small_050 regnetx_002 resnet18
