@@ -141,8 +141,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     ----------
     backbone : str, nn.Module or callable, default="mlp"
         A recipe (see :func:`list_recipes`) or timm name, "timm:NAME", "torchvision:NAME",
-        "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH"; a module that returns features, which is copied;
-        or a callable that returns such a module. "mlp" is a fixed random network on 2-D X.
+        "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH"; a module, which is copied, or a callable that
+        returns one (docs/user_guide/networks.md: what it may return). "mlp" is a fixed random network
+        on 2-D X.
 
     trainable : str or sequence of str, default="auto"
         What is trained; several entries are united.

@@ -35,9 +35,9 @@ class InputSpec:
     """What a backbone takes as input.
 
     Pictures are resized as a whole, without cropping, to `size` (height, width), and values in [0, 1]
-    are normalised by `mean` and `std`. For one channel colours become grey (ITU-R 601-2 luma), for
-    three grey is repeated. `size=None` stands for vectors. Constraints are those of a saved file;
-    nothing checks them when an instance is made.
+    are normalised by `mean` and `std`. Colours become grey for one channel (ITU-R 601-2
+    luma), and grey is repeated for three. `size=None` stands for vectors. Constraints are those of a
+    saved file; nothing checks them when an instance is made.
     """
 
     size: tuple[Side, Side] | None = None

@@ -57,7 +57,7 @@ class Backbone:
         left_out = set(without)
         state = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.net.state_dict().items()):
-            if name in left_out:
+            if name in left_out or not isinstance(tensor, Tensor):  # such as an extra state
                 continue
             state.update(name.encode())
             state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -77,9 +77,8 @@ def load_backbone(
     `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]",
     "local-dir:PATH" or "mlp"; a module that returns features, which is copied (a timm module loses its
     classifier, and what `torch.compile` or `DataParallel` put around a network stays away); or a factory
-    of one. Without `image_size` pictures have the size that the weights were
-    trained at; a module that does not state one needs it. `n_features` is the length of input vectors;
-    None stands for pictures.
+    of one. Without `image_size` pictures have the size that the weights were trained at; a module that
+    does not state one needs it. `n_features` is the length of input vectors; None stands for pictures.
     """
     if backbone == "mlp":
         net, spec = _mlp(n_features or 1, seed), InputSpec()

@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..backbones.inputs import InputSpec
+from ..backbones.outputs import Features
 
 
 def with_readout(net: nn.Module, W: Tensor) -> nn.Module:
     """Put a readout of shape (C, d + 1), bias last, on top of a network of features.
 
-    A timm model is changed in place and gets its own classifier; others become a Sequential of
-    "backbone" and "readout".
+    A timm model is changed in place and gets its own classifier, unless its features are pooled here;
+    others become a Sequential of "backbone" and "readout".
     """
     readout = skip_init(nn.Linear, W.shape[1] - 1, len(W), dtype=W.dtype, device=W.device)
     readout.load_state_dict({"weight": W[:, :-1], "bias": W[:, -1]})
-    reset = getattr(net, "reset_classifier", None)
+    pooled = any(isinstance(hook, Features) for hook in net._forward_hooks.values())
+    reset = None if pooled else getattr(net, "reset_classifier", None)
     if reset is not None:
         with torch.random.fork_rng(devices=[]):
             reset(len(W))

@@ -61,23 +61,26 @@ class TangentNetwork(nn.Module):
         if not subset.names:
             return
         import_quietly("torch._decomp.decompositions_for_jvp")
-        try:
-            for owner in _owners(subset.names):
-                self._install(owner)
-            _fold_batch_norms(self.net, list(self._taps.values()), probe)
-            problem = self._problem(net, probe)
-        except Exception as error:  # a network raises anything where a tap is not what it expects
-            problem = f"{type(error).__name__}: {error}"
+        problem = self._tapped(net, probe, _owners(subset.names))
         if problem:
             logger.info("one tap over the whole network, which is slower, because %s", problem)
-            self.net, self._taps = shared_copy(net), {}
-            self._install("")
-            problem = self._problem(net, probe)
+            problem = self._tapped(net, probe, [""])
         if problem:
             raise JacobianError(
                 f"Per-sample Jacobians of {type(net).__name__} are not its plain gradients: "
-                f"{problem}. Choose another trainable subset, or a backbone of plain torch modules."
+                f"{problem}. Choose another trainable subset, or the ladder, or plain torch modules."
             )
+
+    def _tapped(self, net: nn.Module, probe: Tensor, owners: list[str]) -> str | None:
+        """Put taps into a copy of the network, and return what is wrong with them."""
+        self.net, self._taps = shared_copy(net), {}
+        try:
+            for owner in owners:
+                self._install(owner)
+            _fold_batch_norms(self.net, list(self._taps.values()), probe)
+            return self._problem(net, probe)
+        except Exception as error:  # a network raises anything where a tap is not what it expects
+            return f"{type(error).__name__}: {error}"
 
     def _install(self, owner: str) -> None:
         prefix = f"{owner}." if owner else ""
@@ -100,10 +103,7 @@ class TangentNetwork(nn.Module):
         with torch.enable_grad():
             features = [functional_call(copied, parameters, (row[None],)) for row in probe[:2]]
         if not features[0].requires_grad:
-            raise JacobianError(
-                f"No gradient of {type(net).__name__} reaches {self.subset.names[0]}: it detaches, or "
-                "runs in no_grad or inference_mode. Choose another trainable subset, such as 'ladder'."
-            )
+            return "they have none, because it detaches, or runs in no_grad or inference_mode"
         readout = torch.randn(1, features[0].shape[1], generator=draws, dtype=torch.float32).to(probe)
         try:
             found = self.jacobian(probe[:2], readout)[1][:, 0]
