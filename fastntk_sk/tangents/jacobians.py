@@ -55,10 +55,10 @@ class TangentNetwork(nn.Module):
         super().__init__()
         self.subset = subset
         check_rows_are_independent(net, probe, type(net).__name__)
-        self.net = shared_copy(net)
         self._theta = {name: net.get_parameter(name) for name in subset.names}
         self._taps: dict[str, Tap] = {}
         if not subset.names:
+            self.net = shared_copy(net)
             return
         import_quietly("torch._decomp.decompositions_for_jvp")
         problem = self._tapped(net, probe, _owners(subset.names))
