@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -108,7 +109,10 @@ def load_backbone(
             spec = InputSpec(size, 3, (0.0,) * 3, (1.0,) * 3, "bilinear")
     net.requires_grad_(False).eval()
     name = backbone if isinstance(backbone, str) else type(net).__name__
-    return Backbone(net.to(memory_format=torch.channels_last), spec, name)
+    for tensor in itertools.chain(net.parameters(), net.buffers()):
+        if tensor.ndim == 4:  # `Module.to` fails on weights of five dimensions
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return Backbone(net, spec, name)
 
 
 def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str | None]:
