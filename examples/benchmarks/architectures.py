@@ -13,6 +13,7 @@ import gc
 import time
 import warnings
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -152,25 +153,24 @@ def main() -> None:
         return
     networks = [(name, 3) for name in COLOURS.split()] + [(name, 1) for name in GREY.split()]
     sides: dict[str, int | None] = {}
-    for name, channels in networks:
-        for trainable in SUBSETS:
-            key = (name, str(channels), trainable)
-            if (args.names and name not in args.names) or (key in lines and not args.names):
-                continue
-            if name not in sides:
-                sides[name] = smallest(name)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = measure(name, channels, sides[name], trainable)
-            line = found | {"name": name, "channels": channels, "trainable": trainable}
-            line |= {"side": sides[name] or "", "commit": COMMIT}
-            lines[key] = {field: str(line[field]) for field in FIELDS}
-            print(*lines[key].values(), flush=True)
-            with RESULTS.open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                writer.writeheader()
-                writer.writerows(lines.values())
-            gc.collect()
+    for trainable, (name, channels) in product(SUBSETS, networks):
+        key = (name, str(channels), trainable)
+        if (args.names and name not in args.names) or (key in lines and not args.names):
+            continue
+        if name not in sides:
+            sides[name] = smallest(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = measure(name, channels, sides[name], trainable)
+        line = found | {"name": name, "channels": channels, "trainable": trainable}
+        line |= {"side": sides[name] or "", "commit": COMMIT}
+        lines[key] = {field: str(line[field]) for field in FIELDS}
+        print(*lines[key].values(), flush=True)
+        with RESULTS.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(lines.values())
+        gc.collect()
 
 
 if __name__ == "__main__":
