@@ -44,6 +44,7 @@ from .exceptions import (
     StateMismatchError,
     warn,
 )
+from .modes import without_modes
 from .progress import progress
 from .publishing import exports, folder
 from .publishing.adapter import Adapter
@@ -144,8 +145,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     backbone : str, nn.Module or callable, default="mlp"
         A recipe (see :func:`list_recipes`) or timm name, "timm:NAME", "torchvision:NAME",
         "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH" (models of timm, and of transformers with the
-        extra `[transformers]`); a module that returns features, which is copied; or a callable that
-        returns such a module. "mlp" is a fixed random network on 2-D X.
+        extra `[transformers]`); a module, which is copied, or a callable that returns one
+        (docs/user_guide/networks.md: what it may return). "mlp" is a fixed random network on 2-D X.
 
     trainable : str or sequence of str, default="auto"
         What is trained; several entries are united.
@@ -456,6 +457,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @without_modes
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
@@ -526,6 +528,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
+    @without_modes
     def partial_fit(
         self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:
@@ -660,6 +663,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             X_forget, y_forget, sample_ids, copies, on_unknown, request_id, redoes=redoes
         )
 
+    @without_modes
     def _forget(
         self,
         X=None,
@@ -719,6 +723,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             after.adapter(self.classes_), after.with_receipt(ranks().agree(receipt)), before=before
         )
 
+    @without_modes
     def can_unlearn(
         self,
         X_forget: Any = None,
@@ -775,6 +780,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             "exactness": _measured(state, drift)["exactness"],
         }
 
+    @without_modes
     def rebuild(self, X: Any = None, y: Any = None) -> Self:
         """Make the statistics anew, after numerical drift or on another machine.
 
@@ -827,6 +833,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         after = replace(before, state=_at_all_places(state, state.probes[0]), ledger=ledger)
         return self._commit(after.adapter(self.classes_), after, before=before)
 
+    @without_modes
     def find(self, X: Any, *, n: int = 5, threshold: float = 0.9) -> list[list[dict[str, Any]]]:
         r"""Find the learned rows that are like pictures; needs keep="features".
 
@@ -874,6 +881,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         names = self.classes_.tolist()
         return [[row | {"label": names[row["label"]]} for row in each] for each in found]
 
+    @without_modes
     def merge(self, others: FastNTKClassifier | Iterable[FastNTKClassifier]) -> Self:
         """Add what other estimators have learned apart: sums, ledgers and receipts, never pictures.
 
@@ -917,6 +925,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         after = Private(state, ledger, receipts, before.chain)
         return self._commit(after.adapter(self.classes_), after, before=before)
 
+    @without_modes
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the scores of the model (see `predict_with`), about target_scale * (onehot - 1/C).
 
@@ -938,6 +947,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         scores = self._scores(X).scores
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
+    @without_modes
     def predict(self, X: Any) -> np.ndarray:
         """Predict class labels.
 
@@ -958,6 +968,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         found = self._scores(X)
         return found.classes[found.scores.argmax(axis=1)]
 
+    @without_modes
     def predict_proba(self, X: Any) -> np.ndarray:
         r"""Return scores as numbers that sum to one: not calibrated probabilities.
 
@@ -983,6 +994,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """Receipts of the deletions, copied when they are asked for: there may be thousands."""
         return [] if self._private is None else copy.deepcopy(self._private.receipts)
 
+    @without_modes
     def to_module(self) -> nn.Module:
         """Return the network with the solved weights, for use without this library.
 
@@ -1010,6 +1022,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             )
         return self._adapter.to_module()
 
+    @without_modes
     def export_timm(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` so that timm loads it by itself.
 
@@ -1036,6 +1049,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = [str(label) for label in self.classes_]
         exports.save_for_timm(self.to_module(), self._adapter.model.backbone.spec, Path(path), labels)
 
+    @without_modes
     def export_peft(self, path: str | os.PathLike[str]) -> None:
         """Save the LoRA layers so that peft loads them onto the network that they were learned on.
 
@@ -1058,16 +1072,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         adapter, settings = self._adapter, self._adapter.settings
-        if (adapter.trained, settings.anchor, settings.augment) != (["lora"], "finetuned", None):
+        found = adapter.trained, settings.anchor, settings.augment
+        if found != (["lora"], "finetuned", None):
             raise ValueError(
                 'Expected trainable="lora", anchor="finetuned" and augment=None, got '
-                f"{adapter.trained}, {settings.anchor!r} and {settings.augment!r}, whose predictions are "
-                "not those of a network with LoRA layers. Fit so, or publish the adapter of this library: "
-                "save_pretrained."
+                f"{', '.join(map(repr, found))}, whose predictions are not those of a network with LoRA "
+                "layers. Fit so, or publish the adapter of this library: save_pretrained."
             )
         base, rank = adapter.model.origin["base_model"], settings.lora_rank
         exports.save_for_peft(adapter.to_module(merged=False), rank, base, Path(path))
 
+    @without_modes
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Save the network of :meth:`to_module` as one ONNX file, for onnxruntime and others.
 
@@ -1104,6 +1119,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = [str(label) for label in self.classes_]
         exports.save_onnx(module.float().cpu(), example, model.backbone.spec, labels, path)
 
+    @without_modes
     def save(
         self,
         path: str | os.PathLike[str],
@@ -1152,6 +1168,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         persistence.save(self, path, key, overwrite=overwrite)
 
     @classmethod
+    @without_modes
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -1212,6 +1229,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     @contextmanager
+    @without_modes
     def open(
         cls,
         path: str | os.PathLike[str],
@@ -1274,6 +1292,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         persistence.rekey(Path(path), key, new_key)
 
+    @without_modes
     def save_pretrained(
         self,
         path: str | os.PathLike[str],
@@ -1314,6 +1333,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         folder.save_adapter(self, path, card)
 
     @classmethod
+    @without_modes
     def from_pretrained(
         cls,
         path_or_repo: str | os.PathLike[str],
@@ -1390,6 +1410,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             place = hub.pull(str(path_or_repo), revision, token=token, cache_dir=cache_dir)
         return folder.load_adapter(cls, place, backbone=backbone, device=device)
 
+    @without_modes
     def push_to_hub(
         self,
         repo_id: str,

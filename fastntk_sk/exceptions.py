@@ -58,6 +58,10 @@ class BackboneNotFoundError(FastNTKError, ValueError):
     """No recipe, timm model or repository has this backbone name."""
 
 
+class BackboneError(FastNTKError, ValueError):
+    """A network cannot be a backbone as it is; the message says what to change, or how to wrap it."""
+
+
 class WeightsUnavailableError(FastNTKError, RuntimeError):
     """The pretrained weights of a backbone cannot be loaded here."""
 

@@ -22,6 +22,7 @@ from torch import nn
 from .classifier import FastNTKClassifier, Scored, Training
 from .distributed import ranks
 from .exceptions import warn
+from .modes import without_modes
 from .progress import progress
 from .state import State, Sums
 from .store.ledger import Ledger
@@ -180,6 +181,7 @@ on_error, device, random_state, verbose
         self.scoring = scoring
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @without_modes
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, sample_ids: Any = None, classes: Any = None
     ) -> Self:

@@ -221,12 +221,6 @@ def test_weights_that_cannot_be_loaded(name, digits):
         FastNTKClassifier(name, image_size=32).fit(*digits)
 
 
-def test_a_backbone_must_return_features(digits):
-    net = torch.nn.Conv2d(3, 4, 3)
-    with pytest.raises(SubsetError, match=r"features of shape \(n, d\)"):
-        FastNTKClassifier(net, trainable="full", image_size=8).fit(*digits)
-
-
 def test_a_module_of_pictures_needs_their_size(digits):
     """The size of the first picture would be published, and stay when that picture is forgotten."""
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))

@@ -35,8 +35,9 @@ class InputSpec:
     """What a backbone takes as input.
 
     Pictures are resized as a whole, without cropping, to `size` (height, width), and values in [0, 1]
-    are normalised by `mean` and `std`. `size=None` stands for vectors. Constraints are those of a saved
-    file; nothing checks them when an instance is made.
+    are normalised by `mean` and `std`. Colours become grey for one channel (ITU-R 601-2
+    luma), and grey is repeated for three. `size=None` stands for vectors. Constraints are those of a
+    saved file; nothing checks them when an instance is made.
     """
 
     size: tuple[Side, Side] | None = None
@@ -52,16 +53,11 @@ class InputSpec:
         on every machine.
         """
         assert self.size is not None
+        if self.channels == 1 and item.ndim == 3:
+            item = _luma(item)
         planes = [item] if item.ndim == 2 else [item[..., c] for c in range(item.shape[-1])]
         resized = np.stack([self._resize(plane) for plane in planes])
-        if len(resized) == self.channels:
-            return resized
-        if len(resized) == 1:
-            return np.repeat(resized, self.channels, axis=0)
-        raise ValueError(
-            f"Expected images with {self.channels} channel(s), got {len(resized)}. Convert them to grey "
-            "pictures first."
-        )
+        return np.repeat(resized, self.channels, axis=0) if len(resized) == 1 else resized
 
     def _resize(self, plane: np.ndarray) -> np.ndarray:
         if plane.dtype != np.uint8:
@@ -85,6 +81,13 @@ class InputSpec:
         mean = torch.tensor(self.mean, dtype=dtype).view(1, -1, 1, 1)
         std = torch.tensor(self.std, dtype=dtype).view(1, -1, 1, 1)
         return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _luma(colours: np.ndarray) -> np.ndarray:
+    """Return grey values (H, W) of (H, W, 3): ITU-R 601-2 luma, in Pillow's integers for 8 bits."""
+    if colours.dtype == np.uint8:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
+    return colours @ np.array([0.299, 0.587, 0.114], colours.dtype)
 
 
 class Rows:

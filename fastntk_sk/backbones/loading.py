@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +20,14 @@ from torch.nn.utils import skip_init
 
 from ..exceptions import BackboneNotFoundError, FastNTKError, WeightsUnavailableError, did_you_mean
 from ..randomness import generator
-from . import repositories, torchvision_models, transformers_models
+from . import modules, outputs, repositories, torchvision_models, transformers_models
 from .inputs import InputSpec
 from .kinds import as_array
 from .packaged_weights import find_weights, load_efficientnet_lite
 from .recipes import find_recipe, import_quietly, list_recipes, source_of
 
 _MLP_WIDTH = 256
+_BUILDING = threading.RLock()  # while the generator and the default dtype of the process are others
 _KEPT = 3  # memory for checking Jacobians, in activations of one row; measured: 2.4
 _LIVE = 16  # memory for predictions, in largest activations of a row; measured: 7 to 17
 
@@ -48,7 +50,8 @@ class Backbone:
         if self.spec.size is None:
             return torch.randn(n, n_features or 1, generator=draws, dtype=torch.float64).to(dtype)
         height, width = self.spec.size
-        coarse = torch.randn(n, self.spec.channels, -(-height // 8), -(-width // 8), generator=draws)
+        shape = (n, self.spec.channels, -(-height // 8), -(-width // 8))
+        coarse = torch.randn(shape, generator=draws, dtype=torch.float32)
         smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
         return smooth.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -57,7 +60,7 @@ class Backbone:
         left_out = set(without)
         state = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.net.state_dict().items()):
-            if name in left_out:
+            if name in left_out or not isinstance(tensor, Tensor):  # such as an extra state
                 continue
             state.update(name.encode())
             state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -77,10 +80,10 @@ def load_backbone(
 
     `backbone` is a recipe or timm name, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME[@REVISION]" or
     "local-dir:PATH" (of timm or transformers), or "mlp"; a module that returns features, which is copied
-    (a timm module loses its classifier, unless `keep_classifier` is set); or a factory of one. Without
-    `image_size` pictures have the size that the weights were trained at; a module that does not state
-    one needs it. `n_features` is
-    the length of input vectors; None stands for pictures.
+    (a timm module loses its classifier, unless `keep_classifier` is set, and what `torch.compile` or
+    `DataParallel` put around a network stays away); or a factory of one. Without `image_size` pictures
+    have the size that the weights were trained at; a module that does not state one needs it.
+    `n_features` is the length of input vectors; None stands for pictures.
     """
     if backbone == "mlp":
         net, spec = _mlp(n_features or 1, seed), InputSpec()
@@ -88,17 +91,13 @@ def load_backbone(
         net, spec = _named(backbone, pretrained, pair(image_size), seed)
     else:
         with _seeded(seed):
-            net = copy.deepcopy(backbone) if isinstance(backbone, nn.Module) else backbone()
-        if not isinstance(net, nn.Module):
+            given = backbone if isinstance(backbone, nn.Module) else backbone()
+        if not isinstance(given, nn.Module):
             raise BackboneNotFoundError(
                 "Expected backbone to be a name, an nn.Module or a callable that returns one, got "
-                f"{type(net).__name__}."
+                f"{type(given).__name__}."
             )
-        if isinstance(net, torch.jit.ScriptModule):
-            raise BackboneNotFoundError(
-                "Expected an nn.Module with accessible submodules, got a scripted or traced module. "
-                "Pass the nn.Module that it was made from."
-            )
+        net = modules.own_copy(given)
         if hasattr(net, "pretrained_cfg") and hasattr(net, "reset_classifier"):
             if not keep_classifier:
                 net.reset_classifier(0)  # type: ignore[operator]
@@ -115,7 +114,10 @@ def load_backbone(
             spec = InputSpec(size, 3, (0.0,) * 3, (1.0,) * 3, "bilinear")
     net.requires_grad_(False).eval()
     name = backbone if isinstance(backbone, str) else type(net).__name__
-    return Backbone(net.to(memory_format=torch.channels_last), spec, name)
+    for tensor in itertools.chain(net.parameters(), net.buffers()):
+        if tensor.ndim == 4:  # `Module.to` fails on weights of five dimensions
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return Backbone(net, spec, name)
 
 
 def origin(backbone: Backbone, source: Any, pretrained: bool) -> dict[str, str | None]:
@@ -202,6 +204,18 @@ def preprocessing(name: str, size: tuple[int, int] | None) -> InputSpec:
         return _named(name, False, size, 0)[1]
 
 
+def for_channels(net: nn.Module, spec: InputSpec, draw: Callable[[InputSpec], Tensor]) -> InputSpec:
+    """Return a description of pictures in grey where a network takes only those, else as it is.
+
+    `draw` gives a batch. Mean and deviation are averaged over the colours.
+    """
+    if spec.size is None or spec.channels == 1 or outputs.takes(net, draw(spec)):
+        return spec
+    mean, std = (sum(each) / len(each) for each in (spec.mean, spec.std))
+    grey = replace(spec, channels=1, mean=(mean,), std=(std,))
+    return grey if outputs.takes(net, draw(grey)) else spec
+
+
 class Outline(NamedTuple):
     """The width of a network's features, and its size in float32.
 
@@ -218,8 +232,12 @@ def outline(name: str, size: tuple[int, int] | None) -> Outline:
     with torch.device("meta"):
         net, spec = _named(name, False, size, 0)
         net.eval()
-        assert spec.size is not None
-        picture = torch.empty(1, spec.channels, *spec.size)
+
+        def draw(spec: InputSpec) -> Tensor:
+            assert spec.size is not None
+            return torch.empty(1, spec.channels, *spec.size)
+
+        picture = draw(for_channels(net, spec, draw))
     numbers = [0]  # of each activation of a row
 
     def count(module: nn.Module, inputs: Any, out: Any) -> None:
@@ -230,7 +248,8 @@ def outline(name: str, size: tuple[int, int] | None) -> Outline:
         if not list(module.children()):
             module.register_forward_hook(count)
     with torch.no_grad():
-        features = net(picture)
+        out = net(picture)
+        features = outputs.find_features(net, out, picture.shape, name)(net, (), out)
     weights = sum(tensor.numel() for tensor in net.state_dict().values())
     n_bytes = torch.float32.itemsize * (weights + _KEPT * sum(numbers))
     return Outline(features.shape[-1], n_bytes, torch.float32.itemsize * _LIVE * max(numbers))
@@ -329,10 +348,15 @@ def _unavailable(name: str, error: Exception, install: str = "") -> WeightsUnava
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed random initial weights, and restore the global generator afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    """Seed random initial weights, in float32; restore the generator and the dtype of the process."""
+    with _BUILDING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator(seed, "weights").initial_seed())
-        yield
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(usual)
 
 
 class _RowScale(nn.Module):
@@ -344,7 +368,8 @@ class _RowScale(nn.Module):
 
 def _mlp(n_features: int, seed: int) -> nn.Module:
     """Return a random network on vectors, in float64 for a deletion that is exact to rounding."""
-    layers = [skip_init(nn.Linear, n, _MLP_WIDTH) for n in (n_features, _MLP_WIDTH)]
+    sizes = (n_features, _MLP_WIDTH)
+    layers = [skip_init(nn.Linear, n, _MLP_WIDTH, dtype=torch.float32) for n in sizes]
     draws = generator(seed, "mlp")
     with torch.no_grad():
         for layer in layers:

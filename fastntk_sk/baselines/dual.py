@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..modes import without_modes
 from ..progress import progress
 from ..sums.memory import require
 from ..sums.ridge import solve
@@ -19,6 +20,7 @@ from ..tangents.subsets import Subset, select
 from .network import BaselineClassifier, Original
 
 
+@without_modes
 def fast_ntk_dual(
     estimator: Any,
     X_retain: Any,
@@ -98,6 +100,7 @@ def fast_ntk_dual(
     return original.at(parameters, y_retain, settings.predict_with)
 
 
+@without_modes
 def full_ntk(
     estimator: Any,
     X_retain: Any,

@@ -9,10 +9,12 @@ import torch
 from sklearn.base import clone
 from torch import Tensor
 
+from ..modes import without_modes
 from ..validation import class_indices
 from .network import BaselineClassifier, Original, Training, check_origin, cross_entropy
 
 
+@without_modes
 def retrain(
     estimator: Any,
     X_retain: Any,
@@ -61,6 +63,7 @@ def retrain(
     return oracle.fit(X_retain, y_retain, classes=estimator.classes_)
 
 
+@without_modes
 def finetune(
     estimator: Any,
     X_retain: Any,
@@ -115,6 +118,7 @@ def finetune(
     return training.result(y_retain)
 
 
+@without_modes
 def max_loss(
     estimator: Any,
     X_retain: Any,
@@ -159,6 +163,7 @@ def max_loss(
     return training.result(y_retain)
 
 
+@without_modes
 def random_label(
     estimator: Any,
     X_retain: Any,

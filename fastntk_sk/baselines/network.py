@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backbones.inputs import Rows
 from ..backbones.kinds import check_images
+from ..modes import without_modes
 from ..settings import Settings
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
@@ -78,6 +79,7 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         """Return the softmax of `sharpness` times the scores, which is not calibrated."""
         return softmax(self.sharpness * self._scores(X), axis=1)
 
+    @without_modes
     def _scores(self, X: Any) -> np.ndarray:
         rows = rows_of(self.model, X)
         scores = self.model.scores(self.parameters, rows, predict_with=self.predict_with)
@@ -225,6 +227,7 @@ def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Te
     return nn.functional.cross_entropy(scores, labels)
 
 
+@without_modes
 def before_solve(estimator: Any) -> BaselineClassifier:
     """Return the network of a fine-tuned estimator as SGD left it, before the closing solve.
 
@@ -262,6 +265,7 @@ def before_solve(estimator: Any) -> BaselineClassifier:
     return BaselineClassifier(original.model, sgd, "network", original.classes, 1.0, empty)
 
 
+@without_modes
 def untrained(estimator: Any) -> BaselineClassifier:
     """Return an untrained model: the pretrained weights, and a readout of zeros.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
+from ..modes import without_modes
 from ..tangents.jacobians import TangentNetwork
 from ..tangents.mirror import averaged
 from ..tangents.model import Parameters
@@ -19,6 +20,7 @@ from .network import BaselineClassifier, Original, Training, cross_entropy, rows
 Squares = tuple[Tensor, Tensor]  # of gradients in the subset and in the readout
 
 
+@without_modes
 def scrub(
     estimator: Any,
     X_retain: Any,
@@ -105,6 +107,7 @@ def departure(teacher: nn.Module, x: Tensor, scores: Tensor, temperature: float)
     return temperature**2 * divergence
 
 
+@without_modes
 def salun(
     estimator: Any,
     X_retain: Any,
@@ -189,6 +192,7 @@ def salun(
     return training.result(y_retain)
 
 
+@without_modes
 def ssd(
     estimator: Any,
     X_retain: Any,

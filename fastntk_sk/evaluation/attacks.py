@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.utils import check_random_state, check_scalar
 from torch import nn
 
+from ..modes import without_modes
 from ..validation import class_indices
 from ._checks import check_dataset, check_fitted, require_oracle
 
@@ -217,6 +218,7 @@ def klom(unlearned: Any, oracle: Any, *, bins: int = 20, clip: float = 100.0) ->
     return divergences
 
 
+@without_modes
 def gaussian_unlearning_score(
     module: nn.Module, X: Any, y: Any, noise: Any, *, sigma: float, batch_size: int = 64
 ) -> np.ndarray:

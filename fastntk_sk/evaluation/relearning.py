@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from ..baselines.network import Training, cross_entropy
+from ..modes import without_modes
 
 
+@without_modes
 def relearn_curve(
     estimator: Any,
     X: Any,

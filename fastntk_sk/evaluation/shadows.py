@@ -9,12 +9,14 @@ import torch
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from ..modes import without_modes
 from ..progress import progress
 from ..sums.ridge import solve
 from ..validation import class_indices
 from .metrics import margins_of
 
 
+@without_modes
 def shadow_margins(
     estimator: Any,
     X: Any,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..backbones.inputs import InputSpec
+from ..backbones.outputs import Features
 from ..backbones.transformers_models import TransformersModel
 from ..tangents.lora import ADAPTER, LORA_A, LORA_B, lora_config
 
@@ -24,15 +25,16 @@ from ..tangents.lora import ADAPTER, LORA_A, LORA_B, lora_config
 def with_readout(net: nn.Module, W: Tensor, head: str | None = None) -> nn.Module:
     """Put a readout of shape (C, d + 1), bias last, on top of a network of features.
 
-    The network is changed: it becomes its submodule `head`, or a timm model's own classifier. Others,
-    without `head`, become a Sequential of "backbone" and "readout".
+    The network is changed: it becomes its submodule `head`, or a timm model's own classifier, unless its
+    features are pooled here. Others, without `head`, become a Sequential of "backbone" and "readout".
     """
     readout = skip_init(nn.Linear, W.shape[1] - 1, len(W), dtype=W.dtype, device=W.device)
     readout.load_state_dict({"weight": W[:, :-1], "bias": W[:, -1]})
     if head is not None:
         net.set_submodule(head, readout)
         return net.eval()
-    reset = getattr(net, "reset_classifier", None)
+    pooled = any(isinstance(hook, Features) for hook in net._forward_hooks.values())
+    reset = None if pooled else getattr(net, "reset_classifier", None)
     if reset is not None:
         with torch.random.fork_rng(devices=[]):
             reset(len(W))

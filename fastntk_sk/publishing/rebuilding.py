@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from ..backbones.loading import outline
 from ..backbones.trained import take_apart
-from ..exceptions import FastNTKError, StateFormatError, StateMismatchError, UnknownKeyWarning, warn
+from ..exceptions import (
+    BackboneError,
+    FastNTKError,
+    StateFormatError,
+    StateMismatchError,
+    UnknownKeyWarning,
+    warn,
+)
 from ..settings import Settings
 from ..sums.memory import available_memory, block_sizes, require
 from ..tangents.ladder import TENSORS
@@ -131,9 +138,11 @@ def build_model(
         else:
             settings = replace(settings, backbone=backbone if isinstance(backbone, str) else None)
         model = linearize(backbone, settings, saved)
-    except (FastNTKError, ImportError):
+    except ImportError:
         raise
-    except Exception as error:  # torch, timm and modules raise anything for what they do not take
+    except Exception as error:  # modules raise anything where they are not copied or built as before
+        if isinstance(error, FastNTKError) and not isinstance(error, BackboneError):
+            raise
         raise StateMismatchError(
             f"The backbone {config.backbone.name!r:.100} cannot be built or run as it was saved "
             f"({type(error).__name__}: {error}). Pass the backbone that was saved: backbone=..."

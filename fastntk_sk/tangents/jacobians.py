@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -54,48 +55,61 @@ class TangentNetwork(nn.Module):
         super().__init__()
         self.subset = subset
         check_rows_are_independent(net, probe, type(net).__name__)
-        self.net = shared_copy(net)
         self._theta = {name: net.get_parameter(name) for name in subset.names}
         self._taps: dict[str, Tap] = {}
         if not subset.names:
+            self.net = shared_copy(net)
             return
         import_quietly("torch._decomp.decompositions_for_jvp")
-        for owner in _owners(subset.names):
-            self._install(owner)
-        _fold_batch_norms(self.net, list(self._taps.values()), probe)
-        problem = self._problem(net, probe)
+        problem = self._tapped(net, probe, _owners(subset.names))
         if problem:
             logger.info("one tap over the whole network, which is slower, because %s", problem)
-            self.net, self._taps = shared_copy(net), {}
-            self._install("")
-            problem = self._problem(net, probe)
+            problem = self._tapped(net, probe, [""])
         if problem:
             raise JacobianError(
                 f"Per-sample Jacobians of {type(net).__name__} are not its plain gradients: "
-                f"{problem}. Choose another trainable subset, or a backbone of plain torch modules."
+                f"{problem}. Choose another trainable subset, or the ladder, or plain torch modules."
             )
+
+    def _tapped(self, net: nn.Module, probe: Tensor, owners: list[str]) -> str | None:
+        """Put taps into a copy of the network, and return what is wrong with them."""
+        self.net, self._taps = shared_copy(net), {}
+        try:
+            for owner in owners:
+                self._install(owner)
+            _fold_batch_norms(self.net, list(self._taps.values()), probe)
+            return self._problem(net, probe)
+        except Exception as error:  # a network raises anything where a tap is not what it expects
+            return f"{type(error).__name__}: {error}"
 
     def _install(self, owner: str) -> None:
         prefix = f"{owner}." if owner else ""
         names = [n.removeprefix(prefix) for n in self.subset.names if n.startswith(prefix)]
-        tap = make_tap(self.net.get_submodule(owner) if owner else self.net, names)
+        module = self.net.get_submodule(owner)
+        tap = make_tap(module, names)
         self._taps[prefix] = tap
-        if owner:
-            self.net.set_submodule(owner, tap)
-        else:
+        places = [
+            path for path, each in self.net.named_modules(remove_duplicate=False) if each is module
+        ]
+        for path in filter(None, places):  # a module may have several names
+            self.net.set_submodule(path, tap)
+        if not owner:
             self.net = tap
 
     def _disagreement(self, net: nn.Module, probe: Tensor) -> str | None:
-        """Compare two rows with their own plain gradients, parameter by parameter."""
+        """Compare two rows with their own plain gradients by parameter, and with their derivatives."""
         parameters = {name: theta.detach().requires_grad_() for name, theta in self._theta.items()}
         draws, copied = torch.Generator().manual_seed(0), shared_copy(net)
         with torch.enable_grad():
             features = [functional_call(copied, parameters, (row[None],)) for row in probe[:2]]
-        readout = torch.randn(1, features[0].shape[1], generator=draws).to(probe)
+        if not features[0].requires_grad:
+            return "they have none, because it detaches, or runs in no_grad or inference_mode"
+        readout = torch.randn(1, features[0].shape[1], generator=draws, dtype=torch.float32).to(probe)
         try:
             found = self.jacobian(probe[:2], readout)[1][:, 0]
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # of tuples, for example
-            return str(error)
+            pushed = self.directional(probe[:2], found.sum(0))[1] @ readout[0]
+        except Exception as error:  # of tuples, for example, or of what has no derivatives
+            return f"{type(error).__name__}: {error}"
         for row, feature in enumerate(features):
             expected = torch.autograd.grad(
                 feature, list(parameters.values()), readout, allow_unused=True, materialize_grads=True
@@ -106,7 +120,9 @@ class TangentNetwork(nn.Module):
                 gap = float((part - plain).norm() / (plain.norm() + negligible + 1e-30))
                 if not gap < 0.1:
                     return f"relative difference {gap:.1e} in {name}"
-        return None
+        pulled = found @ found.sum(0)
+        gap = float((pushed - pulled).norm() / (pulled.norm() + 1e-30))
+        return None if gap < 0.1 else f"relative difference {gap:.1e} in forward mode"
 
     def _problem(self, net: nn.Module, probe: Tensor) -> str | None:
         """Return what disagrees in double precision too: a kink that flips looks like a wrong tap."""
@@ -116,8 +132,8 @@ class TangentNetwork(nn.Module):
         try:
             doubled = copy.deepcopy(net).double()
             twin = TangentNetwork(doubled, self.subset, probe.double())
-        except (JacobianError, RuntimeError, TypeError, ValueError, AssertionError):
-            return problem  # also of a network or a device that takes no float64
+        except Exception:  # also of a network or a device that takes no float64
+            return problem
         return None if twin._taps.keys() == self._taps.keys() else problem
 
     def _by_tap(self, tensors: dict[str, Tensor]) -> dict[Tap, dict[str, Tensor]]:
@@ -215,6 +231,7 @@ def _fold_batch_norms(net: nn.Module, taps: list[Tap], probe: Tensor) -> None:
     """Move the scale of a batch norm into the convolution whose output it receives, if only it does."""
     made: dict[int, nn.Module] = {}
     pairs: list[tuple[nn.Conv2d, BatchNormTap]] = []
+    calls: Counter[nn.Module] = Counter()
     keep: list[Tensor] = []
 
     def after_conv(module: nn.Module, _: object, out: Tensor) -> None:
@@ -223,6 +240,7 @@ def _fold_batch_norms(net: nn.Module, taps: list[Tap], probe: Tensor) -> None:
 
     def before_norm(tap: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         conv = made.pop(id(inputs[0]), None)
+        calls[tap] += 1
         if conv is not None and tap.foldable:
             pairs.append((conv, tap))  # type: ignore[arg-type]
 
@@ -230,7 +248,7 @@ def _fold_batch_norms(net: nn.Module, taps: list[Tap], probe: Tensor) -> None:
     hooks = [
         m.register_forward_hook(after_conv)
         for m in net.modules()
-        if isinstance(m, nn.Conv2d) and id(m) not in tapped
+        if isinstance(m, nn.Conv2d) and "weight" in m._parameters and id(m) not in tapped
     ]
     hooks += [t.register_forward_pre_hook(before_norm) for t in taps if isinstance(t, BatchNormTap)]
     try:
@@ -239,7 +257,7 @@ def _fold_batch_norms(net: nn.Module, taps: list[Tap], probe: Tensor) -> None:
         for hook in hooks:
             hook.remove()
     undo = []
-    for conv, tap in pairs:
+    for conv, tap in ((conv, tap) for conv, tap in pairs if calls[tap] == 1):
         undo.append((conv, conv.weight, conv.bias, tap, tap.slope))
         scale = tap.fold()
         conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1), requires_grad=False)

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.loading import Backbone, load_backbone, origin
+from ..backbones.inputs import InputSpec
+from ..backbones.loading import Backbone, for_channels, load_backbone, origin
+from ..backbones.modules import check_finite
+from ..backbones.outputs import settle
 from ..exceptions import JacobianError, PrecisionError, StateMismatchError, SubsetError
 from ..randomness import generator
 from ..settings import Settings
@@ -87,11 +90,6 @@ def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> 
     `trainable` and `n_components` of the settings may be "auto"; those of the model are resolved. Memory
     is checked before the statistics are allocated.
     """
-    with torch.autocast(torch.device(settings.device).type, enabled=False):  # the caller's
-        return _linearized(backbone, settings, saved)
-
-
-def _linearized(backbone: Any, settings: Settings, saved: Saved | None) -> LinearizedModel:
     dtype = working_dtype(settings.precision)
     loaded = backbone
     if not isinstance(loaded, Backbone):
@@ -110,8 +108,15 @@ def _linearized(backbone: Any, settings: Settings, saved: Saved | None) -> Linea
         deep = "prompt-deep" in entries
         insert_prompts(loaded.net, settings.n_prompts, deep=deep, generator=draws)
     loaded.net.to(dtype=dtype, device=settings.device)
-    probe = loaded.synthetic(2, settings.seed, settings.n_features, dtype).to(settings.device)
-    n_features = _n_features(loaded, probe)
+    check_finite(loaded.net, loaded.name)
+
+    def draw(spec: InputSpec) -> Tensor:
+        drawn = replace(loaded, spec=spec).synthetic(2, settings.seed, settings.n_features, dtype)
+        return drawn.to(settings.device)
+
+    loaded.spec = for_channels(loaded.net, loaded.spec, draw)
+    probe = draw(loaded.spec)
+    n_features = settle(loaded.net, probe, loaded.name)
     ladder = _ladder(loaded.net, sides, probe, settings, saved)
     if "lora" in entries:
         layers = lora_layers(loaded.net, probe)
@@ -155,35 +160,6 @@ def _linearized(backbone: Any, settings: Settings, saved: Saved | None) -> Linea
         _check_precision(model)
         _measure(model)
     return model
-
-
-@torch.no_grad()
-def _n_features(backbone: Backbone, probe: Tensor) -> int:
-    """Return d, or raise an error unless a backbone takes what X holds and gives features (n, d)."""
-    shapes = []
-    for batch in (probe, probe[:1]):
-        try:
-            features = backbone.net(batch)
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            given = "vectors" if batch.ndim == 2 else "pictures"
-            raise ValueError(
-                f"Expected a backbone that takes {given} as X holds them, batches of shape "
-                f"(n, {', '.join(map(str, batch.shape[1:]))}); {backbone.name} fails on one: {error}. "
-                "Pass pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another "
-                "backbone."
-            ) from error
-        if not isinstance(features, Tensor):
-            raise SubsetError(
-                f"Expected the backbone to return a tensor of features, got {type(features).__name__}. "
-                "Wrap it in a module that returns one."
-            )
-        shapes.append(tuple(features.shape))
-    if len(shapes[0]) != 2 or shapes[1] != (1, shapes[0][1]):
-        raise SubsetError(
-            f"Expected the backbone to return features of shape (n, d), got {shapes[0]} of two rows and "
-            f"{shapes[1]} of one. Wrap it in a module that pools them, and leaves the rows."
-        )
-    return shapes[0][1]
 
 
 def _ladder(

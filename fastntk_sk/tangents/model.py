@@ -335,14 +335,13 @@ class LinearizedModel:
         if self.settings.kernel == "full" and (predict_with or self.settings.predict_with) == "network":
             net = parameters.network or self.displaced_copy(delta, shared=True)
         batches = self.batches(rows)
-        with torch.autocast(W.device.type, enabled=False):  # the caller's
-            if self.settings.kernel == "pseudo":
-                readout = (W.cpu() * self.column_scales).T
-                parts = (self.tangents(batch, full_precision=True)[0] @ readout for batch in batches)
-            else:
-                of_view = partial(self._scores, W, delta, net)
-                parts = (averaged(of_view, batch, self.settings.augment) for batch in batches)
-            return np.concatenate([part.double().cpu().numpy() for part in parts])
+        if self.settings.kernel == "pseudo":
+            readout = (W.cpu() * self.column_scales).T
+            parts = (self.tangents(batch, full_precision=True)[0] @ readout for batch in batches)
+        else:
+            of_view = partial(self._scores, W, delta, net)
+            parts = (averaged(of_view, batch, self.settings.augment) for batch in batches)
+        return np.concatenate([part.double().cpu().numpy() for part in parts])
 
     def _scores(self, W: Tensor, delta: Tensor, net: nn.Module | None, batch: Tensor) -> Tensor:
         displaced = bool(self.tangent.subset.names)

@@ -62,7 +62,9 @@ class Projection:
         """Return `Q @ z`, the displacement of all p parameters."""
         if self._order is None:
             return z.clone()
-        spread = self._signs.to(z.dtype) * (z / self._sizes.sqrt()).repeat_interleave(self._sizes)
+        spread = self._signs.to(z.dtype) * (z / self._sizes.to(z.dtype).sqrt()).repeat_interleave(
+            self._sizes
+        )
         return torch.zeros(self.p, dtype=z.dtype).index_copy_(0, self._order, spread)
 
     def digest(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..backbones.outputs import distortion, is_channels_last
 from ..backbones.transformers_models import TransformersModel
 from ..exceptions import JacobianError, SubsetError
 from .blocks import find_blocks, is_activation
@@ -170,13 +171,12 @@ def _watched(net: nn.Module, probe: Tensor, blocks: list[str]) -> tuple[Tensor, 
     n_seen: Counter[tuple[str, str]] = Counter()
     entered: list[str] = []
     hooks: list[RemovableHandle] = []
-    channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
     patches = _patches(net, probe.shape[2:])
     widths = {block: _conv1d_widths(net.get_submodule(block)) for block in blocks}
 
     def note(path: str, of: str, given: Any) -> None:
         for tensor in tensors_of(given):
-            layout = _layout(tensor, len(probe), probe.shape[2:], channels_last, patches)
+            layout = _layout(net, tensor, len(probe), probe.shape[2:], patches)
             if layout and entered:
                 if tensor.ndim == 3 and tensor.shape[1] in widths[entered[-1]]:
                     layout = {"layout": "sequence"}
@@ -239,7 +239,7 @@ def _patches(net: nn.Module, size: Sequence[int]) -> tuple[int, int] | None:
 
 
 def _layout(
-    tensor: Tensor, n: int, size: Sequence[int], channels_last: bool, patches: tuple[int, int] | None
+    net: nn.Module, tensor: Tensor, n: int, size: Sequence[int], patches: tuple[int, int] | None
 ) -> dict[str, Any]:
     """Return how the numbers of a row lie in a tensor; nothing where it has no rows, or another form."""
     if not tensor.ndim or len(tensor) != n:
@@ -249,9 +249,8 @@ def _layout(
     if tensor.ndim == 3:
         return {"layout": "tokens"} | _token_grid(tensor.shape[1], size, patches)
     if tensor.ndim == 4:
-        first, last = (_distortion(tensor.shape[i], tensor.shape[i + 1], size) for i in (2, 1))
-        flipped = last < first or (last == first and channels_last)
-        return {"layout": "channels last" if flipped else "channels first"}
+        last = is_channels_last(net, tensor.shape, size)
+        return {"layout": "channels last" if last else "channels first"}
     return {}
 
 
@@ -269,12 +268,7 @@ def _token_grid(n_tokens: int, size: Sequence[int], patches: tuple[int, int] | N
     for n_leading in range(min(n_tokens, _MOST_LEADING)):
         rest = n_tokens - n_leading
         n_rows = max(1, round(math.sqrt(rest * size[0] / size[1])))
-        distortion = _distortion(n_rows, rest // n_rows, size)
-        if rest % n_rows == 0 and distortion <= 1:
-            found.append((distortion, n_leading, (n_rows, rest // n_rows)))
+        bent = distortion(n_rows, rest // n_rows, size)
+        if rest % n_rows == 0 and bent <= 1:
+            found.append((bent, n_leading, (n_rows, rest // n_rows)))
     return dict(zip(("n_leading", "grid"), min(found)[1:], strict=True)) if found else {}
-
-
-def _distortion(n_rows: int, n_columns: int, size: Sequence[int]) -> float:
-    """Return by how many rows a map is too high or too low for the shape of the pictures."""
-    return abs(n_rows - n_columns * size[0] / size[1]) if len(size) == 2 else 0.0

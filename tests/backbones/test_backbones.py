@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from fastntk_sk import FastNTKClassifier, Recipe, list_recipes, load_recipe, register_recipe
@@ -105,8 +106,9 @@ def test_resizing_is_of_the_whole_picture():
 def test_grey_models_take_grey_pictures():
     rows = Rows([np.zeros((4, 4), np.uint8)], InputSpec((4, 4), 1, (0.5,), (0.5,)))
     assert rows[0].shape == (1, 4, 4)
-    with pytest.raises(ValueError, match="Convert them to grey"):
-        Rows([np.zeros((4, 4, 3), np.uint8)], InputSpec((4, 4), 1))[0]
+    colours = np.random.default_rng(0).integers(256, size=(4, 4, 3), dtype=np.uint8)
+    (grey,) = Rows([colours], InputSpec((4, 4), 1))[0]
+    np.testing.assert_array_equal(grey, Image.fromarray(colours).convert("L"))
 
 
 def test_recipes():

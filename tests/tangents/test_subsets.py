@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
-from fastntk_sk.exceptions import BackboneNotFoundError, JacobianError, SubsetError
+from fastntk_sk.exceptions import JacobianError, SubsetError
 
 TUNED = {"anchor": "finetuned", "max_epochs": 1}
 PICTURES = {"backbone": "timm:test_vit", "image_size": 32, "pretrained": False, "n_components": 32}
@@ -77,28 +76,6 @@ class Giving(nn.Module):
 
     def forward(self, x):
         return self.change(self.layers(x))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda h: (h, h), "got tuple"),
-        (lambda h: {"features": h}, "got dict"),
-        (lambda h: h[:, :, None].squeeze(), "of one"),
-        (lambda h: h.sum(1), "Wrap it"),
-    ],
-)
-def test_networks_that_give_no_features(blobs, change, words):
-    with pytest.raises(SubsetError, match=words):
-        FastNTKClassifier(Giving(change)).fit(*blobs)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_scripted_network_is_named(blobs):
-    traced = torch.jit.trace(nn.Linear(4, 4), torch.ones(2, 4))
-    with pytest.raises(BackboneNotFoundError, match="scripted or traced"):
-        FastNTKClassifier(traced).fit(*blobs)
 
 
 @pytest.mark.parametrize(
