@@ -174,8 +174,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
           solves there, with the ridge centred at the pretrained values.
         - A module is a network that you have trained, classifier included, with its outputs in the
           order of `classes_`. It is copied and takes the place of the backbone, whose name, if one is
-          given, then only says how pictures are prepared. The ridge is centred at its own weights:
-          the larger `alpha`, the nearer its own predictions (docs/user_guide/trained_model.md).
+          given, then only says how pictures are prepared. The ridge on the displacement is centred at
+          its own values (docs/user_guide/trained_model.md).
 
     head : str, default=None
         Name of the classifier in a module that is the anchor, such as "fc" or "classifier.1". None is

@@ -299,7 +299,6 @@ class State:
             tangent_scale=settings.tangent_scale,
             target_scale=settings.target_scale,
             centre=self.model.centre(),
-            readout=self._start(),
         )
         return replace(
             self,
@@ -309,13 +308,6 @@ class State:
             alpha_path=dict(zip(GRID, solution.path, strict=False)),
             seconds_per_solve=time.perf_counter() - started,
         )
-
-    def _start(self) -> Tensor | None:
-        """Return where the ridge on W is centred, in energy units: a user's classifier; None is zero."""
-        if self.settings.anchor != "trained":
-            return None
-        assert self.tuning is not None
-        return (self.tuning.W * self.model.column_scales).double()
 
     def probe(self) -> Tensor:
         """Return what the backbone gives here for the synthetic rows."""
@@ -327,7 +319,7 @@ class State:
 
     def signature(self) -> dict[str, Any]:
         """Return what two states must share so that their statistics can be added."""
-        model, settings, start = self.model, self.settings, self._start()
+        model, settings = self.model, self.settings
         return {
             "random_state": settings.seed,
             "backbone weights": model.backbone.digest(),
@@ -336,7 +328,7 @@ class State:
             "ladder": None if model.ladder is None else model.ladder.digest(),
             "number of classes": settings.n_classes,
             "kernel": (settings.kernel, len(model.directions)),
-            "classifier": None if start is None else blake2b(start.numpy().tobytes()).hexdigest(),
+            "probe directions": blake2b(model.directions.cpu().numpy().tobytes()).hexdigest(),
             "energy units": (model.scale_h, model.scale_J),
             "preprocessing": model.backbone.spec,
             "augment": settings.augment,

@@ -54,16 +54,13 @@ def objective(clf, X, y, w):
         ridge[-1] = 0
     # the fine-tuned anchor is at theta_0 + Q moved, and z = 0 at theta_0
     moved = h.new_zeros(J.shape[-1]) if model.moved is None else model.moved
-    centre = 0
-    if isinstance(clf.anchor, torch.nn.Module):
-        centre = torch.cat([clf.anchor[1].weight, clf.anchor[1].bias[:, None]], 1).detach()
 
     def scores(W, z):
         return shared @ W.T + J @ (z - moved)
 
     def loss(W, z):
         errors = (scores(W, z) - t).square().sum(1)
-        penalty = (ridge * (W - centre).square()).sum() + model.scale_J**2 / S * z.square().sum()
+        penalty = (ridge * W.square()).sum() + model.scale_J**2 / S * z.square().sum()
         return torch.from_numpy(w) @ errors + clf.alpha_ * penalty
 
     displacement = torch.from_numpy(clf.displacement_)

@@ -55,6 +55,15 @@ class Backbone:
         smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
         return smooth.to(dtype).contiguous(memory_format=torch.channels_last)
 
+    def probe(self, seed: int, n_features: int | None, dtype: torch.dtype, device: Any) -> Tensor:
+        """Return two synthetic inputs, in grey from now on where the network takes only those."""
+
+        def draw(spec: InputSpec) -> Tensor:
+            return replace(self, spec=spec).synthetic(2, seed, n_features, dtype).to(device)
+
+        self.spec = for_channels(self.net, self.spec, draw)
+        return draw(self.spec)
+
     def digest(self, without: Iterable[str] = ()) -> str:
         """Return a checksum of weights and buffers, without those of some names."""
         left_out = set(without)

@@ -39,7 +39,7 @@ def take_apart(network: nn.Module, settings: Settings, dtype: torch.dtype) -> Tr
     )
     loaded.spec = spec or loaded.spec
     loaded.net.to(dtype=dtype, device=device)
-    x = loaded.synthetic(2, settings.seed, settings.n_features, dtype).to(device)
+    x = loaded.probe(settings.seed, settings.n_features, dtype, device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):  # the caller's
         W, head = _take_off(loaded.net, settings.head, x, settings.n_classes)
     return Trained(loaded, W.cpu(), head)

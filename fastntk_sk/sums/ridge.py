@@ -36,7 +36,6 @@ def solve(
     tangent_scale: float,
     target_scale: float,
     centre: Tensor | None = None,
-    readout: Tensor | None = None,
 ) -> Solution:
     r"""Solve from the statistics: by `solve_schur` where there are tangents, else as this module says.
 
@@ -44,8 +43,8 @@ def solve(
     Bayesian ridge regression (MacKay, Neural Computation 4(3), 1992) has its first maximum on the way
     down from the largest alpha: the global one runs to the edge of the grid where rows are fewer than
     features. It is a function of the sums alone, so that after a deletion it is what a refit chooses. A
-    SolveError says that the smallest eigenvalue fell below alpha / 2. `centre` and `readout` are for
-    tangents only: those of `solve_schur`.
+    SolveError says that the smallest eigenvalue fell below alpha / 2. `centre` is
+    that of `solve_schur`, for tangents only.
 
     Examples
     --------
@@ -66,7 +65,6 @@ def solve(
             tangent_scale=tangent_scale,
             target_scale=target_scale,
             centre=centre,
-            readout=readout,
         )
     if alpha is None:
         return solve_each(statistics, [None], tangent_scale=1.0, target_scale=target_scale)[0]

@@ -4,15 +4,13 @@ All minimise, over the readout W in R^{C x (d+1)} and the tangent coefficients z
 
 .. math::
 
-    \sum_i w_i \| W \tilde h_i + \sqrt{s} J_i z - t_i \|^2
-    + \alpha (\|W - W_0\|^2 + \|z - z_0\|^2), \quad
+    \sum_i w_i \| W \tilde h_i + \sqrt{s} J_i z - t_i \|^2 + \alpha (\|W\|^2 + \|z - z_0\|^2), \quad
     t_i = scale \, (onehot(y_i) - 1/C) .
 
 Everything is in the units of the statistics; docs/user_guide/concepts.md has the problem in raw ones.
 alpha multiplies the sum loss: the total ridge is the same before and after a deletion. z_0, the
 centre, is zero at the pretrained anchor; at a fine-tuned one it stands for the pretrained values, so
-that the ridge shrinks the whole displacement and not only what is left of it. W_0 is zero, or the
-classifier of a network that the user trained, which the ridge then leaves as it is.
+that the ridge shrinks the whole displacement and not only what is left of it.
 """
 
 from __future__ import annotations
@@ -53,12 +51,11 @@ def solve_schur(
     tangent_scale: float,
     target_scale: float,
     centre: Tensor | None = None,
-    readout: Tensor | None = None,
 ) -> Solution:
     r"""Solve from the statistics by eliminating the readout.
 
     One Cholesky factor of :math:`A + \alpha I = L L^T` serves all classes; with
-    :math:`X_c = L^{-1} B_c` and :math:`Y = L^{-1} (R + \alpha W_0^T)`,
+    :math:`X_c = L^{-1} B_c` and :math:`Y = L^{-1} R`,
 
     .. math::
 
@@ -70,9 +67,8 @@ def solve_schur(
     features that all classes share (the pseudo kernel) are multiplied by :math:`\sqrt{s}` within
     :math:`\tilde h`; then k = 0 and the cost is O((d+1)^3), whatever the number of classes.
 
-    `centre` is z_0 and `readout` W_0, both zero by default. A SolveError says that the smallest
-    eigenvalue of A + alpha I or of S fell below alpha / 2: rounding has used up the statistics, which
-    must be rebuilt.
+    `centre` is z_0, zero by default. A SolveError says that the smallest eigenvalue of A + alpha I or of
+    S fell below alpha / 2: rounding has used up the statistics, which must be rebuilt.
 
     Examples
     --------
@@ -95,8 +91,6 @@ def solve_schur(
     all_h, all_J = A[-1] / statistics.constant, B[:, -1].sum(0) / statistics.constant
     R = target_scale * scale * (statistics.H - all_h[:, None] / n_classes)
     r = target_scale * (statistics.r - all_J / n_classes)
-    if readout is not None:
-        R += alpha * readout.T
     L = factor(A, alpha, scale if statistics.n_tangents else None)
     Y = torch.linalg.solve_triangular(L, R, upper=False)
     z = torch.zeros_like(r)

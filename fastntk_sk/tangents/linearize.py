@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.inputs import InputSpec
-from ..backbones.loading import Backbone, for_channels, load_backbone, origin
+from ..backbones.loading import Backbone, load_backbone, origin
 from ..backbones.modules import check_finite
 from ..backbones.outputs import settle
 from ..exceptions import JacobianError, PrecisionError, StateMismatchError, SubsetError
@@ -109,13 +108,7 @@ def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> 
         insert_prompts(loaded.net, settings.n_prompts, deep=deep, generator=draws)
     loaded.net.to(dtype=dtype, device=settings.device)
     check_finite(loaded.net, loaded.name)
-
-    def draw(spec: InputSpec) -> Tensor:
-        drawn = replace(loaded, spec=spec).synthetic(2, settings.seed, settings.n_features, dtype)
-        return drawn.to(settings.device)
-
-    loaded.spec = for_channels(loaded.net, loaded.spec, draw)
-    probe = draw(loaded.spec)
+    probe = loaded.probe(settings.seed, settings.n_features, dtype, settings.device)
     n_features = settle(loaded.net, probe, loaded.name)
     ladder = _ladder(loaded.net, sides, probe, settings, saved)
     if "lora" in entries:
