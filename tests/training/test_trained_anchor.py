@@ -70,7 +70,7 @@ def test_the_anchor_is_the_network_as_it_is(digits, network):
     true = expected[np.arange(80), y[:80]]
     margins = true - (expected[:80].sum(1) - true) / 9
     assert clf._state.settings.target_scale == pytest.approx(margins.mean())
-    assert 0 < clf.linearity_ < 0.5
+    assert clf.linearity_ > 0
     assert clf.trainable_ == ["norm"]
     assert not hasattr(clf, "history_")
     assert network.training
