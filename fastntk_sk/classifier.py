@@ -750,7 +750,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         if rows is not None and before.state.settings.keep:
             ledger = ledger.with_features(removals, sums.features)
             kept = [one for one in ledger.features(removals) if one is not None]
-            sums = before.state.with_features(sums, kept, *_learned_as(removals))
+            sums = before.state.with_features(sums, kept, *learned_as(removals))
         state = _agreed(before.state.rebuild(sums, here=rows is not None))
         after = replace(before, state=_at_all_places(state, state.probes[0]), ledger=ledger)
         return self._commit(after.adapter(self.classes_), after, before=before)
@@ -1510,14 +1510,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         held = [(removal, row) for removal, row in pairs if row is not None]
         if held:
             kept, known = zip(*held, strict=True)
-            sums = state.sum_features(self._progress(known, what, len(known)), *_learned_as(kept))
+            sums = state.sum_features(self._progress(known, what, len(known)), *learned_as(kept))
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
         asked = [others[i] for i in shared.share(len(others))]
         contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
         unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
-        found = state.sum_rows(unchanged, *_learned_as(asked), np.array(numbers), shared.add_up)
+        found = state.sum_rows(unchanged, *learned_as(asked), np.array(numbers), shared.add_up)
         return found.plus(sums) if held else found
 
     def _drift(self, state: State, probe: Tensor) -> float:
@@ -1708,7 +1708,7 @@ def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[st
     return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
 
 
-def _learned_as(removals: Sequence[Removal]) -> tuple[np.ndarray, np.ndarray]:
+def learned_as(removals: Sequence[Removal]) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels and weights with which rows were learned."""
     labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
     return labels, np.array([removal.entry.weight for removal in removals])
