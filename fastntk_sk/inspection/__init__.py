@@ -1,5 +1,6 @@
 """What each learned row does to a model: exact, because deletion is."""
 
+from ._issues import duplicates, label_issues
 from ._without import influence, leave_one_out
 
-__all__ = ["influence", "leave_one_out"]
+__all__ = ["duplicates", "influence", "label_issues", "leave_one_out"]

@@ -123,8 +123,15 @@ class Learned:
         return left <= gone
 
 
-def features_of(clf: FastNTKClassifier, X: Any, what: str) -> Iterator[Tensor]:
-    """Yield the augmented features of rows that need not be learned, batch by batch."""
-    rows = clf._rows(X, clf._held.state.model)
-    for h, _ in clf._held.state.model.all_tangents(clf._progress(rows, what, len(rows))):
+def features_of(
+    clf: FastNTKClassifier, X: Any, what: str, digests: list[bytes] | None = None
+) -> Iterator[Tensor]:
+    """Yield the augmented features of rows that need not be learned, batch by batch.
+
+    Digests of their contents are appended to `digests`, if it is given.
+    """
+    held, rows = clf._held, clf._rows(X, clf._held.state.model)
+    shown = clf._progress(rows, what, len(rows))
+    noted = shown if digests is None else held.ledger.noted(shown, digests)
+    for h, _ in held.state.model.all_tangents(noted):
         yield h

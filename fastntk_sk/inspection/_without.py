@@ -77,8 +77,12 @@ def leave_one_out(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> np.
     True
     """
     check_shared_features(clf)
-    learned = Learned.find(clf, X, y, groups)
-    scores = np.empty((len(learned.labels), len(clf.classes_)))
+    return scores_without(Learned.find(clf, X, y, groups))
+
+
+def scores_without(learned: Learned) -> np.ndarray:
+    """Return what `leave_one_out` does."""
+    scores = np.empty((len(learned.labels), len(learned.clf.classes_)))
     model = learned.solution()
     for places, sizes, h in learned.blocks("leaving out"):
         targets, _, without = _without(learned, model, places, sizes, h)
