@@ -15,6 +15,7 @@ from ._learned import Learned, check_shared_features, features_of
 from ._without import scores_without
 
 _AT_ONCE = 1024  # rows that are compared with all others together
+_ROUNDING = 1e-6  # of a cosine in float32
 
 
 def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunch:
@@ -140,10 +141,11 @@ def duplicates(clf: Any, X: Any, *, threshold: float = 0.99) -> Bunch:
     pairs, similarity = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0)]
     for start in range(0, n, _AT_ONCE):
         alike = (directions[start : start + _AT_ONCE] @ directions[start:].T).numpy().astype(np.float64)
-        first, second = np.nonzero(np.triu(alike >= threshold, k=1))
+        first, second = np.nonzero(np.triu(alike >= threshold - _ROUNDING, k=1))
         pairs.append(start + np.stack([first, second], axis=1))
         similarity.append(alike[first, second])
     found, values = np.concatenate(pairs), np.concatenate(similarity)
-    best = np.argsort(-values, kind="stable")
-    same = [digests[one] == digests[other] for one, other in found[best]]
-    return Bunch(pairs=found[best], similarity=values[best].clip(max=1), same=np.array(same, dtype=bool))
+    same = np.array([digests[one] == digests[other] for one, other in found], dtype=bool)
+    values = np.where(same, 1.0, values.clip(max=1 - _ROUNDING))
+    best = np.argsort(-values, kind="stable")[: int((values >= threshold).sum())]
+    return Bunch(pairs=found[best], similarity=values[best], same=same[best])
