@@ -68,6 +68,7 @@ from .validation import (
     check_request_ids,
     check_together,
     check_training_rows,
+    class_indices,
     draw_seed,
     encode_labels,
 )
@@ -628,16 +629,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"The deletion would not be exact: {reasons}. Nothing was changed."
             )
         n_copies_left = ledger.n_copies(match.found)
-        receipt = make_receipt(
+        after = self._with_receipt(
+            before,
+            after,
+            started,
+            measured,
             request_ids=check_request_ids(request_id),
             redoes=[] if redoes is None else list(self._lost(redoes)),
-            chain=before.chain,
-            previous=chain_heads(before.receipts, before.chain)[before.chain],
             n_rows=len(removals),
-            n_samples_learned=after.state.n_rows,
-            **measured,
-            seconds=time.perf_counter() - started,
-            environment=after.state.environment,
             n_left=ledger.owned_rows(check_ids(sample_ids)),
             n_copies_left=n_copies_left,
             kept_features=by_features,
@@ -645,9 +644,114 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self._warn_of_empty_classes(before.state, after.state)
         _warn_of_copies(n_copies_left)
         _warn_of_steps(seen_by)
-        return self._commit(
-            after.adapter(self.classes_), after.with_receipt(ranks().agree(receipt)), before=before
+        return self._commit(after.adapter(self.classes_), after, before=before)
+
+    def rectify(
+        self,
+        X: Any,
+        y_new: Any,
+        *,
+        y_old: Any = None,
+        sample_ids: Any = None,
+        copies: str = "one",
+        request_id: str | Sequence[str] = (),
+    ) -> Self:
+        """Forget rows with the labels that they were learned with, and learn them with others.
+
+        It is one step, with one solve and one receipt: the result is that of a fit with the right
+        labels. Weights and sample ids stay. When an error is raised, nothing has changed.
+
+        Parameters
+        ----------
+        X : array-like
+            Learned rows, matched by content as in :meth:`unlearn`.
+
+        y_new : array-like of shape (n,)
+            Their right labels, of `classes_`.
+
+        y_old : array-like of shape (n,), default=None
+            The labels that they were learned with; by default the ledger's.
+
+        sample_ids, copies, request_id
+            As in :meth:`unlearn`.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            `n_samples_learned_` and `n_samples_forgotten_` stay.
+
+        Raises
+        ------
+        UnknownSampleError, AmbiguousSampleError, StateMismatchError, SolveError
+            As in :meth:`unlearn`.
+
+        ValueError
+            If a label is no class of the model.
+
+        Warns
+        -----
+        NumericalDriftWarning, EmptyClassWarning, PrivacyWarning
+            As in :meth:`unlearn`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from fastntk_sk import FastNTKClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> wrong = np.where(np.arange(150) == 7, 2, y)
+        >>> clf = FastNTKClassifier(random_state=0).fit(X, wrong).rectify(X[7:8], y[7:8])
+        >>> right = FastNTKClassifier(random_state=0).fit(X, y)
+        >>> bool(np.allclose(clf.decision_function(X), right.decision_function(X), rtol=1e-8))
+        True
+        """
+        started, before = time.perf_counter(), self._held
+        self._warn_of_changed_parameters()
+        rows, match = self._match(before, X, y_old, sample_ids, copies)
+        labels = class_indices(y_new, self.classes_)
+        check_consistent_length(rows, labels)
+        match.check()
+        removals = match.removals
+        labels = labels[[removal.row for removal in removals]].tolist()
+        features = before.ledger.features(removals)
+        by_features = all(row is not None for row in features)
+        drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
+        right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
+        old = self._sum(before, rows, removals, features, "forgetting")
+        new = self._sum(before, rows, right, features, "learning")
+        ledger = before.ledger.rectified(removals, right)
+        after = replace(before, state=_agreed(before.state.exchange(old, new)), ledger=ledger)
+        n_copies_left = ledger.n_copies(match.found) - len(removals)
+        after = self._with_receipt(
+            before,
+            after,
+            started,
+            _measured(after.state, drift),
+            request_ids=check_request_ids(request_id),
+            redoes=[],
+            n_rows=len(removals),
+            n_rectified=len(removals),
+            n_copies_left=n_copies_left,
+            kept_features=by_features,
         )
+        self._warn_of_empty_classes(before.state, after.state)
+        _warn_of_copies(n_copies_left)
+        return self._commit(after.adapter(self.classes_), after, before=before)
+
+    def _with_receipt(
+        self, before: Private, after: Private, started: float, measured: dict[str, Any], **said: Any
+    ) -> Private:
+        """Return what is left after a deletion, with its receipt."""
+        receipt = make_receipt(
+            chain=before.chain,
+            previous=chain_heads(before.receipts, before.chain)[before.chain],
+            n_samples_learned=after.state.n_rows,
+            **measured,
+            **said,
+            seconds=time.perf_counter() - started,
+            environment=after.state.environment,
+        )
+        return after.with_receipt(ranks().agree(receipt))
 
     def can_unlearn(
         self,

@@ -160,7 +160,8 @@ class ForgettingTimelineDisplay:
         """Rows before the first deletion and after each, of shape (n_deletions + 1,), by chain."""
         found: dict[str, list[int]] = {}
         for receipt in self.receipts:
-            left, gone = receipt["n_samples_learned"], receipt["n_rows"]
+            left = receipt["n_samples_learned"]
+            gone = receipt["n_rows"] - receipt["n_rectified"]
             found.setdefault(receipt["chain"], [left + gone]).append(left)
         return {chain: np.array(rows) for chain, rows in found.items()}
 
