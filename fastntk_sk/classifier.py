@@ -616,7 +616,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         rows, match = matched
         removals = match.removals
         ledger, features = before.ledger.removed(removals), before.ledger.features(removals)
-        _check_summable(rows, removals, features)
+        check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
         drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
@@ -793,7 +793,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             match.check(on_unknown)
             held.ledger.removed(match.removals)
             features = held.ledger.features(match.removals)
-            _check_summable(rows, match.removals, features)
+            check_summable(rows, match.removals, features)
         except FastNTKError as error:
             indices = error.indices if isinstance(error, SampleError) else []
             verdict = {"exact": False, "reasons": [str(error)]}
@@ -847,7 +847,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
         ledger, features = before.ledger, before.ledger.features(removals)
-        _check_summable(rows, removals, features)
+        check_summable(rows, removals, features)
         if rows is not None:
             features = [None] * len(removals)  # the backbone gives them anew
         sums = self._sum(before, rows, removals, features, "rebuilding")
@@ -983,9 +983,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         r"""Return scores as numbers that sum to one: not calibrated probabilities.
 
         A softmax of :math:`\log(99 (C - 1)) f(x) / target\_scale`, so that a row that is fitted
-        exactly gets 0.99. For probabilities to rely on, wrap the classifier in
-        :class:`~sklearn.calibration.CalibratedClassifierCV`, fitted on rows that need not be forgotten:
-        what it learns has seen them.
+        exactly gets 0.99; :func:`fastntk_sk.inspection.calibrate` puts one fitted number in place of
+        the factor. Or wrap the classifier in :class:`~sklearn.calibration.CalibratedClassifierCV`,
+        fitted on rows that need not be forgotten: what it learns has seen them.
 
         Parameters
         ----------
@@ -1537,6 +1537,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             tangent_scale=float(self.tangent_scale),
             target_scale=1.0 if self.target_scale == "auto" else float(self.target_scale),
             searched_by=(),
+            temperature=None,
         )
 
     def _first_state(self, training: Training) -> State:
@@ -1818,7 +1819,7 @@ def learned_as(removals: Sequence[Removal]) -> tuple[np.ndarray, np.ndarray]:
     return labels, np.array([removal.entry.weight for removal in removals])
 
 
-def _check_summable(
+def check_summable(
     rows: Rows | None, removals: Sequence[Removal], features: Sequence[np.ndarray | None]
 ) -> None:
     """Raise NoFeaturesError where neither a row nor its features are there to be summed."""

@@ -13,7 +13,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
-from ..classifier import FastNTKClassifier, learned_as
+from ..classifier import FastNTKClassifier, check_summable, learned_as
 from ..exceptions import InspectionError
 from ..state import State
 from ..sums.influence import LeaveOut
@@ -60,11 +60,19 @@ class Learned:
 
     @classmethod
     def find(cls, clf: FastNTKClassifier, X: Any, y: Any, groups: Any) -> Learned:
-        """Match rows with what was learned; raise UnknownSampleError for others."""
+        """Match rows with what was learned; without X, take all rows whose features are kept.
+
+        Raise UnknownSampleError for rows that were not learned.
+        """
         held = clf._held
-        rows, match = clf._match(held, X, y, None, "one")
-        match.check()
-        labels, weights = learned_as(match.removals)
+        if X is None:
+            rows, removals = None, held.ledger.all_rows()
+            check_summable(rows, removals, held.ledger.features(removals))
+        else:
+            rows, match = clf._match(held, X, y, None, "one")
+            match.check()
+            removals = match.removals
+        labels, weights = learned_as(removals)
         n = len(labels)
         if groups is None:
             names = np.arange(n)
@@ -77,7 +85,7 @@ class Learned:
                 f"Expected groups to leave a row, got one of all {held.ledger.n_rows} learned rows. "
                 "Pass other groups."
             )
-        return cls(clf, rows, match.removals, np.argsort(names, kind="stable"), sizes, labels, weights)
+        return cls(clf, rows, removals, np.argsort(names, kind="stable"), sizes, labels, weights)
 
     def solution(self) -> LeaveOut:
         """Return the solution of the sums, at the alpha in force."""

@@ -79,6 +79,7 @@ def linearized(make, trainable, **changes):
         "backbone_has_seen": False,
         "keep": None,
         "searched_by": (),
+        "temperature": None,
     }
     model = linearize(net, Settings(**settings | changes))
     if changes.get("anchor") == "finetuned":
