@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -86,6 +86,10 @@ class Learned:
                 "Pass other groups."
             )
         return cls(clf, rows, removals, np.argsort(names, kind="stable"), sizes, labels, weights)
+
+    def only(self, order: np.ndarray) -> Learned:
+        """Return some of the rows, in this order, each as a group."""
+        return replace(self, order=order, sizes=np.ones(len(order), dtype=np.int64))
 
     def solution(self) -> LeaveOut:
         """Return the solution of the sums, at the alpha in force."""
