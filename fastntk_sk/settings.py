@@ -53,7 +53,7 @@ class Settings:
 
     @property
     def sharpness(self) -> float:
-        r"""What turns scores into a softmax: 1 / temperature, or :math:`\log(99 (C - 1)) / target\_scale`."""
+        r"""What multiplies scores in a softmax: :math:`\log(99 (C - 1)) / target\_scale`, or 1 / T."""
         if self.temperature is not None:
             return 1 / self.temperature
         return math.log(99 * (self.n_classes - 1)) / self.target_scale

@@ -17,7 +17,7 @@ from ._without import influence
 
 @dataclass(eq=False, repr=False)
 class LabelIssuesDisplay:
-    """The learned pictures whose label is most doubtful.
+    r"""The learned pictures whose label is most doubtful.
 
     Create it with :meth:`from_estimator`, or with :meth:`from_predictions` from what
     :func:`label_issues` found.
@@ -27,7 +27,7 @@ class LabelIssuesDisplay:
     images : list of ndarray
         Most doubtful first.
 
-    given, suggested : sequence
+    given, suggested : ndarray of shape (n_images,)
         The label that was learned, and the one that the model without the row gives.
 
     self_confidence : ndarray of shape (n_images,)
@@ -53,8 +53,8 @@ class LabelIssuesDisplay:
     """
 
     images: Sequence[np.ndarray]
-    given: Sequence[Any]
-    suggested: Sequence[Any]
+    given: np.ndarray
+    suggested: np.ndarray
     self_confidence: np.ndarray
 
     @classmethod
@@ -113,7 +113,7 @@ class LabelIssuesDisplay:
 
 @dataclass(eq=False, repr=False)
 class InfluenceDisplay:
-    """The learned pictures that help others most, and those that do most harm.
+    r"""The learned pictures that help others most, and those that do most harm.
 
     Create it with :meth:`from_estimator`, or with :meth:`from_predictions` from what :func:`influence`
     found.
@@ -123,7 +123,7 @@ class InfluenceDisplay:
     images : list of ndarray
         Most helpful first, most harmful last.
 
-    labels : sequence
+    labels : ndarray of shape (n_images,)
         The labels that they were learned with.
 
     loss : ndarray of shape (n_images,)
@@ -149,7 +149,7 @@ class InfluenceDisplay:
     """
 
     images: Sequence[np.ndarray]
-    labels: Sequence[Any]
+    labels: np.ndarray
     loss: np.ndarray
 
     @classmethod

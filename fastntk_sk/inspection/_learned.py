@@ -22,7 +22,7 @@ _AT_ONCE = 512  # rows that are read together, where groups are no larger
 
 
 def check_shared_features(clf: Any) -> State:
-    """Return the state of an estimator in which every class reads the same features, or raise an error."""
+    """Return the state of an estimator, or raise an error unless all classes read the same features."""
     if not isinstance(clf, FastNTKClassifier):
         raise TypeError(
             f"Expected a fitted FastNTKClassifier, got {type(clf).__name__}. Pass the last step of a "

@@ -1,8 +1,8 @@
 r"""What leaving rows out does to ridge regression on features that all classes share, in closed form.
 
-With rows :math:`x_i` of weight :math:`w_i`, :math:`M = \sum_i w_i x_i x_i^T + \alpha D` (D is the identity,
-but zero at an intercept without ridge), :math:`H_{ij} = x_i^T M^{-1} x_j` and errors e = t - f, a model
-that never learned a group g of rows has there the errors, and changes elsewhere by
+With rows :math:`x_i` of weight :math:`w_i`, :math:`M = \sum_i w_i x_i x_i^T + \alpha D` (D is the
+identity, but zero at an intercept without ridge), :math:`H_{ij} = x_i^T M^{-1} x_j` and errors
+e = t - f, a model that never learned a group g of rows has there the errors, and changes elsewhere by
 
 .. math::
 
@@ -54,8 +54,9 @@ class LeaveOut:
     def __init__(
         self, statistics: Statistics, *, alpha: float, tangent_scale: float, target_scale: float
     ) -> None:
-        scales = {"tangent_scale": tangent_scale, "target_scale": target_scale}
-        self._W = solve(statistics, alpha=alpha, **scales).W
+        self._W = solve(
+            statistics, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale
+        ).W
         self._target_scale = target_scale
         n_columns = len(statistics.A)
         if statistics.has_tangents:  # the intercept has a ridge, as all columns
@@ -109,6 +110,8 @@ class LeaveOut:
         for size in sizes.unique().tolist():
             places = starts[sizes == size, None] + torch.arange(size)
             held = rows[places]
-            away = torch.eye(size, dtype=rows.dtype) - self.products(held, held) * weights[places][:, None]
+            away = (
+                torch.eye(size, dtype=rows.dtype) - self.products(held, held) * weights[places][:, None]
+            )
             without[places] = torch.linalg.solve(away, errors[places])
         return without

@@ -86,9 +86,9 @@ def test_the_path_of_alpha_is_drawn(blobs):
 
 def test_pictures_of_an_image_model(digits):
     X, y = digits[0][:24], digits[1][:24] % 2
-    clf = make(
-        backbone="test_resnet", pretrained=False, image_size=32, n_components=16, alpha=0.1
-    ).fit(X, y)
+    clf = make(backbone="test_resnet", pretrained=False, image_size=32, n_components=16, alpha=0.1).fit(
+        X, y
+    )
     display = InfluenceDisplay.from_estimator(clf, X, y, X[:4], y[:4], n_images=6)
     assert len(display.axes_) == 6
     with pytest.raises(InspectionError, match="ladder"):
