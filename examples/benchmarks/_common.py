@@ -132,6 +132,7 @@ def linearized(
         "backbone_has_seen": False,
         "keep": None,
         "searched_by": (),
+        "temperature": None,
     }
     return linearize(source, Settings(**settings | changes))
 
