@@ -205,14 +205,14 @@ def tables(found: dict[str, Any]) -> str:
         ["change of the validation loss", f"{exact['loss']:.1e}", f"{exact['loss_median']:.1e}"],
     ]
     parts = [
-        f"{exact['n']:,} deletions of one row each, 1,024 features, float64, alpha = 0.1 (scores are up to "
-        f"{exact['size']:.2f}, changes of the loss up to {exact['loss_size']:.1e}):",
+        f"{exact['n']:,} deletions of one row each, 1,024 features, float64, alpha = 0.1 (scores are up "
+        f"to {exact['size']:.2f}, changes of the loss up to {exact['loss_size']:.1e}):",
         table(["against real deletions", "largest difference", "median"], rows),
         f"All scores took {exact['seconds_scores']:.1f} s and all influences "
-        f"{exact['seconds_influence']:.1f} s; the deletions {exact['seconds_deletions']:.0f} s. At 4,096 "
-        f"features, {spent['n_rows']:,} rows and {spent['n_val']:,} validation rows, influence takes "
-        f"{spent['seconds']:.0f} s and leave-one-out {spent['scores']:.0f} s with kept features; one "
-        f"deletion {spent['deletion']:.2f} s, and as many deletions would take "
+        f"{exact['seconds_influence']:.1f} s; the deletions {exact['seconds_deletions']:.0f} s. At "
+        f"4,096 features, {spent['n_rows']:,} rows and {spent['n_val']:,} validation rows, influence "
+        f"takes {spent['seconds']:.0f} s and leave-one-out {spent['scores']:.0f} s with kept features; "
+        f"one deletion {spent['deletion']:.2f} s, and as many deletions would take "
         f"{spent['n_rows'] * spent['deletion'] / 3600:.0f} hours.",
     ]
     of = [found[f"issues {seed}"] for seed in SEEDS]
@@ -233,8 +233,8 @@ def tables(found: dict[str, Any]) -> str:
         for name, text in names.items()
     ]
     parts += [
-        f"A tenth of {found['n_issues']:,} labels is wrong, three draws, 1,024 features; seconds are without "
-        "the first pass, which all share:",
+        f"A tenth of {found['n_issues']:,} labels is wrong, three draws, 1,024 features; seconds are "
+        "without the first pass, which all share:",
         table(["rows pointed out by", "rows", "precision, %", "recall, %", "seconds"], rows),
     ]
     of = [found[f"story {seed}"] for seed in SEEDS]
@@ -249,11 +249,12 @@ def tables(found: dict[str, Any]) -> str:
     ]
     pairs = [[one["calibration"][name] for one in of] for name in ("before", "after")]
     parts += [
-        f"The story: {found['n_story']:,} pictures, a tenth of the labels wrong by habit (a shirt taken for a "
-        "T-shirt, a coat for a pullover, a boot for a sneaker), three draws, all 10,000 test pictures:",
+        f"The story: {found['n_story']:,} pictures, a tenth of the labels wrong by habit (a shirt taken "
+        "for a T-shirt, a coat for a pullover, a boot for a sneaker), three draws, all 10,000 test "
+        "pictures:",
         table(["model", "accuracy, %"], rows),
-        f"Expected calibration error (15 bins) of the last one: {with_error(pairs[0], 3)} before `calibrate`, "
-        f"{with_error(pairs[1], 3)} after it.",
+        f"Expected calibration error (15 bins) of the last one: {with_error(pairs[0], 3)} before "
+        f"`calibrate`, {with_error(pairs[1], 3)} after it.",
     ]
     return "\n\n".join(parts)
 

@@ -3,15 +3,15 @@ Find wrong labels, and put them right
 =====================================
 
 A thousand pictures were labelled in a hurry, and one label in ten is wrong: a 3 was taken for an 8, a 4
-for a 9, a 1 for a 7. Which ones? What would the model say of each picture if it had never learned it? That is what :func:`~fastntk_sk.inspection.label_issues`
-asks, for all pictures at once. Then `unlearn` forgets the wrong rows, or `rectify` puts them right,
-and neither needs a new fit.
+for a 9, a 1 for a 7. Which ones? What would the model say of each picture if it had never learned it?
+That is what :func:`~fastntk_sk.inspection.label_issues` asks, for all pictures at once. Then `unlearn`
+forgets the wrong rows, or `rectify` puts them right, and neither needs a new fit.
 """
 
 # %%
-# Pictures of digits, and labels of which a tenth is wrong. (Mistakes without a habit cost this model hardly
-# any accuracy: they cancel.) ``keep="features"`` makes what follows cheap: the backbone sees each picture
-# once.
+# Pictures of digits, and labels of which a tenth is wrong. (Mistakes without a habit would hardly cost
+# any accuracy: they cancel.) With ``keep="features"`` the backbone sees each picture once, and what
+# follows is cheap.
 import copy
 import sys
 from pathlib import Path
