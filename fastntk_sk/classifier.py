@@ -72,6 +72,7 @@ from .validation import (
     check_together,
     check_training_rows,
     check_vectors,
+    class_indices,
     draw_seed,
     encode_labels,
 )
@@ -689,7 +690,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         rows, match = matched
         removals = match.removals
         ledger, features = before.ledger.removed(removals), before.ledger.features(removals)
-        _check_summable(rows, removals, features)
+        check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
         drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
@@ -702,16 +703,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"The deletion would not be exact: {reasons}. Nothing was changed."
             )
         n_copies_left = ledger.n_copies(match.found)
-        receipt = make_receipt(
+        after = self._with_receipt(
+            before,
+            after,
+            started,
+            measured,
             request_ids=check_request_ids(request_id),
             redoes=[] if redoes is None else list(self._lost(redoes)),
-            chain=before.chain,
-            previous=chain_heads(before.receipts, before.chain)[before.chain],
             n_rows=len(removals),
-            n_samples_learned=after.state.n_rows,
-            **measured,
-            seconds=time.perf_counter() - started,
-            environment=after.state.environment,
             n_left=ledger.owned_rows(check_ids(sample_ids)),
             n_copies_left=n_copies_left,
             kept_features=by_features,
@@ -719,9 +718,115 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self._warn_of_empty_classes(before.state, after.state)
         _warn_of_copies(n_copies_left)
         _warn_of_steps(seen_by)
-        return self._commit(
-            after.adapter(self.classes_), after.with_receipt(ranks().agree(receipt)), before=before
+        return self._commit(after.adapter(self.classes_), after, before=before)
+
+    @without_modes
+    def rectify(
+        self,
+        X: Any,
+        y_new: Any,
+        *,
+        y_old: Any = None,
+        sample_ids: Any = None,
+        copies: str = "one",
+        request_id: str | Sequence[str] = (),
+    ) -> Self:
+        """Forget rows with the labels that they were learned with, and learn them with others.
+
+        It is one step, with one solve and one receipt: the result is that of a fit with the right
+        labels. Weights and sample ids stay. When an error is raised, nothing has changed.
+
+        Parameters
+        ----------
+        X : array-like
+            Learned rows, matched by content as in :meth:`unlearn`.
+
+        y_new : array-like of shape (n,)
+            Their right labels, of `classes_`.
+
+        y_old : array-like of shape (n,), default=None
+            The labels that they were learned with; by default the ledger's.
+
+        sample_ids, copies, request_id
+            As in :meth:`unlearn`.
+
+        Returns
+        -------
+        self : FastNTKClassifier
+            `n_samples_learned_` and `n_samples_forgotten_` stay.
+
+        Raises
+        ------
+        UnknownSampleError, AmbiguousSampleError, StateMismatchError, SolveError
+            As in :meth:`unlearn`.
+
+        ValueError
+            If a label is no class of the model.
+
+        Warns
+        -----
+        NumericalDriftWarning, EmptyClassWarning, PrivacyWarning
+            As in :meth:`unlearn`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from fastntk_sk import FastNTKClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> wrong = np.where(np.arange(150) == 7, 2, y)
+        >>> clf = FastNTKClassifier(random_state=0).fit(X, wrong).rectify(X[7:8], y[7:8])
+        >>> right = FastNTKClassifier(random_state=0).fit(X, y)
+        >>> bool(np.allclose(clf.decision_function(X), right.decision_function(X), rtol=1e-8))
+        True
+        """
+        started, before = time.perf_counter(), self._held
+        self._warn_of_changed_parameters()
+        rows, match = self._match(before, X, y_old, sample_ids, copies)
+        labels = class_indices(y_new, self.classes_)
+        check_consistent_length(rows, labels)
+        match.check()
+        removals = match.removals
+        labels = labels[[removal.row for removal in removals]].tolist()
+        features = before.ledger.features(removals)
+        by_features = all(row is not None for row in features)
+        drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
+        right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
+        old = self._sum(before, rows, removals, features, "forgetting")
+        new = self._sum(before, rows, right, features, "learning")
+        ledger = before.ledger.rectified(removals, right)
+        after = replace(before, state=_agreed(before.state.exchange(old, new)), ledger=ledger)
+        n_copies_left = ledger.n_copies(match.found) - len(removals)
+        after = self._with_receipt(
+            before,
+            after,
+            started,
+            _measured(after.state, drift),
+            request_ids=check_request_ids(request_id),
+            redoes=[],
+            n_rows=len(removals),
+            n_rectified=len(removals),
+            n_copies_left=n_copies_left,
+            kept_features=by_features,
         )
+        self._warn_of_empty_classes(before.state, after.state)
+        _warn_of_copies(n_copies_left)
+        return self._commit(after.adapter(self.classes_), after, before=before)
+
+    def _with_receipt(
+        self, before: Private, after: Private, started: float, measured: dict[str, Any], **said: Any
+    ) -> Private:
+        """Return what is left after a deletion, with its receipt."""
+        receipt = make_receipt(
+            chain=before.chain,
+            previous=chain_heads(before.receipts, before.chain)[before.chain],
+            n_samples_learned=after.state.n_rows,
+            **measured,
+            **said,
+            seconds=time.perf_counter() - started,
+            environment=after.state.environment,
+        )
+        return after.with_receipt(ranks().agree(receipt))
 
     @without_modes
     def can_unlearn(
@@ -764,7 +869,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             match.check(on_unknown)
             held.ledger.removed(match.removals)
             features = held.ledger.features(match.removals)
-            _check_summable(rows, match.removals, features)
+            check_summable(rows, match.removals, features)
         except FastNTKError as error:
             indices = error.indices if isinstance(error, SampleError) else []
             verdict = {"exact": False, "reasons": [str(error)]}
@@ -821,14 +926,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 f"{len(removals)} of them. Pass every row once for each time it was learned."
             )
         ledger, features = before.ledger, before.ledger.features(removals)
-        _check_summable(rows, removals, features)
+        check_summable(rows, removals, features)
         if rows is not None:
             features = [None] * len(removals)  # the backbone gives them anew
         sums = self._sum(before, rows, removals, features, "rebuilding")
         if rows is not None and before.state.settings.keep:
             ledger = ledger.with_features(removals, sums.features)
             kept = [one for one in ledger.features(removals) if one is not None]
-            sums = before.state.with_features(sums, kept, *_learned_as(removals))
+            sums = before.state.with_features(sums, kept, *learned_as(removals))
         state = _agreed(before.state.rebuild(sums, here=rows is not None))
         after = replace(before, state=_at_all_places(state, state.probes[0]), ledger=ledger)
         return self._commit(after.adapter(self.classes_), after, before=before)
@@ -973,9 +1078,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         r"""Return scores as numbers that sum to one: not calibrated probabilities.
 
         A softmax of :math:`\log(99 (C - 1)) f(x) / target\_scale`, so that a row that is fitted
-        exactly gets 0.99. For probabilities to rely on, wrap the classifier in
-        :class:`~sklearn.calibration.CalibratedClassifierCV`, fitted on rows that need not be forgotten:
-        what it learns has seen them.
+        exactly gets 0.99; :func:`fastntk_sk.inspection.calibrate` puts one fitted number in place of
+        the factor. Or wrap the classifier in :class:`~sklearn.calibration.CalibratedClassifierCV`,
+        fitted on rows that need not be forgotten: what it learns has seen them.
 
         Parameters
         ----------
@@ -1596,6 +1701,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             tangent_scale=float(self.tangent_scale),
             target_scale=1.0 if self.target_scale == "auto" else float(self.target_scale),
             searched_by=(),
+            temperature=None,
         )
 
     def _first_state(self, training: Training) -> State:
@@ -1677,14 +1783,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         held = [(removal, row) for removal, row in pairs if row is not None]
         if held:
             kept, known = zip(*held, strict=True)
-            sums = state.sum_features(self._progress(known, what, len(known)), *_learned_as(kept))
+            sums = state.sum_features(self._progress(known, what, len(known)), *learned_as(kept))
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
         asked = [others[i] for i in shared.share(len(others))]
         contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
         unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
-        found = state.sum_rows(unchanged, *_learned_as(asked), np.array(numbers), shared.add_up)
+        found = state.sum_rows(unchanged, *learned_as(asked), np.array(numbers), shared.add_up)
         return found.plus(sums) if held else found
 
     def _drift(self, state: State, probe: Tensor) -> float:
@@ -1877,13 +1983,13 @@ def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[st
     return measured | {"exactness": exactness(**measured, backbone_has_seen=seen)}
 
 
-def _learned_as(removals: Sequence[Removal]) -> tuple[np.ndarray, np.ndarray]:
+def learned_as(removals: Sequence[Removal]) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels and weights with which rows were learned."""
     labels = np.array([removal.entry.label for removal in removals], dtype=np.int64)
     return labels, np.array([removal.entry.weight for removal in removals])
 
 
-def _check_summable(
+def check_summable(
     rows: Rows | None, removals: Sequence[Removal], features: Sequence[np.ndarray | None]
 ) -> None:
     """Raise NoFeaturesError where neither a row nor its features are there to be summed."""

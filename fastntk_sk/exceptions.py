@@ -134,6 +134,10 @@ class NoFeaturesError(FastNTKError, ValueError):
     """The features of rows were not kept, and the rows themselves were not passed."""
 
 
+class InspectionError(FastNTKError, ValueError):
+    """What rows do to a model has no closed form for this model."""
+
+
 class RequestError(FastNTKError, ValueError):
     """A request to be forgotten is not there, or says nothing that can be done."""
 

@@ -46,7 +46,8 @@ class Settings:
     backbone_has_seen: bool | Literal["unknown"]
     keep: Literal["features"] | None
     augment: Literal["flip"] | None  # None for vectors
-    searched_by: tuple[str, ...]  # searches that chose parameters with the rows
+    searched_by: tuple[str, ...]  # searches and calibrations that chose parameters with the rows
+    temperature: Scale | None  # of predict_proba, from leave-one-out scores; None: the fixed rule
 
     @property
     def anchor_has_seen(self) -> bool:
@@ -60,12 +61,14 @@ class Settings:
 
     @property
     def sharpness(self) -> float:
-        r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
+        r"""What multiplies scores in a softmax: :math:`\log(99 (C - 1)) / target\_scale`, or 1 / T."""
+        if self.temperature is not None:
+            return 1 / self.temperature
         return math.log(99 * (self.n_classes - 1)) / self.target_scale
 
     def merged(self, other: Settings) -> Settings:
-        """Return the settings with all that is known, in either, to have seen rows."""
+        """Return the settings with all that is known, in either, to have seen rows; not calibrated."""
         known = self.backbone_has_seen, other.backbone_has_seen
         worst = max(known, key=(False, "unknown", True).index)
         searched_by = tuple(dict.fromkeys((*self.searched_by, *other.searched_by)))
-        return replace(self, backbone_has_seen=worst, searched_by=searched_by)
+        return replace(self, backbone_has_seen=worst, searched_by=searched_by, temperature=None)

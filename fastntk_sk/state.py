@@ -235,6 +235,18 @@ class State:
             seconds_per_row=sums.seconds_per_row,
         ).solve()
 
+    def exchange(self, old: Sums, new: Sums) -> State:
+        """Return the state that learned the same rows as `new` has them, and not as `old`; both go."""
+        old.statistics.subtract_from(self.statistics)
+        old.statistics.merge(new.statistics)
+        return replace(
+            self,
+            statistics=old.statistics,
+            class_rows=self.class_rows - old.class_rows + new.class_rows,
+            removed=self.removed + coarse(old.energy),
+            seconds_per_row=old.seconds_per_row,
+        ).solve()
+
     def rebuild(self, sums: Sums, *, here: bool = True) -> State:
         """Return the state of fresh sums over the same rows, for which the backbone ran `here`."""
         place: dict[str, Any] = {}

@@ -134,6 +134,7 @@ def linearized(
         "keep": None,
         "augment": None,
         "searched_by": (),
+        "temperature": None,
     }
     return linearize(source, Settings(**settings | changes))
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.utils._optional_dependencies import check_matplotlib_support, check_pandas_support
+from sklearn.utils._optional_dependencies import check_pandas_support
 from sklearn.utils.validation import check_is_fitted
 
 from ..backbones.inputs import drawable
-from ..escaping import drawn, visible
+from ..escaping import drawn
+from ..panels import check_pictures, draw_pictures, panels
 from ._checks import check_same_classes, check_sets
 from .metrics import accuracies, margins
 from .report import named_models
 
 _WIDEST_MARGIN = 30.0
 _BINS = 30
-_MOST_COLUMNS = 8
 
 
 @dataclass(eq=False, repr=False)
@@ -104,7 +103,7 @@ class UnlearningDisplay:
         ValueError
             If there are not as many axes as panels.
         """
-        axes, self.figure_ = _axes(ax, 1 + len(self.accuracies), (3.2, 3.2))
+        axes, self.figure_ = panels(ax, 1 + len(self.accuracies), (3.2, 3.2))
         self.axes_ = axes
         frame = check_pandas_support("UnlearningDisplay").DataFrame(self.accuracies)
         frame.rename(drawn, axis="columns").plot.bar(
@@ -160,7 +159,8 @@ class ForgettingTimelineDisplay:
         """Rows before the first deletion and after each, of shape (n_deletions + 1,), by chain."""
         found: dict[str, list[int]] = {}
         for receipt in self.receipts:
-            left, gone = receipt["n_samples_learned"], receipt["n_rows"]
+            left = receipt["n_samples_learned"]
+            gone = receipt["n_rows"] - receipt["n_rectified"]
             found.setdefault(receipt["chain"], [left + gone]).append(left)
         return {chain: np.array(rows) for chain, rows in found.items()}
 
@@ -180,7 +180,7 @@ class ForgettingTimelineDisplay:
         """
         if not self.receipts:
             raise ValueError("Expected at least one receipt, got none. Forget something first.")
-        (self.ax_,), self.figure_ = _axes(ax, 1, (7, 3))
+        (self.ax_,), self.figure_ = panels(ax, 1, (7, 3))
         labels = {True: "exact for the linearised model", False: "approximate: see the receipt"}
         for chain, rows in self.rows.items():
             self.ax_.step(np.arange(len(rows)), rows, where="post", color="tab:blue")
@@ -269,8 +269,7 @@ class ChangedPredictionsDisplay:
             If the classes differ, or X holds vectors.
         """
         check_same_classes(before, after)
-        if getattr(X, "ndim", 3) == 2 or not len(X):
-            raise ValueError(f"Expected images, got {len(X)} vectors, which cannot be drawn.")
+        check_pictures(X)
         p, q = before.predict_proba(X), after.predict_proba(X)
         changes = np.abs(p - q).sum(1) / 2
         chosen = np.argsort(-changes, kind="stable")[:n_images]
@@ -290,28 +289,9 @@ class ChangedPredictionsDisplay:
         ValueError
             If there are not as many axes as images.
         """
-        self.axes_, self.figure_ = _axes(ax, len(self.images), (1.6, 2.1))
-        shown = zip(self.axes_, self.images, self.changes, self.before, self.after, strict=True)
-        for ax, image, change, old, new in shown:
-            ax.imshow(image, cmap="gray")
-            ax.axis("off")
-            title, colour = (old, "black") if old == new else (f"{old} → {new}", "tab:red")
-            text = f"{visible(title)}\n{change:.2f}"
-            ax.set_title(text, fontsize="small", color=colour, parse_math=False, usetex=False)
+        pairs = list(zip(self.before, self.after, strict=True))
+        names = [old if old == new else f"{old} → {new}" for old, new in pairs]
+        texts = [f"{name}\n{change:.2f}" for name, change in zip(names, self.changes, strict=True)]
+        colours = ["black" if old == new else "tab:red" for old, new in pairs]
+        self.axes_, self.figure_ = draw_pictures(ax, self.images, texts, colours)
         return self
-
-
-def _axes(axes: Any, n: int, size: tuple[float, float]) -> tuple[np.ndarray, Any]:
-    """Return n given axes, or those of a new figure with panels of a size in inches, and the figure."""
-    if axes is None:
-        check_matplotlib_support("A display")
-        import matplotlib.pyplot as plt
-
-        columns = min(n, _MOST_COLUMNS)
-        lines = math.ceil(n / columns)
-        figure = plt.figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
-        axes = [figure.add_subplot(lines, columns, i + 1) for i in range(n)]
-    axes = np.asarray(axes, dtype=object).ravel()
-    if len(axes) != n:
-        raise ValueError(f"Expected {n} axes, got {len(axes)}.")
-    return axes, axes[0].figure

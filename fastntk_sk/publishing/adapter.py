@@ -60,7 +60,7 @@ class Adapter:
 
     @property
     def sharpness(self) -> float:
-        r"""What turns scores into a softmax: :math:`\log(99 (C - 1)) / target\_scale`."""
+        """What turns scores into a softmax, by multiplication."""
         return self.settings.sharpness
 
     @property

@@ -27,7 +27,7 @@ def exactness(
     `position_gap` the relative effect that a row's place in its batch, and the other rows, have on them;
     `residual` that of the normal equations after the solve; `rounding` the `rounding_bound` of the rows
     that are left and of those removed since the sums were made. `seen_by` and `searched_by` name the
-    fitted steps and the searches that have seen the rows; reasons name none of them.
+    fitted steps, and the searches and calibrations, that have seen the rows; reasons name none of them.
     """
     forbidden = {  # NaN is not exact either
         "what the backbone gives differs from what was learned": drift != 0,
@@ -35,7 +35,7 @@ def exactness(
         f"the solve left a residual of more than {RESIDUAL:g}": not residual <= RESIDUAL,
         f"rounding may leave more than {ROUNDING:g} of the rows": not rounding <= ROUNDING,
         "fitted steps before the classifier have seen the rows": bool(seen_by),
-        "the hyper-parameters that a search chose have seen the rows": bool(searched_by),
+        "hyper-parameters that a search or a calibration chose have seen the rows": bool(searched_by),
         "the fine-tuned anchor has seen the rows": anchor == "finetuned",
         "the trained module that is the anchor has seen the rows": anchor == "trained",
         "the backbone has seen the rows": backbone_has_seen is True,

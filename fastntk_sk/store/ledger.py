@@ -48,6 +48,10 @@ class Removal(NamedTuple):
     digest: bytes
     entry: Entry
 
+    def labelled(self, label: int) -> Removal:
+        """Return the same copy with another class index."""
+        return self._replace(entry=self.entry._replace(label=label))
+
 
 class Match(NamedTuple):
     """What a request finds: copies to be removed, and for each of its rows what became of it.
@@ -445,6 +449,14 @@ class Ledger:
             if segment.ids:
                 left = {entry.owner for entries in segment.rows.values() for entry in entries}
                 segment.ids = {owner: one for owner, one in segment.ids.items() if owner in left}
+        return changed
+
+    def rectified(self, removals: Sequence[Removal], right: Sequence[Removal]) -> Ledger:
+        """Return the ledger in which copies are entered as `right` has them."""
+        changed = self._copy()
+        for old, new in zip(removals, right, strict=True):
+            rows = changed.segments[old.segment].rows
+            rows[old.digest] = rows[old.digest] - Counter([old.entry]) + Counter([new.entry])
         return changed
 
     def owned_rows(self, sample_ids: Sequence[str | int | None] | None) -> int | None:

@@ -94,7 +94,7 @@ class Private:
     def described(self, adapter: Adapter) -> Adapter:
         """Return an adapter of this state with what its card says of the deletions."""
         return adapter.after(
-            n_forgotten=sum(receipt["n_rows"] for receipt in self.receipts),
+            n_forgotten=sum(one["n_rows"] - one["n_rectified"] for one in self.receipts),
             exactness=senses(self.receipts),
             heads=chain_heads(self.receipts, self.chain),
         )

@@ -27,6 +27,7 @@ class Receipt(Struct):
 
     time: str
     n_rows: RowCount
+    n_rectified: Count
     n_samples_learned: Count
     exactness: Exactness
     residual: Measured
@@ -72,6 +73,7 @@ def make_receipt(
     seconds: float,
     environment: dict[str, Any],
     n_left: int | None = None,
+    n_rectified: int = 0,
     n_copies_left: int,
     request_ids: Sequence[str],
     redoes: Sequence[str],
@@ -101,6 +103,9 @@ def make_receipt(
     n_left : int, default=None
         For a request by sample ids: learned rows that are left under them.
 
+    n_rectified : int, default=0
+        How many of the rows were learned again with other labels.
+
     n_copies_left : int
         Learned copies of what was forgotten.
 
@@ -118,6 +123,7 @@ def make_receipt(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "n_rows": n_rows,
+            "n_rectified": n_rectified,
             "n_samples_learned": n_samples_learned,
             "method": "downdate of the statistics and one solve",
             "request_ids": list(request_ids),

@@ -68,7 +68,7 @@ def solve(
         )
     if alpha is None:
         return solve_each(statistics, [None], tangent_scale=1.0, target_scale=target_scale)[0]
-    S, R = _centred(statistics, target_scale)
+    S, R = centred(statistics, target_scale)
     return _solution(statistics, target_scale, S, R, alpha, torch.cholesky_solve(R, factor(S, alpha)))
 
 
@@ -83,7 +83,7 @@ def solve_each(
     if statistics.has_tangents:
         fixed = partial(solve, statistics, tangent_scale=tangent_scale, target_scale=target_scale)
         return [fixed(alpha=alpha) for alpha in alphas]
-    S, R = _centred(statistics, target_scale)
+    S, R = centred(statistics, target_scale)
     reduced = Tridiagonal(S)
     rotated = reduced.rotate(R.numpy())
     solutions = []
@@ -106,7 +106,7 @@ def number(alpha: float | str) -> float | None:
     return None if alpha == "auto" else float(alpha)
 
 
-def _centred(statistics: Statistics, target_scale: float) -> tuple[Tensor, Tensor]:
+def centred(statistics: Statistics, target_scale: float) -> tuple[Tensor, Tensor]:
     """Return S, of which the lower triangle is valid, and R."""
     n, total = statistics.counts.sum(), statistics.A[-1, :-1] / statistics.constant
     S = torch.addr(statistics.A[:-1, :-1], total, total / n, alpha=-1)

@@ -31,6 +31,7 @@ def receipt(n_rows, left, chain="a", exactness=None):
         "time": "2026-01-01T00:00:00+00:00",
         "chain": chain,
         "n_rows": n_rows,
+        "n_rectified": 0,
         "n_samples_learned": left,
         "request_ids": ["<case 1>"],
         "n_copies_left": 0,

@@ -20,7 +20,7 @@ EXACT = {"drift": 0.0, "position_gap": 0.0, "residual": 1e-10, "rounding": 1e-8}
         ({"rounding": math.inf}, "rounding"),
         ({"position_gap": 1e-7}, "other rows of its batch"),
         ({"seen_by": ["'scaler' (StandardScaler)"]}, "fitted steps"),
-        ({"searched_by": ["GridSearchCV"]}, "a search chose"),
+        ({"searched_by": ["GridSearchCV"]}, "a search or a calibration chose"),
         ({"anchor": "finetuned"}, "fine-tuned anchor"),
         ({"backbone_has_seen": True}, "backbone has seen"),
         ({"backbone_has_seen": "unknown"}, "not known whether"),

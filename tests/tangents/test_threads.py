@@ -82,6 +82,7 @@ def linearized(make, trainable, **changes):
         "keep": None,
         "augment": None,
         "searched_by": (),
+        "temperature": None,
     }
     model = linearize(net, Settings(**settings | changes))
     if changes.get("anchor") == "finetuned":
