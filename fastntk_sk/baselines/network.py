@@ -12,12 +12,14 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from ..backbones.inputs import Rows, check_images
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
 from ..training.finetuning import SubspaceNetwork
 from ..validation import class_indices, draw_seed
+from .modules import ModuleClassifier, ModuleOriginal, as_classifier, require_rows
 
 
 @dataclass(eq=False, repr=False)
@@ -87,10 +89,20 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator):
         return f"{type(self).__name__}({self.model.backbone.name}, {len(self.classes)} classes)"
 
 
+def check_is_ours(estimator: Any) -> None:
+    """Raise TypeError for a module, of which not all baselines can start."""
+    if isinstance(estimator, (nn.Module, ModuleClassifier)):
+        raise TypeError(
+            f"Expected a FastNTKClassifier, got a module, {type(estimator).__name__}. Train a module again "
+            "by its own code; finetune, max_loss, random_label, scrub and salun start from any module."
+        )
+
+
 class Original:
     """The network of a fitted estimator, which is not changed: where every baseline starts."""
 
     def __init__(self, estimator: Any) -> None:
+        check_is_ours(estimator)
         source = estimator
         if not isinstance(estimator, BaselineClassifier):
             check_is_fitted(estimator)
@@ -135,14 +147,17 @@ class Original:
             model.directions * self.sharpness if model.moved is None and subset.names else None,
         ).to(model.directions.device)
 
+    def trained(self, network: SubspaceNetwork) -> list[nn.Parameter]:
+        """Return the weights that are trained."""
+        return [network.z, network.W]
+
     def batches(
         self, X: Any, y: Any, size: int, draws: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield normalised batches, class indices and row numbers; shuffled if `draws` is given."""
         rows = rows_of(self.model, X)
         check_consistent_length(rows, y)
-        if not len(rows):
-            raise ValueError("Expected at least one row in a set that a baseline learns from, got none.")
+        require_rows(len(rows))
         labels = torch.from_numpy(class_indices(y, self.classes))
         spec, readout = self.model.backbone.spec, self.model.directions
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
@@ -154,6 +169,15 @@ class Original:
         """Return the batches of several sets (X, y), of the model's size, and all class indices."""
         parts = [part for X, y in sets for part in self.batches(X, y, self.model.settings.batch_size)]
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
+
+    def joined(self, one: Any, other: Any) -> Any:
+        """Return the rows of two sets as one."""
+        return ConcatDataset([rows_of(self.model, X).items for X in (one, other)])
+
+    def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:
+        """Return the trained classifier; see `at`."""
+        z, W = (tensor.detach().cpu().clone() for tensor in self.trained(network))
+        return self.at(Parameters(W / self.sharpness, z), y_retain)
 
     def at(
         self, parameters: Parameters, y_retain: Any, predict_with: str = "network"
@@ -178,13 +202,15 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, 
 
 
 class Training:
-    """AdamW, without weight decay, on the network of an estimator."""
+    """AdamW, without weight decay, on the network of an estimator or on a module that takes rows of X."""
 
-    def __init__(self, estimator: Any, learning_rate: float, random_state: Any) -> None:
-        self.original = Original(estimator)
+    def __init__(self, model: Any, X: Any, learning_rate: float, random_state: Any) -> None:
+        classifier = as_classifier(model, X)
+        is_module = isinstance(classifier, ModuleClassifier)
+        self.original: Any = ModuleOriginal(classifier) if is_module else Original(classifier)
         self.network = self.original.trainable()
         self.draws = torch.Generator().manual_seed(draw_seed(random_state))
-        self.trained = [self.network.z, self.network.W]
+        self.trained = self.original.trained(self.network)
         self.optimiser = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
 
     def steps(self, X: Any, y: Any, loss: Loss, *, epochs: int, batch_size: int) -> Iterator[None]:
@@ -201,10 +227,9 @@ class Training:
         for _ in self.steps(X, y, loss, epochs=epochs, batch_size=batch_size):
             pass
 
-    def result(self, y_retain: Any) -> BaselineClassifier:
-        """Return the trained classifier; see `Original.at`."""
-        z, W = (tensor.detach().cpu().clone() for tensor in self.trained)
-        return self.original.at(Parameters(W / self.original.sharpness, z), y_retain)
+    def result(self, y_retain: Any) -> Any:
+        """Return the trained classifier."""
+        return self.original.result(self.network, y_retain)
 
 
 def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
