@@ -103,8 +103,8 @@ class ModuleClassifier(ClassifierMixin, BaseEstimator):
         n_bad = np.isnan(scores).any(axis=1).sum()
         if n_bad:
             raise ValueError(
-                f"Expected numbers as scores, got NaN in {n_bad:,} of {len(scores):,} rows. If the training "
-                "of the module diverged, take a smaller learning rate."
+                f"Expected numbers as scores, got NaN in {n_bad:,} of {len(scores):,} rows. If the "
+                "training of the module diverged, take a smaller learning rate."
             )
         return scores
 
@@ -122,7 +122,7 @@ class ModuleClassifier(ClassifierMixin, BaseEstimator):
 
 
 def as_classifier(model: Any, X: Any) -> Any:
-    """Return a plain module as a classifier of class indices, as many as it has scores for a row of X."""
+    """Return a plain module, which takes rows of X as they are, as a classifier of class indices."""
     if not isinstance(model, nn.Module):
         return model
     require_rows(_num_samples(X))
@@ -131,7 +131,7 @@ def as_classifier(model: Any, X: Any) -> Any:
 
 
 class ModuleOriginal:
-    """A module, which is not changed, as what baselines start from: all weights that require gradients."""
+    """A module, which is not changed: where the baselines that take gradient steps may start."""
 
     def __init__(self, classifier: ModuleClassifier) -> None:
         self.classifier, self.classes = classifier, classifier.classes_
@@ -186,8 +186,8 @@ def scores_of(output: Any) -> Tensor:
     if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[1] < 2:
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(
-            f"Expected a module that returns scores of shape (n, n_classes), two or more, got {got}. Wrap "
-            "it in a module that does."
+            f"Expected a module that returns scores of shape (n, n_classes), two or more, got {got}. "
+            "Wrap it in a module that does."
         )
     return scores
 

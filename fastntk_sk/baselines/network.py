@@ -93,8 +93,8 @@ def check_is_ours(estimator: Any) -> None:
     """Raise TypeError for a module, of which not all baselines can start."""
     if isinstance(estimator, (nn.Module, ModuleClassifier)):
         raise TypeError(
-            f"Expected a FastNTKClassifier, got a module, {type(estimator).__name__}. Train a module again "
-            "by its own code; finetune, max_loss, random_label, scrub and salun start from any module."
+            f"Expected a FastNTKClassifier, got a module, {type(estimator).__name__}. Train it again by "
+            "its own code; finetune, max_loss, random_label, scrub and salun start from any module."
         )
 
 
@@ -202,7 +202,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, 
 
 
 class Training:
-    """AdamW, without weight decay, on the network of an estimator or on a module that takes rows of X."""
+    """AdamW, without weight decay, on the network of an estimator, or on a module that takes X."""
 
     def __init__(self, model: Any, X: Any, learning_rate: float, random_state: Any) -> None:
         classifier = as_classifier(model, X)
