@@ -14,7 +14,7 @@ from ..exceptions import warn
 from ._checks import Classifier, NoNoiseFloorWarning, check_oracle, check_sets
 from .attacks import population_mia_auc
 from .metrics import accuracies, activation_distance, tug_of_war
-from .residual import missed, recognised
+from .residual import residual_shares
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,10 +137,8 @@ def unlearning_report(
     rows = {name: _row(model, remembering["oracle"], sets) for name, model in remembering.items()}
     report = pandas.DataFrame.from_dict(rows, orient="index")
     if radius is not None:
-        X, y = sets["forget"]
-        wrong = missed(remembering["oracle"], X, y)
-        known = {name: recognised(model, X, y, wrong, radius=radius) for name, model in models.items()}
-        report["residual_knowledge"] = pandas.Series(known)
+        shares = residual_shares(models, *sets["forget"], radius=radius)
+        report["residual_knowledge"] = pandas.Series(shares)
     return report
 
 

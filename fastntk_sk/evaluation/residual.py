@@ -95,33 +95,36 @@ def residual_knowledge(
     X, y = check_dataset((X_forget, y_forget), "X_forget")
     unlearned, oracle = check_oracle(unlearned, oracle, X)
     class_indices(y, oracle.classes_)
-    draws = {"radius": radius, "n_draws": n_draws, "random_state": draw_seed(random_state)}
-    wrong = missed(oracle, X, y)
     models = {"unlearned": unlearned, "oracle": oracle}
-    return {name: recognised(model, X, y, wrong, **draws) for name, model in models.items()}
+    return residual_shares(models, X, y, radius=radius, n_draws=n_draws, random_state=random_state)
 
 
-def missed(oracle: Classifier, X: Any, y: np.ndarray) -> np.ndarray:
-    """Return which rows an oracle gets wrong, as a mask; warn if there is none."""
-    wrong = oracle.predict(X) != y
-    if not wrong.any():
+def residual_shares(
+    models: dict[str, Classifier],
+    X: Any,
+    y: np.ndarray,
+    *,
+    radius: float,
+    n_draws: int = 20,
+    random_state: Any = 0,
+) -> dict[str, float]:
+    """Return the shares of several models by name, one of which is the oracle."""
+    missed = models["oracle"].predict(X) != y
+    if not missed.any():
         warn(
             "The oracle gets every forgotten row right: there is none that another model could know "
             "and it does not, so that residual knowledge is NaN.",
             UndefinedMetricWarning,
         )
-    return wrong
+        return dict.fromkeys(models, float("nan"))
+    right: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    for near in _perturbed(X, missed, radius, n_draws, draw_seed(random_state)):
+        for name, model in models.items():
+            right[name].append(model.predict(near) == y[missed])
+    return {name: float(np.mean(found)) for name, found in right.items()}
 
 
-def recognised(model: Classifier, X: Any, y: np.ndarray, rows: np.ndarray, **draws: Any) -> float:
-    """Return how often some rows, a mask, are right after the perturbations of `_perturbed`."""
-    right = [model.predict(near) == y[rows] for near in _perturbed(X, rows, **draws)]
-    return float(np.mean(right)) if right else float("nan")
-
-
-def _perturbed(
-    X: Any, rows: np.ndarray, *, radius: float, n_draws: int = 20, random_state: int = 0
-) -> Iterator[Any]:
+def _perturbed(X: Any, rows: np.ndarray, radius: float, n_draws: int, seed: int) -> Iterator[Any]:
     """Yield copies of some rows, a mask, with every value moved by up to a radius."""
     check_scalar(radius, "radius", Real, min_val=0, include_boundaries="neither")
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
@@ -136,8 +139,8 @@ def _perturbed(
     if pictures and radius < 1 / 255:
         raise ValueError(f"Expected a radius of at least 1/255 for uint8 pictures, got {radius}.")
     bounded = values.ndim > 2 and values.min() >= 0 and values.max() <= 1
-    chosen, generator = values[rows], np.random.default_rng(random_state)
-    for _ in range(n_draws if len(chosen) else 0):
+    chosen, generator = values[rows], np.random.default_rng(seed)
+    for _ in range(n_draws):
         noise = generator.uniform(-radius, radius, size=chosen.shape)
         if pictures:
             near = (chosen + 255 * noise).round().clip(0, 255).astype(np.uint8)
