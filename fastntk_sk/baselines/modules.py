@@ -34,8 +34,8 @@ class ModuleClassifier(ClassifierMixin, BaseEstimator):
         Labels, in the order of the scores.
 
     transform : callable, default=None
-        Maps a batch of X, a part of it as it was passed, to the tensor that the module takes. None
-        stands for arrays and tensors of floats that need no change.
+        Maps a batch of X, a part of it as it was passed, to the array or tensor of floats that the
+        module takes. None is for X that needs no change.
 
     batch_size : int, default=64
 

@@ -201,13 +201,17 @@ class Original:
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, class indices, rows
 
 
+def _start(classifier: Any) -> Any:
+    """Return where the gradient steps start."""
+    is_module = isinstance(classifier, ModuleClassifier)
+    return ModuleOriginal(classifier) if is_module else Original(classifier)
+
+
 class Training:
     """AdamW, without weight decay, on the network of an estimator, or on a module that takes X."""
 
     def __init__(self, model: Any, X: Any, learning_rate: float, random_state: Any) -> None:
-        classifier = as_classifier(model, X)
-        is_module = isinstance(classifier, ModuleClassifier)
-        self.original: Any = ModuleOriginal(classifier) if is_module else Original(classifier)
+        self.original = _start(as_classifier(model, X))
         self.network = self.original.trainable()
         self.draws = torch.Generator().manual_seed(draw_seed(random_state))
         self.trained = self.original.trained(self.network)

@@ -21,7 +21,23 @@ class NoNoiseFloorWarning(UserWarning):
 
 
 class Classifier(Protocol):
-    """What metrics ask of a model: its classes and two methods. A plain torch module is given them."""
+    """What metrics and reports ask of a model: its classes and two methods.
+
+    Fitted classifiers of scikit-learn have them, and metrics give them to a plain torch module.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastntk_sk.evaluation import population_mia_auc
+    >>> class Guess:
+    ...     classes_ = np.array(["cat", "dog"])
+    ...     def predict_proba(self, X):
+    ...         return np.full((len(X), 2), 0.5)
+    ...     def predict(self, X):
+    ...         return self.classes_[self.predict_proba(X).argmax(axis=1)]
+    >>> population_mia_auc(Guess(), ([[0.0]], ["cat"]), ([[1.0]], ["dog"]))
+    0.5
+    """
 
     @property
     def classes_(self) -> np.ndarray:
