@@ -109,6 +109,35 @@ def test_an_example_ends_in_a_picture(script, tmp_path):
     assert (tmp_path / script.name).with_suffix(".png").stat().st_size > 10_000
 
 
+def test_the_paper_table_takes_other_data_and_networks(tmp_path):
+    (tmp_path / "plugins.py").write_text(
+        textwrap.dedent(
+            """
+            from tasks import digits
+            from torch import nn
+
+            def even_or_odd():
+                X, y, X_test, y_test = digits()
+                return X, (y % 2).astype(str), X_test, (y_test % 2).astype(str)
+
+            def network():
+                net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten())
+                return {"backbone": net, "trainable": "norm", "image_size": 8}
+            """
+        )
+    )
+    task = "plugins:even_or_odd, plugins:network, 100 images, random"
+    command = [sys.executable, "-W", "ignore", str(ROOT / "examples/paper/reproduce.py")]
+    command += ["--data", "plugins:even_or_odd", "--network", "plugins:network", "--images", "100"]
+    command += ["--seeds", "0", "--groups", "pretrained anchor", "--tasks", task]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = pd.read_csv(tmp_path / "results/results.csv").set_index("model")
+    assert (results["task"] == task).all()
+    assert results.loc["ours", "algebraic_gap"] < 1e-6
+    assert results.loc["oracle", "accuracy_test"] > 0.8
+
+
 @pytest.mark.slow
 def test_the_paper_table_in_small_resumes_and_is_complete(tmp_path):
     script = ROOT / "examples/paper/reproduce.py"

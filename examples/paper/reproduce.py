@@ -2,6 +2,10 @@
 
     python examples/paper/reproduce.py            # all tasks; an interrupted run goes on
     python examples/paper/reproduce.py --small    # a minute, on vectors
+    python examples/paper/reproduce.py --data my_data:load --network resnet18 --images 500
+
+A data set is a function that returns X_train, y_train, X_test, y_test. A network is a backbone's name,
+or a function that returns parameters of FastNTKClassifier.
 
 Hyper-parameters are chosen on validation rows (training images that no draw learns), once for each
 task; test images are read at the end only. Writes results.csv, the tables of README.md and a picture.
@@ -11,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,10 @@ import numpy as np
 import pandas as pd
 from methods import CLOSED, OURS, STEPPING, forget, measured
 from tasks import (
+    DATA,
+    FORGET,
     LADDER_TASKS,
+    NETWORKS,
     SMALL,
     TASKS,
     VALIDATION,
@@ -153,7 +161,7 @@ def run(task: Task, seed: int, group: str, chosen: dict) -> pd.DataFrame:
         (str(unfitted.get_params()), *as_bytes(rows.learned)),
         lambda: measured(lambda: unfitted.fit(*rows.learned)),
     )
-    seen = last("features", (task.backbone, task.n, seed), dict)
+    seen = last("features", (task.data, task.network, task.n, seed), dict)
     oracle, second, retraining = retrainings(original, rows, seed, seen)
     if settings:
         oracle, second = (with_settings(model, **settings) for model in (oracle, second))
@@ -315,12 +323,29 @@ def _cell(values: np.ndarray, column: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--small", action="store_true", help="vectors, two tasks, one seed")
+    parser.add_argument("--data", default="fashion-mnist", help=f"of {[*DATA]}, or module:function")
+    parser.add_argument(
+        "--network", help=f"of {[*NETWORKS]}, a backbone of the library, or module:function"
+    )
+    parser.add_argument("--images", type=int, default=1000, help="to learn, with --data or --network")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", default="", help="only tasks whose name starts with this")
     parser.add_argument("--groups", nargs="+", default=[*FITTED], choices=FITTED, help="default: all")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.csv and README.md")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of results.csv and README.md; default: of this script, or ./results for other data",
+    )
     args = parser.parse_args()
-    tasks, seeds = (SMALL, [0]) if args.small else (TASKS, args.seeds)
+    tasks, ladder_tasks, seeds = TASKS, LADDER_TASKS, args.seeds
+    if args.small:
+        tasks, ladder_tasks, seeds = SMALL, SMALL, [0]
+    elif args.network or args.data != "fashion-mnist":
+        sys.path.insert(0, "")  # where a plug-in may be
+        tasks = [Task(args.network or "lite0", args.images, kind, args.data) for kind in FORGET]
+        ladder_tasks = tasks
+        args.out = args.out or Path("results")
+    args.out = args.out or HERE
     args.out.mkdir(parents=True, exist_ok=True)
     sheet, page = args.out / "results.csv", args.out / "README.md"
     done = pd.read_csv(sheet) if sheet.exists() else pd.DataFrame(columns=["task", "seed", "group"])
@@ -329,7 +354,7 @@ def main() -> None:
         (task, seed, group)
         for seed in seeds  # first one draw of every task, then the next
         for group in args.groups
-        for task in (LADDER_TASKS if group == "ladder" and not args.small else tasks)
+        for task in (ladder_tasks if group == "ladder" else tasks)
         # neighbours may share their originals and retrainings
         if str(task).startswith(args.tasks) and (str(task), seed, group) not in known
     ]

@@ -1,15 +1,18 @@
-"""What is learned and what is to be forgotten: Fashion-MNIST, two backbones, four forget sets."""
+"""What is learned and what is to be forgotten: data sets, networks, and four forget sets."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import os
+import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -29,14 +32,16 @@ VALIDATION = 1000  # the seed whose rows choose hyper-parameters: its test rows 
 
 @dataclass(frozen=True)
 class Task:
-    """A backbone, a number of training images and a kind of forget set."""
+    """A network, a number of training images, a kind of forget set and a data set."""
 
-    backbone: str
+    network: str
     n: int
     forget: str
+    data: str = "fashion-mnist"
 
     def __str__(self) -> str:
-        return f"{self.backbone}, {self.n:,} images, {self.forget}"
+        named = "" if self.data == "fashion-mnist" else f"{self.data}, "
+        return f"{named}{self.network}, {self.n:,} images, {self.forget}"
 
 
 @dataclass
@@ -57,13 +62,18 @@ TASKS = [
 ]
 # of the group "ladder"; what plain SGD retraining did is known for those that are in both lists
 LADDER_TASKS = [Task("lite0", n, kind) for n in (1000, 5000) for kind in FORGET]
-SMALL = [Task("mlp", 60, kind) for kind in FORGET[:2]]
+SMALL = [Task("mlp", 60, kind, "digits") for kind in FORGET[:2]]
 
 
 def problem(task: Task, seed: int) -> Problem:
     """Draw the rows of a seed: disjoint training rows for four seeds, and others for validation."""
     X, y, X_test, y_test = _images(task)
     n_test = min(2000, len(X) // 5)
+    if n_test + 5 * task.n > len(X):
+        raise ValueError(
+            f"Expected at least {n_test + 5 * task.n:,} training images for draws of {task.n:,} and for "
+            f"validation, got {len(X):,}. Take fewer: --images {(len(X) - n_test) // 5}."
+        )
     order = np.random.default_rng(0).permutation(len(X))
     place = 4 if seed == VALIDATION else seed % 4
     rows = order[n_test + place * task.n :][: task.n]
@@ -89,17 +99,7 @@ def problem(task: Task, seed: int) -> Problem:
 
 def estimator(task: Task, anchor: str, seed: int, **settings) -> FastNTKClassifier:
     """Return the unfitted estimator of a task: subset and ridge 0.25, unless settings say else."""
-    kinds = {
-        "lite0": {"backbone": "tf_efficientnet_lite0", "trainable": "norm", "image_size": 64},
-        "vit": {"backbone": small_vit, "trainable": "prompt", "image_size": 28, "n_prompts": 10},
-        "mlp": {
-            "backbone": "mlp",
-            "trainable": "norm",
-            "n_components": 64,
-            "finetune_params": {"batch_size": 10},
-        },
-    }
-    settings = {"alpha": 0.25} | kinds[task.backbone] | settings
+    settings = {"alpha": 0.25} | network(task.network) | settings
     return FastNTKClassifier(**settings, anchor=anchor, random_state=seed)
 
 
@@ -162,14 +162,52 @@ def _as_tensor(X: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(X)[:, None].float() / 255).sub(0.5).div(0.5).expand(-1, 3, -1, -1)
 
 
-def _images(task: Task) -> tuple[np.ndarray, ...]:
-    if task.backbone == "mlp":
-        from sklearn.datasets import load_digits
+def digits() -> tuple[np.ndarray, ...]:
+    """Return X_train, y_train, X_test, y_test: uint8 images of shape (n, 8, 8)."""
+    from sklearn.datasets import load_digits
 
-        X, y = load_digits(return_X_y=True)
-        X = X.astype(np.float32)
-        return X[:1400], y[:1400], X[1400:], y[1400:]
-    X, y, X_test, y_test = fashion_mnist()
-    if task.backbone == "vit":  # pretrained on the other half of the classes
+    X, y = load_digits(return_X_y=True)
+    X = (X.reshape(-1, 8, 8) * 15.9375).astype(np.uint8)
+    return X[:1400], y[:1400], X[1400:], y[1400:]
+
+
+DATA: dict[str, Callable[[], tuple[np.ndarray, ...]]] = {
+    "fashion-mnist": fashion_mnist,
+    "digits": digits,
+}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "lite0": {"backbone": "tf_efficientnet_lite0", "trainable": "norm", "image_size": 64},
+    "vit": {"backbone": small_vit, "trainable": "prompt", "image_size": 28, "n_prompts": 10},
+    "mlp": {
+        "backbone": "mlp",
+        "trainable": "norm",
+        "n_components": 64,
+        "finetune_params": {"batch_size": 10},
+    },
+}
+_SOURCES = ("timm", "torchvision", "hf-hub", "local-dir")  # what names of backbones begin with
+
+
+def data(name: str) -> tuple[np.ndarray, ...]:
+    """Return X_train, y_train, X_test, y_test of a name in DATA, or of a function, "module:function"."""
+    return DATA[name]() if name in DATA else pkgutil.resolve_name(name)()
+
+
+@cache  # a module that a function makes is the same in all fits
+def network(name: str) -> dict[str, Any]:
+    """Return the estimator's parameters: of a name in NETWORKS, a function, or a backbone's name."""
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if ":" in name and name.split(":")[0] not in _SOURCES:
+        return pkgutil.resolve_name(name)()
+    return {"backbone": name, "trainable": "norm"}
+
+
+def _images(task: Task) -> tuple[np.ndarray, ...]:
+    X, y, X_test, y_test = data(task.data)
+    if task.network == "vit" and task.data == "fashion-mnist":
+        # pretrained on the other half of the classes
         X, y, X_test, y_test = X[y >= 5], y[y >= 5], X_test[y_test >= 5], y_test[y_test >= 5]
+    if task.network == "mlp":
+        X, X_test = (of.reshape(len(of), -1).astype(np.float32) for of in (X, X_test))
     return X, y, X_test, y_test

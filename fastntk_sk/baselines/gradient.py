@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..modes import without_modes
 from ..validation import class_indices
-from .network import BaselineClassifier, Original, Training, check_origin, cross_entropy
+from .network import Training, check_is_ours, check_origin, cross_entropy
 
 
 @without_modes
@@ -56,6 +56,7 @@ def retrain(
     >>> retrain(clf, X[10:], y[10:], X[:10], y[:10]).n_samples_learned_
     140
     """
+    check_is_ours(estimator)
     check_origin(estimator._adapter.settings)
     oracle = clone(estimator)
     if random_state is not None:
@@ -75,17 +76,18 @@ def finetune(
     epochs: int = 5,
     learning_rate: float = 2e-3,
     batch_size: int = 50,
-) -> BaselineClassifier:
+) -> Any:
     """Continue training on the retain set, so that the rest may fade.
 
     Parameters
     ----------
-    estimator : FastNTKClassifier or BaselineClassifier
-        Fitted; not changed. Its network and readout are trained.
+    estimator : FastNTKClassifier, BaselineClassifier, ModuleClassifier or Module
+        Fitted; not changed. Its subset and readout are trained; of a module all weights that require
+        gradients, in eval mode.
 
     X_retain, y_retain, X_forget, y_forget : array-like
         The rows that stay, and those to forget, which are not used here. A class that the retain set
-        lacks is never predicted.
+        lacks is never predicted, except by a module.
 
     random_state : int or None, default=None
         Order of the rows.
@@ -97,7 +99,8 @@ def finetune(
 
     Returns
     -------
-    unlearned : BaselineClassifier
+    unlearned : BaselineClassifier or ModuleClassifier
+        The latter of a module.
 
     References
     ----------
@@ -113,7 +116,7 @@ def finetune(
     >>> finetune(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
     [0, 1, 2]
     """
-    training = Training(estimator, learning_rate, random_state)
+    training = Training(estimator, X_retain, learning_rate, random_state)
     training.run(X_retain, y_retain, cross_entropy, epochs=epochs, batch_size=batch_size)
     return training.result(y_retain)
 
@@ -130,7 +133,7 @@ def max_loss(
     epochs: int = 3,
     learning_rate: float = 5e-4,
     batch_size: int = 50,
-) -> BaselineClassifier:
+) -> Any:
     """Increase the cross entropy of the forget set by gradient ascent (arXiv:2312.14923).
 
     Parameters
@@ -141,7 +144,7 @@ def max_loss(
 
     Returns
     -------
-    unlearned : BaselineClassifier
+    unlearned : BaselineClassifier or ModuleClassifier
 
     Examples
     --------
@@ -154,7 +157,7 @@ def max_loss(
     >>> bool(worse.score(X[:10], y[:10]) < clf.score(X[:10], y[:10]))
     True
     """
-    training = Training(estimator, learning_rate, random_state)
+    training = Training(estimator, X_forget, learning_rate, random_state)
 
     def ascent(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         return -cross_entropy(x, scores, labels, rows)
@@ -175,7 +178,7 @@ def random_label(
     epochs: int = 3,
     learning_rate: float = 5e-4,
     batch_size: int = 50,
-) -> BaselineClassifier:
+) -> Any:
     """Train on the forget set under wrong labels, drawn at random (arXiv:2312.14923).
 
     Parameters
@@ -186,7 +189,7 @@ def random_label(
 
     Returns
     -------
-    unlearned : BaselineClassifier
+    unlearned : BaselineClassifier or ModuleClassifier
 
     Examples
     --------
@@ -199,13 +202,13 @@ def random_label(
     >>> bool(worse.score(X[:10], y[:10]) < clf.score(X[:10], y[:10]))
     True
     """
-    training = Training(estimator, learning_rate, random_state)
+    training = Training(estimator, X_forget, learning_rate, random_state)
     wrong = wrong_labels(training.original, y_forget, training.draws)
     training.run(X_forget, wrong, cross_entropy, epochs=epochs, batch_size=batch_size)
     return training.result(y_retain)
 
 
-def wrong_labels(original: Original, y: Any, draws: torch.Generator) -> np.ndarray:
+def wrong_labels(original: Any, y: Any, draws: torch.Generator) -> np.ndarray:
     """Draw for each row another of the classes than its own."""
     index, n_classes = class_indices(y, original.classes), len(original.classes)
     shift = torch.randint(1, n_classes, (len(index),), generator=draws).numpy()

@@ -12,6 +12,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from ..backbones.inputs import Rows
 from ..backbones.kinds import check_images
@@ -21,6 +22,7 @@ from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.projection import Projection
 from ..training.finetuning import SubspaceNetwork
 from ..validation import class_indices, draw_seed
+from .modules import ModuleClassifier, ModuleOriginal, as_classifier, require_rows
 
 
 @dataclass(eq=False, repr=False)
@@ -100,10 +102,20 @@ def check_origin(settings: Settings) -> None:
         )
 
 
+def check_is_ours(estimator: Any) -> None:
+    """Raise TypeError for a module, of which not all baselines can start."""
+    if isinstance(estimator, (nn.Module, ModuleClassifier)):
+        raise TypeError(
+            f"Expected a FastNTKClassifier, got a module, {type(estimator).__name__}. Train it again by "
+            "its own code; finetune, max_loss, random_label, scrub and salun start from any module."
+        )
+
+
 class Original:
     """The network of a fitted estimator, which is not changed: where every baseline starts."""
 
     def __init__(self, estimator: Any) -> None:
+        check_is_ours(estimator)
         source = estimator
         if not isinstance(estimator, BaselineClassifier):
             check_is_fitted(estimator)
@@ -150,14 +162,17 @@ class Original:
             model.settings.augment,
         ).to(model.directions.device)
 
+    def trained(self, network: SubspaceNetwork) -> list[nn.Parameter]:
+        """Return the weights that are trained."""
+        return [network.z, network.W]
+
     def batches(
         self, X: Any, y: Any, size: int, draws: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield normalised batches, class indices and row numbers; shuffled if `draws` is given."""
         rows = rows_of(self.model, X)
         check_consistent_length(rows, y)
-        if not len(rows):
-            raise ValueError("Expected at least one row in a set that a baseline learns from, got none.")
+        require_rows(len(rows))
         labels = torch.from_numpy(class_indices(y, self.classes))
         spec, readout = self.model.backbone.spec, self.model.directions
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
@@ -169,6 +184,15 @@ class Original:
         """Return the batches of several sets (X, y), of the model's size, and all class indices."""
         parts = [part for X, y in sets for part in self.batches(X, y, self.model.settings.batch_size)]
         return [batch for batch, _, _ in parts], torch.cat([labels.cpu() for _, labels, _ in parts])
+
+    def joined(self, one: Any, other: Any) -> Any:
+        """Return the rows of two sets as one."""
+        return ConcatDataset([rows_of(self.model, X).items for X in (one, other)])
+
+    def result(self, network: SubspaceNetwork, y_retain: Any) -> BaselineClassifier:
+        """Return the trained classifier; see `at`."""
+        z, W = (tensor.detach().cpu().clone() for tensor in self.trained(network))
+        return self.at(Parameters(W / self.sharpness, z), y_retain)
 
     def at(
         self, parameters: Parameters, y_retain: Any, predict_with: str = "network"
@@ -192,14 +216,20 @@ class Original:
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of inputs, scores, class indices, rows
 
 
-class Training:
-    """AdamW, without weight decay, on the network of an estimator."""
+def _start(classifier: Any) -> Any:
+    """Return where the gradient steps start."""
+    is_module = isinstance(classifier, ModuleClassifier)
+    return ModuleOriginal(classifier) if is_module else Original(classifier)
 
-    def __init__(self, estimator: Any, learning_rate: float, random_state: Any) -> None:
-        self.original = Original(estimator)
+
+class Training:
+    """AdamW, without weight decay, on the network of an estimator, or on a module that takes X."""
+
+    def __init__(self, model: Any, X: Any, learning_rate: float, random_state: Any) -> None:
+        self.original = _start(as_classifier(model, X))
         self.network = self.original.trainable()
         self.draws = torch.Generator().manual_seed(draw_seed(random_state))
-        self.trained = [self.network.z, self.network.W]
+        self.trained = self.original.trained(self.network)
         self.optimiser = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
 
     def steps(self, X: Any, y: Any, loss: Loss, *, epochs: int, batch_size: int) -> Iterator[None]:
@@ -216,10 +246,9 @@ class Training:
         for _ in self.steps(X, y, loss, epochs=epochs, batch_size=batch_size):
             pass
 
-    def result(self, y_retain: Any) -> BaselineClassifier:
-        """Return the trained classifier; see `Original.at`."""
-        z, W = (tensor.detach().cpu().clone() for tensor in self.trained)
-        return self.original.at(Parameters(W / self.original.sharpness, z), y_retain)
+    def result(self, y_retain: Any) -> Any:
+        """Return the trained classifier."""
+        return self.original.result(self.network, y_retain)
 
 
 def cross_entropy(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset
 
 from ..modes import without_modes
 from ..tangents.jacobians import TangentNetwork
 from ..tangents.mirror import averaged
 from ..tangents.model import Parameters
 from .gradient import wrong_labels
-from .network import BaselineClassifier, Original, Training, cross_entropy, rows_of
+from .network import BaselineClassifier, Original, Training, cross_entropy
 
 Squares = tuple[Tensor, Tensor]  # of gradients in the subset and in the readout
 
@@ -37,7 +36,7 @@ def scrub(
     learning_rate: float = 5e-4,
     batch_size: int = 50,
     forget_batch_size: int = 16,
-) -> BaselineClassifier:
+) -> Any:
     r"""Move away from the original on the forget set, and stay close to it on the retain set.
 
     .. math::
@@ -65,7 +64,7 @@ def scrub(
 
     Returns
     -------
-    unlearned : BaselineClassifier
+    unlearned : BaselineClassifier or ModuleClassifier
 
     References
     ----------
@@ -81,7 +80,7 @@ def scrub(
     >>> scrub(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
     [0, 1, 2]
     """
-    training = Training(estimator, learning_rate, random_state)
+    training = Training(estimator, X_forget, learning_rate, random_state)
     teacher = training.original.trainable()
 
     def depart(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
@@ -121,7 +120,7 @@ def salun(
     sparsity: float = 0.5,
     learning_rate: float = 1e-3,
     batch_size: int = 50,
-) -> BaselineClassifier:
+) -> Any:
     r"""Train on random labels of the forget set, moving only salient weights.
 
     .. math::
@@ -146,7 +145,7 @@ def salun(
 
     Returns
     -------
-    unlearned : BaselineClassifier
+    unlearned : BaselineClassifier or ModuleClassifier
 
     References
     ----------
@@ -163,7 +162,7 @@ def salun(
     >>> salun(clf, X[10:], y[10:], X[:10], y[:10], random_state=0).classes_.tolist()
     [0, 1, 2]
     """
-    training = Training(estimator, learning_rate, random_state)
+    training = Training(estimator, X_forget, learning_rate, random_state)
     original, trained = training.original, training.trained
     slopes = [torch.zeros_like(tensor) for tensor in trained]
     for batch, labels, _ in original.batches(X_forget, y_forget, batch_size):
@@ -179,9 +178,7 @@ def salun(
     wrong = wrong_labels(original, y_forget, training.draws)
     n_f, n_r = len(wrong), len(y_retain)
     weights = torch.tensor([1 / n_f] * n_f + [alpha / n_r] * n_r) * (n_f + n_r)
-    X: ConcatDataset[Any] = ConcatDataset(
-        [rows_of(original.model, X).items for X in (X_forget, X_retain)]
-    )
+    X = original.joined(X_forget, X_retain)
     y = np.concatenate([wrong, np.asarray(y_retain)])
 
     def weighted(x: Tensor, scores: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
@@ -216,7 +213,10 @@ def ssd(
 
     Parameters
     ----------
-    estimator, X_retain, y_retain, X_forget, y_forget, random_state
+    estimator : FastNTKClassifier or BaselineClassifier
+        Fitted; not changed.
+
+    X_retain, y_retain, X_forget, y_forget, random_state
         As in :func:`finetune`; nothing is drawn.
 
     alpha, dampening : float

@@ -4,7 +4,7 @@ Each states its formula and which direction is better. A metric that compares wi
 raises an error without one.
 """
 
-from ._checks import MissingOracleError, NoNoiseFloorWarning
+from ._checks import Classifier, MissingOracleError, NoNoiseFloorWarning
 from .attacks import ULiRAResult, gaussian_unlearning_score, klom, population_mia_auc, u_lira
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay, UnlearningDisplay
 from .metrics import (
@@ -18,11 +18,13 @@ from .metrics import (
 from .page import report_page
 from .relearning import relearn_curve, relearn_time
 from .report import unlearning_report
+from .residual import residual_knowledge
 from .selection import make_forget_scorer
 from .shadows import shadow_margins
 
 __all__ = [
     "ChangedPredictionsDisplay",
+    "Classifier",
     "ForgettingTimelineDisplay",
     "MissingOracleError",
     "NoNoiseFloorWarning",
@@ -40,6 +42,7 @@ __all__ = [
     "relearn_curve",
     "relearn_time",
     "report_page",
+    "residual_knowledge",
     "shadow_margins",
     "tug_of_war",
     "u_lira",

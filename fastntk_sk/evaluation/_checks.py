@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.validation import _num_samples
+
+from ..baselines.modules import as_classifier
 
 
 class MissingOracleError(ValueError):
@@ -18,12 +20,45 @@ class NoNoiseFloorWarning(UserWarning):
     """A report has no second oracle, so nothing says how large a difference by chance is."""
 
 
-def check_fitted(estimator: Any) -> None:
-    """Raise NotFittedError without `classes_`; unlike scikit-learn's check, for baselines too."""
-    if not hasattr(estimator, "classes_"):
-        raise NotFittedError(
-            f"Expected a fitted classifier, got an unfitted {type(estimator).__name__}."
-        )
+class Classifier(Protocol):
+    """What metrics and reports ask of a model: its classes and two methods.
+
+    Fitted classifiers of scikit-learn have them, and metrics give them to a plain torch module.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastntk_sk.evaluation import population_mia_auc
+    >>> class Guess:
+    ...     classes_ = np.array(["cat", "dog"])
+    ...     def predict_proba(self, X):
+    ...         return np.full((len(X), 2), 0.5)
+    ...     def predict(self, X):
+    ...         return self.classes_[self.predict_proba(X).argmax(axis=1)]
+    >>> population_mia_auc(Guess(), ([[0.0]], ["cat"]), ([[1.0]], ["dog"]))
+    0.5
+    """
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Labels of shape (n_classes,), in the order of the columns of `predict_proba`."""
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return labels of shape (n,)."""
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return probabilities of shape (n, n_classes)."""
+
+
+def check_fitted(model: Any, X: Any = None) -> Any:
+    """Return a model as a classifier, a module by the rows X that it takes.
+
+    Raise NotFittedError without `classes_`; unlike scikit-learn's check, for baselines too.
+    """
+    classifier = model if X is None else as_classifier(model, X)
+    if not hasattr(classifier, "classes_"):
+        raise NotFittedError(f"Expected a fitted classifier, got an unfitted {type(model).__name__}.")
+    return classifier
 
 
 def require_oracle(oracle: Any) -> None:
@@ -36,16 +71,16 @@ def require_oracle(oracle: Any) -> None:
         )
 
 
-def check_oracle(unlearned: Any, oracle: Any) -> None:
-    """Raise unless the two are fitted, distinct models of the same classes."""
+def check_oracle(unlearned: Any, oracle: Any, X: Any = None) -> tuple[Any, Any]:
+    """Return both by `check_fitted`; raise unless they are distinct models of the same classes."""
     require_oracle(oracle)
-    for estimator in (unlearned, oracle):
-        check_fitted(estimator)
+    fitted = check_fitted(unlearned, X), check_fitted(oracle, X)
     if unlearned is oracle:
         raise ValueError(
             "Expected an oracle that was retrained separately, got the very same object as the model."
         )
-    check_same_classes(unlearned, oracle)
+    check_same_classes(*fitted)
+    return fitted
 
 
 def check_same_classes(one: Any, other: Any) -> None:

@@ -39,8 +39,8 @@ def population_mia_auc(estimator: Any, forget: Any, test: Any) -> float:
 
     Parameters
     ----------
-    estimator : estimator
-        Fitted classifier.
+    estimator : classifier or Module
+        As in :func:`accuracy_gaps`.
 
     forget, test : pair (X, y)
         The members, and rows that no model has seen.
@@ -69,10 +69,9 @@ def population_mia_auc(estimator: Any, forget: Any, test: Any) -> float:
     >>> population_mia_auc(clf, (X[:2], y[:2]), (X[2:], [1, 0])), population_mia_auc(clf, (X, y), (X, y))
     (1.0, 0.5)
     """
-    check_fitted(estimator)
-    scores = []
-    for name, dataset in {"forget": forget, "test": test}.items():
-        X, y = check_dataset(dataset, name)
+    sets = check_dataset(forget, "forget"), check_dataset(test, "test")
+    estimator, scores = check_fitted(estimator, sets[0][0]), []
+    for X, y in sets:
         labels = class_indices(y, estimator.classes_)
         scores.append(np.asarray(estimator.predict_proba(X))[np.arange(len(labels)), labels])
     return float(roc_auc_score(*_members(*scores)))

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..backbones.inputs import drawable
 from ..escaping import drawn
 from ..panels import check_pictures, draw_pictures, panels
-from ._checks import check_same_classes, check_sets
+from ._checks import check_fitted, check_same_classes, check_sets
 from .metrics import accuracies, margins
 from .report import named_models
 
@@ -86,8 +86,8 @@ class UnlearningDisplay:
         -------
         display : UnlearningDisplay
         """
-        models = named_models(unlearned, original, oracle)
         sets = check_sets(retain, forget, test)
+        models = named_models(unlearned, original, oracle, sets)
         found = {
             of: {name: margins(model, *sets[of]) for name, model in models.items()}
             for of in ("forget", "test")
@@ -249,8 +249,8 @@ class ChangedPredictionsDisplay:
 
         Parameters
         ----------
-        before, after : estimator
-            With `predict_proba`, of the same classes.
+        before, after : classifier or Module
+            As in :func:`accuracy_gaps`, of the same classes.
 
         X : array-like
             Images, as the estimators take them.
@@ -268,8 +268,9 @@ class ChangedPredictionsDisplay:
         ValueError
             If the classes differ, or X holds vectors.
         """
-        check_same_classes(before, after)
         check_pictures(X)
+        before, after = (check_fitted(model, X) for model in (before, after))
+        check_same_classes(before, after)
         p, q = before.predict_proba(X), after.predict_proba(X)
         changes = np.abs(p - q).sum(1) / 2
         chosen = np.argsort(-changes, kind="stable")[:n_images]

@@ -13,10 +13,10 @@ from scipy.special import logsumexp
 
 from ..classifier import FastNTKClassifier
 from ..validation import class_indices
-from ._checks import check_dataset, check_fitted, check_oracle, check_rows, check_sets
+from ._checks import Classifier, check_dataset, check_fitted, check_oracle, check_rows, check_sets
 
 
-def accuracies(model: Any, sets: dict[str, tuple[Any, np.ndarray]]) -> dict[str, float]:
+def accuracies(model: Classifier, sets: dict[str, tuple[Any, np.ndarray]]) -> dict[str, float]:
     """Return the accuracy of a model on each dataset."""
     return {name: float(np.mean(model.predict(X) == y)) for name, (X, y) in sets.items()}
 
@@ -35,8 +35,9 @@ def accuracy_gaps(
 
     Parameters
     ----------
-    unlearned, oracle : estimator
-        Fitted classifiers; the oracle was retrained without the forget set.
+    unlearned, oracle : classifier or Module
+        Fitted, with what :class:`Classifier` names; or plain torch modules, which return scores of the
+        classes 0, 1, ... for X as it is. The oracle was retrained without the forget set.
 
     retain, forget, test : pair (X, y)
 
@@ -71,8 +72,8 @@ def accuracy_gaps(
     >>> accuracy_gaps(u, r, **sets)
     {'retain': 1.0, 'forget': 0.0, 'test': 0.5}
     """
-    check_oracle(unlearned, oracle)
     sets = check_sets(retain, forget, test)
+    unlearned, oracle = check_oracle(unlearned, oracle, sets["retain"][0])
     for _, y in sets.values():
         class_indices(y, oracle.classes_)
     of_unlearned, of_oracle = accuracies(unlearned, sets), accuracies(oracle, sets)
@@ -128,7 +129,7 @@ def activation_distance(unlearned: Any, oracle: Any, X: Any) -> float:
 
     Parameters
     ----------
-    unlearned, oracle : estimator
+    unlearned, oracle : classifier or Module
         As in :func:`accuracy_gaps`, which raises the same errors.
 
     X : array-like of n rows
@@ -150,8 +151,8 @@ def activation_distance(unlearned: Any, oracle: Any, X: Any) -> float:
     >>> round(activation_distance(u, r, [[0]]), 4)
     1.4142
     """
-    check_oracle(unlearned, oracle)
     check_rows(X)
+    unlearned, oracle = check_oracle(unlearned, oracle, X)
     difference = np.asarray(unlearned.predict_proba(X), dtype=np.float64) - oracle.predict_proba(X)
     return float(np.linalg.norm(difference, axis=1).mean())
 
@@ -167,8 +168,8 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
 
     Parameters
     ----------
-    estimator : estimator
-        Fitted classifier.
+    estimator : classifier or Module
+        As in :func:`accuracy_gaps`.
 
     X, y : array-like
 
@@ -194,8 +195,8 @@ def margins(estimator: Any, X: Any, y: Any) -> np.ndarray:
     >>> margins(clf, [[0], [0]], [0, 1]).round(4)  # log 3 and -log 3
     array([ 1.0986, -1.0986])
     """
-    check_fitted(estimator)
     X, y = check_dataset((X, y), "X")
+    estimator = check_fitted(estimator, X)
     labels = class_indices(y, estimator.classes_)
     probabilities = np.asarray(estimator.predict_proba(X), dtype=np.float64)
     return margins_of(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), labels)
@@ -285,7 +286,7 @@ def linearisation_gap(unlearned: Any, oracle: Any, X: Any) -> float:
 
     Parameters
     ----------
-    unlearned, oracle : estimator
+    unlearned, oracle : classifier or Module
         As in :func:`accuracy_gaps`, which raises the same errors; with `decision_function`.
 
     X : array-like of n rows
@@ -309,8 +310,8 @@ def linearisation_gap(unlearned: Any, oracle: Any, X: Any) -> float:
     >>> 0 < linearisation_gap(u, r, X) < 0.01
     True
     """
-    check_oracle(unlearned, oracle)
     check_rows(X)
+    unlearned, oracle = check_oracle(unlearned, oracle, X)
     scores = [np.asarray(model.decision_function(X), np.float64) for model in (unlearned, oracle)]
     without_rows, expected_without = (np.where(np.isinf(each), each, 0) for each in scores)
     if not np.array_equal(without_rows, expected_without):

@@ -29,13 +29,13 @@ def relearn_curve(
 ) -> np.ndarray:
     """Train on all rows again, and follow the loss on the forgotten ones.
 
-    AdamW trains the subset and the readout of the estimator's network; the batches are the same for
-    every model with the same `random_state`. Compare with the oracle and with a fresh model
+    AdamW trains the subset and the readout of the estimator's network, or a module; the batches are the
+    same for every model with the same `random_state`. Compare with the oracle and with a fresh model
     (`baselines.untrained`).
 
     Parameters
     ----------
-    estimator : FastNTKClassifier or BaselineClassifier
+    estimator : FastNTKClassifier, BaselineClassifier, ModuleClassifier or Module
         Fitted; not changed.
 
     X, y : array-like
@@ -80,7 +80,7 @@ def relearn_curve(
     >>> bool(losses[-1] < losses[0])
     True
     """
-    training = Training(estimator, learning_rate, random_state)
+    training = Training(estimator, X, learning_rate, random_state)
     X_forget, y_forget = forget
     held = list(training.original.batches(X_forget, y_forget, batch_size))
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.utils._optional_dependencies import check_pandas_support
+from torch import nn
 
 from ..exceptions import warn
-from ._checks import NoNoiseFloorWarning, check_oracle, check_sets
+from ._checks import Classifier, NoNoiseFloorWarning, check_oracle, check_sets
 from .attacks import population_mia_auc
 from .metrics import accuracies, activation_distance, tug_of_war
+from .residual import residual_shares
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,25 +32,33 @@ def unlearning_report(
     retain: Any,
     forget: Any,
     test: Any,
+    radius: float | None = None,
 ) -> pd.DataFrame:
     """Compare models with a retrained one, and with the variation between two retrainings.
 
     Parameters
     ----------
-    unlearned : estimator or dict of str to estimator
-        One model (its row is "unlearned"), or several by name.
+    unlearned : classifier, Module or callable, or dict of str to them
+        One model (its row is "unlearned"), or several by name. A callable unlearns:
+        `unlearn(original, X_retain, y_retain, X_forget, y_forget)` gets a copy of the original, which it
+        may change, and returns a model, as the functions of :mod:`fastntk_sk.baselines` do.
 
-    original : estimator
-        The model before the deletion.
+    original : classifier or Module
+        The model before the deletion. Models are torch modules, or objects with what :class:`Classifier`
+        names. A plain module returns scores of the classes 0, 1, ... for X as it is; for others there is
+        :class:`~fastntk_sk.baselines.ModuleClassifier`.
 
-    oracle : estimator
+    oracle : classifier or Module
         Retrained on the retain set.
 
-    second_oracle : estimator, default=None
+    second_oracle : classifier or Module, default=None
         Retrained once more with another seed. Its row is the noise floor: a model is as good as
         retrained where it scores no worse than this one.
 
     retain, forget, test : pair (X, y)
+
+    radius : float, default=None
+        Adds the column "residual_knowledge", for perturbations of this size.
 
     Returns
     -------
@@ -66,6 +77,7 @@ def unlearning_report(
         activation_distance_forget 0; :func:`activation_distance`
         activation_distance_test   0
         mia_auc                    the oracle's; :func:`population_mia_auc`
+        residual_knowledge         the oracle's; :func:`residual_knowledge`, with `radius`
         ========================== ====================================================
 
     Raises
@@ -74,6 +86,9 @@ def unlearning_report(
         As in :func:`accuracy_gaps`; also if an oracle has learned the forget set, if an unlearned model
         is the original itself, or if names clash.
 
+    TypeError
+        If a callable returns nothing.
+
     ImportError
         If pandas is not installed.
 
@@ -81,6 +96,9 @@ def unlearning_report(
     -----
     NoNoiseFloorWarning
         If there is no second oracle.
+
+    UndefinedMetricWarning
+        As in :func:`residual_knowledge`.
 
     Examples
     --------
@@ -102,7 +120,8 @@ def unlearning_report(
     1.0
     """
     pandas = check_pandas_support("unlearning_report")
-    models = named_models(unlearned, original, oracle)
+    sets = check_sets(retain, forget, test)
+    models = named_models(unlearned, original, oracle, sets)
     if second_oracle is None:
         warn(
             "There is no second oracle: nothing says which differences are those of any two "
@@ -110,18 +129,17 @@ def unlearning_report(
             NoNoiseFloorWarning,
         )
     else:
-        check_oracle(second_oracle, oracle)
-        models[_NOISE_FLOOR] = second_oracle
-    sets = check_sets(retain, forget, test)
+        models[_NOISE_FLOOR], _ = check_oracle(second_oracle, oracle, sets["retain"][0])
     for model in (oracle, second_oracle):
         if hasattr(model, "can_unlearn"):
             _check_never_learned(model, sets)
-    reference = Remembering(oracle)
-    rows = {
-        name: _row(reference if model is oracle else Remembering(model), reference, sets)
-        for name, model in models.items()
-    }
-    return pandas.DataFrame.from_dict(rows, orient="index")
+    remembering = {name: Remembering(model) for name, model in models.items()}
+    rows = {name: _row(model, remembering["oracle"], sets) for name, model in remembering.items()}
+    report = pandas.DataFrame.from_dict(rows, orient="index")
+    if radius is not None:
+        shares = residual_shares(models, *sets["forget"], radius=radius)
+        report["residual_knowledge"] = pandas.Series(shares)
+    return report
 
 
 def _check_never_learned(oracle: Any, sets: dict[str, Any]) -> None:
@@ -141,27 +159,36 @@ def _check_never_learned(oracle: Any, sets: dict[str, Any]) -> None:
         )
 
 
-def named_models(unlearned: Any, original: Any, oracle: Any) -> dict[str, Any]:
-    """Return the checked models by the names of their rows: original, unlearned ones, oracle."""
+def named_models(
+    unlearned: Any, original: Any, oracle: Any, sets: dict[str, Any]
+) -> dict[str, Classifier]:
+    """Return the classifiers by the names of their rows: original, unlearned ones, oracle."""
     named = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
     if not named or set(_OWN_ROWS) & set(named):
         raise ValueError(
             f"Expected at least one unlearned model, of names other than {_OWN_ROWS}, got {list(named)}."
         )
-    for model in (original, *named.values()):
-        check_oracle(model, oracle)
-    if any(model is original for model in named.values()):
-        raise ValueError(
-            "Expected the model before the deletion as original, got the very same object as an "
-            "unlearned one. unlearn works in place: keep a copy.deepcopy of the model first."
-        )
-    return {"original": original, **named, "oracle": oracle}
+    X = sets["retain"][0]
+    before, retrained = check_oracle(original, oracle, X)
+    found = {}
+    for name, model in named.items():
+        if callable(model) and not isinstance(model, nn.Module) and not hasattr(model, "predict_proba"):
+            model = model(copy.deepcopy(original), *sets["retain"], *sets["forget"])
+            if model is None:
+                raise TypeError(f"Expected {name!r} to return the unlearned model, got None.")
+        if model is original:
+            raise ValueError(
+                "Expected the model before the deletion as original, got the very same object as an "
+                "unlearned one. unlearn works in place: keep a copy.deepcopy of the model first."
+            )
+        found[name], _ = check_oracle(model, oracle, X)
+    return {"original": before, **found, "oracle": retrained}
 
 
 class Remembering:
     """A fitted estimator that predicts each set, told apart by identity, once."""
 
-    def __init__(self, estimator: Any) -> None:
+    def __init__(self, estimator: Classifier) -> None:
         self.estimator = estimator
         self.classes_ = estimator.classes_
         self.seen: dict[int, np.ndarray] = {}
