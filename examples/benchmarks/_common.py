@@ -133,6 +133,7 @@ def linearized(
         "backbone_has_seen": False,
         "keep": None,
         "augment": None,
+        "head": None,
         "searched_by": (),
         "temperature": None,
     }

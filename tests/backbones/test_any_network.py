@@ -35,9 +35,16 @@ class Net(nn.Module):
         return self.change(self.relu2(self.last(self.second(x))))
 
 
+@pytest.fixture(autouse=True)
+def weights():
+    """Random weights are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
     return Net()
 
 
@@ -139,15 +146,20 @@ def test_onnx_of_a_network_that_returns_maps(net, pictures, tmp_path):
     np.testing.assert_allclose(scores, clf.decision_function(pictures[0]), atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", [Net(channels=1), timm.create_model("test_resnet", in_chans=1)])
-def test_one_channel_gets_grey_pictures(backbone, pictures):
+@pytest.mark.parametrize(
+    "make", [lambda: Net(channels=1), lambda: timm.create_model("test_resnet", in_chans=1)]
+)
+def test_one_channel_gets_grey_pictures(make, pictures):
     X, y = pictures
+    backbone = make()
     grey = np.stack([np.asarray(Image.fromarray(x).convert("L")) for x in X])
     clf = forgets(backbone, pictures, trainable=["ladder", "norm"], image_size=32)
     same = fitted(backbone, (grey, y), trainable=["ladder", "norm"], image_size=32).unlearn(grey[:2])
     np.testing.assert_array_equal(clf.decision_function(X), same.decision_function(grey))
-    floats = clf.decision_function((X / 255).astype(np.float32))
-    np.testing.assert_allclose(floats, clf.decision_function(X), atol=0.05)
+    spec = clf._adapter.model.backbone.spec
+    for picture in X:  # 8 bits are rounded, after the conversion and after resizing
+        floats = spec.pixels((picture / 255).astype(np.float32))
+        np.testing.assert_allclose(floats, spec.pixels(picture) / 255, atol=2 / 255)
     clf.unlearn(list(map(Image.fromarray, X[2:3])))  # decoded as it was learned
 
 
@@ -186,7 +198,6 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("trainable", ["ladder", "norm", "second.weight", "full"])
 def test_shared_modules_and_tied_weights(trainable, pictures, tmp_path):
-    torch.manual_seed(0)
     net = Shared()
     clf = forgets(net, pictures, trainable=trainable)
     model, X = clf._adapter.model, pictures[0]
@@ -213,7 +224,7 @@ def test_a_network_that_writes_into_its_input(pictures):
     for trainable in (["ladder", "norm"], "norm"):
         clf = forgets(InPlace(), pictures, trainable=trainable)
         alone = np.concatenate([clf.decision_function(pictures[0][i : i + 1]) for i in range(3)])
-        np.testing.assert_allclose(clf.decision_function(pictures[0])[:3], alone, atol=1e-5)
+        np.testing.assert_allclose(clf.decision_function(pictures[0])[:3], alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -261,9 +272,10 @@ class Clamp(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    "net", [Detached(), Net(lambda h: pool(Clamp.apply(h)))], ids=["no_grad", "no forward mode"]
+    "make", [Detached, lambda: Net(lambda h: pool(Clamp.apply(h)))], ids=["no_grad", "no forward mode"]
 )
-def test_networks_without_derivatives_have_a_ladder(net, pictures):
+def test_networks_without_derivatives_have_a_ladder(make, pictures):
+    net = make()
     with pytest.raises(JacobianError, match="or the ladder"):
         fitted(net, pictures, trainable="norm")
     forgets(net, pictures, trainable="ladder")

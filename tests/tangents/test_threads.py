@@ -81,6 +81,7 @@ def linearized(make, trainable, **changes):
         "backbone_has_seen": False,
         "keep": None,
         "augment": None,
+        "head": None,
         "searched_by": (),
         "temperature": None,
     }
