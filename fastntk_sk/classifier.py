@@ -1123,7 +1123,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 'Expected a ladder or the head alone with anchor="pretrained", got tangents of '
                 f"{self._adapter.trained}, whose predictions are not those of plain "
-                'weights. Fit with trainable="ladder" or the other anchor, or publish the adapter.'
+                'weights. Fit with trainable="ladder" or another anchor, or publish the adapter.'
             )
         return self._adapter.to_module()
 

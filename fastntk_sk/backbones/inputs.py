@@ -83,6 +83,12 @@ class InputSpec:
         return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
+def sides(size: Any) -> tuple[int, int]:
+    """Return one number or two as (height, width)."""
+    height, width = np.broadcast_to(size, 2).tolist()
+    return height, width
+
+
 def _luma(colours: np.ndarray) -> np.ndarray:
     """Return grey values (H, W) of (H, W, 3): ITU-R 601-2 luma, in Pillow's integers for 8 bits."""
     if colours.dtype == np.uint8:

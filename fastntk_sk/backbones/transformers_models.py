@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..exceptions import BackboneNotFoundError, WeightsUnavailableError, warn
 from . import repositories
-from .inputs import InputSpec
+from .inputs import InputSpec, sides
 from .repositories import Repository
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -74,7 +74,7 @@ class TransformersModel(nn.Module):
         self.model, self.config, self.size, self.flipped = model, config, size, flipped
         native = getattr(config, "image_size", None)
         takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-        enlarged = takes and native is not None and _pair(native) != size
+        enlarged = takes and native is not None and sides(native) != size
         self._arguments = {"interpolate_pos_encoding": True} if enlarged else {}
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class TransformersModel(nn.Module):
     def patch(self) -> tuple[int, int] | None:
         """Height and width of the patches that pictures are cut into, where all have one size."""
         patch = getattr(self.config, "patch_size", None)
-        return None if patch is None else _pair(patch)
+        return None if patch is None else sides(patch)
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -244,7 +244,7 @@ def _input_spec(
         if size is None:
             cut = processor.get("crop_size") if processor.get("do_center_crop", True) else None
             resized = processor.get("size") if processor.get("do_resize", True) else None
-            size = _sides(cut or resized or getattr(config, "image_size", None))
+            size = _size_of(cut or resized or getattr(config, "image_size", None))
         if processor.get("do_rescale", True):
             factor *= processor.get("rescale_factor", 1 / 255)
         mean, std = np.zeros(channels), np.ones(channels)
@@ -269,18 +269,13 @@ def _input_spec(
     return found
 
 
-def _sides(size: Any) -> tuple[int, int]:
+def _size_of(size: Any) -> tuple[int, int]:
     """Return the (height, width) that a processor or a configuration means."""
     if isinstance(size, dict):
         size = size.get("shortest_edge", size.get("longest_edge")) or (size["height"], size["width"])
     if size is None:
         raise ValueError("they have no size, which image_size=... gives")
-    return _pair(size)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = np.broadcast_to(size, 2).tolist()
-    return height, width
+    return sides(size)
 
 
 def _weights(repository: Repository, measured: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..backbones.inputs import InputSpec
+from ..backbones.modules import exchange
 from ..backbones.outputs import Features
 from ..backbones.transformers_models import TransformersModel
 from ..tangents.lora import ADAPTER, LORA_A, LORA_B, lora_config
@@ -31,7 +32,7 @@ def with_readout(net: nn.Module, W: Tensor, head: str | None = None) -> nn.Modul
     readout = skip_init(nn.Linear, W.shape[1] - 1, len(W), dtype=W.dtype, device=W.device)
     readout.load_state_dict({"weight": W[:, :-1], "bias": W[:, -1]})
     if head is not None:
-        net.set_submodule(head, readout)
+        exchange(net, net.get_submodule(head), readout)
         return net.eval()
     pooled = any(isinstance(hook, Features) for hook in net._forward_hooks.values())
     reset = None if pooled else getattr(net, "reset_classifier", None)

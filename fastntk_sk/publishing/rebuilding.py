@@ -134,6 +134,7 @@ def build_model(
             fitting = max(1, int(min(available_memory() // row_bytes, settings.batch_size)))
             settings = replace(settings, batch_size=fitting)
         if trained:
+            settings = replace(settings, backbone=source)  # which says how pictures are prepared
             backbone = take_apart(backbone, settings, dtype).features
         else:
             settings = replace(settings, backbone=backbone if isinstance(backbone, str) else None)

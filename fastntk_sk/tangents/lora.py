@@ -30,11 +30,12 @@ def takes_lora(net: nn.Module) -> bool:
 def lora_layers(net: nn.Module, probe: Tensor) -> list[str]:
     """Return the names of the attention projections and pointwise convolutions of a network.
 
-    A layer counts if a pass over `probe` calls it, and if no other layer has its weight. Where there are
+    A layer counts if a pass over `probe` calls it, and if its weight has no other name. Where there are
     none, linear layers on maps of shape (n, height, width, channels) count, which are the pointwise
     convolutions of a ConvNeXt.
     """
-    owners = Counter(id(p) for module in net.modules() for p in module._parameters.values())
+    modules = net.named_modules(remove_duplicate=False)
+    owners = Counter(id(p) for _, module in modules for p in module._parameters.values())
     called: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:

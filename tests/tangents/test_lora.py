@@ -66,11 +66,12 @@ def vit():
 
 
 def mixed():
-    """Tied weights, a strided convolution of one pixel, one of groups, and one of three pixels."""
+    """Tied weights, a layer of two names, and convolutions with stride, of groups and of 3 pixels."""
     convs = [nn.Conv2d(3, 4, 1, 2), nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 3, padding=1)]
     tied = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
     tied[1].weight = tied[0].weight
-    return nn.Sequential(*convs, *tied, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    twice = nn.Conv2d(4, 4, 1)
+    return nn.Sequential(*convs, *tied, twice, twice, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def make(net=Small, size=8, **changes):
@@ -184,9 +185,10 @@ def test_sgd_trains_b_alone(pictures):
 def test_what_is_no_adapter_of_peft(pictures, tmp_path):
     X, y = pictures
     tuned = {"anchor": "finetuned", "learning_rate": 1e-4}
-    for params in ({}, tuned | {"trainable": "bias"}, tuned | {"trainable": ["lora", "bias"]}):
+    others = [{"trainable": "bias"}, {"trainable": ["lora", "bias"]}, {"augment": "flip"}]
+    for params in ({}, *(tuned | each for each in others)):
         clf = make(**params).fit(X, y)
-        with pytest.raises(ValueError, match='Expected trainable="lora", anchor="finetuned" and'):
+        with pytest.raises(ValueError, match='Expected trainable="lora"'):
             clf.export_peft(tmp_path / "adapter")
     with pytest.raises(ValueError, match="got tangents of"):
         make().fit(X, y).to_module()

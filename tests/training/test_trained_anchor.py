@@ -14,6 +14,7 @@ from torch import nn
 from fastntk_sk import FastNTKClassifier, unlearn
 from fastntk_sk.baselines import before_solve, retrain, untrained
 from fastntk_sk.exceptions import (
+    BackboneError,
     InexactDeletionError,
     LinearityWarning,
     PublicationError,
@@ -22,7 +23,7 @@ from fastntk_sk.exceptions import (
 
 
 def inputs(X):
-    return torch.from_numpy(X / 255)[:, None].expand(-1, 3, -1, -1)
+    return torch.from_numpy(X / 255)[:, None].repeat(1, 3, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,41 @@ class Renamed(nn.Module):
         return self.after(self.score(torch.tanh(self.widen(self.last(self.norm(x))))))
 
 
+class Failing(nn.Module):
+    def forward(self, x):
+        raise KeyError("what torch does not raise")
+
+
+class Odd(nn.Module):
+    """Its classifier has two names, and it writes into its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.first = nn.LayerNorm(8), nn.Linear(8, 10)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.second(self.norm(x.sub_(0.5).flatten(1)[:, :8]))
+
+
+def test_a_classifier_of_two_names_and_a_batch_that_is_written_into(digits):
+    X, y = digits
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Odd()
+    clf = make(net).fit(X[:80], y[:80])
+    np.testing.assert_allclose(apart(clf, inputs(X)), outputs(net, X), rtol=1e-9, atol=1e-9)
+    net.load_state_dict(clf.to_module().state_dict())
+    np.testing.assert_allclose(outputs(net, X), clf.decision_function(X), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_are_no_numbers(digits, network):
+    broken = deepcopy(network)
+    broken[0].weight.data[0] = np.nan
+    with pytest.raises(BackboneError, match="0.weight"):
+        make(broken).fit(*digits)
+
+
 @pytest.mark.parametrize(
     ("net", "head", "message"),
     [
@@ -165,7 +201,8 @@ class Renamed(nn.Module):
         (Renamed(nn.Linear(3, 4)), None, r"each of the 3 classes.*\(2, 4\)"),
         (nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3), nn.Flatten(0)), None, "each of the 3 classes"),
         (nn.Linear(5, 3), None, "takes batches of shape"),
-        (nn.LSTM(4, 3), None, "returns a tensor"),
+        (nn.LSTM(4, 3), None, r"returns a tensor.*got tuple"),
+        (Failing(), None, "takes batches of shape"),
     ],
     ids=lambda value: str(value)[:12],
 )
@@ -199,6 +236,17 @@ def test_a_network_of_timm(digits, backbone, tmp_path):
     clf.export_timm(tmp_path / "timm")
     exported = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
     assert exported.num_classes == 10
+
+
+def test_a_name_says_how_pictures_are_prepared_after_loading_too(digits, network, tmp_path):
+    X, y = digits
+    clf = make(network, backbone="test_resnet", pretrained=False).fit(X[:80], y[:80])
+    assert clf._state.model.backbone.spec.mean == (0.5, 0.5, 0.5)
+    for i in range(2):
+        clf.save(tmp_path / "model")
+        loaded = FastNTKClassifier.load(tmp_path / "model", backbone=network)
+        np.testing.assert_array_equal(loaded.decision_function(X), clf.decision_function(X))
+        clf = loaded.unlearn(X[i : i + 1])
 
 
 def test_a_search_and_a_clone(digits, network):
