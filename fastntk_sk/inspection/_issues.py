@@ -12,7 +12,7 @@ from sklearn.utils.validation import _num_samples
 
 from ..modes import without_modes
 from ..sums.memory import require
-from ._learned import Learned, check_shared_features, features_of
+from ._learned import Learned, check_shared_features, check_two_classes, features_of
 from ._without import scores_without
 
 _AT_ONCE = 1024  # rows that are compared with all others together
@@ -32,7 +32,7 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
     Parameters
     ----------
     clf, X, y, groups
-        As in :func:`leave_one_out`, which has the same limits and raises the same errors.
+        As in :func:`leave_one_out`, which has the same limits.
 
     Returns
     -------
@@ -41,6 +41,11 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
         - `self_confidence`: ndarray of shape (n,), the probability of each row's own label;
         - `pred_probs`: ndarray of shape (n, n_classes), as cleanlab takes it;
         - `suggested`: ndarray of shape (n,), the most probable label of each row.
+
+    Raises
+    ------
+    UnknownSampleError, AmbiguousSampleError, InspectionError, InsufficientMemoryError, ValueError
+        As in :func:`leave_one_out`, and InspectionError if rows of one class alone are learned.
 
     References
     ----------
@@ -59,7 +64,7 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
     >>> int(issues.indices[0]), int(issues.suggested[7])
     (7, 0)
     """
-    check_shared_features(clf)
+    check_two_classes(check_shared_features(clf))
     learned = Learned.find(clf, X, y, groups)
     scores, labels = scores_without(learned), learned.labels
     probabilities = softmax(clf._adapter.sharpness * scores, axis=1)
