@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastntk_sk
-from fastntk_sk import FastNTKClassifier, baselines, evaluation, exceptions
+from fastntk_sk import FastNTKClassifier, baselines, evaluation, exceptions, inspection
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("user_guide/*.md"))
@@ -19,7 +19,7 @@ WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 def test_the_reference_covers_every_export():
     listed = set(re.findall(r"^   (fastntk_sk\.\S+)$", (ROOT / "docs" / "api.rst").read_text(), re.M))
     names = {f"fastntk_sk.{name}" for name in fastntk_sk.__all__}
-    for module in (baselines, evaluation):
+    for module in (baselines, evaluation, inspection):
         names |= {f"{module.__name__}.{name}" for name in module.__all__}
     for name, value in vars(exceptions).items():
         if inspect.isclass(value) and value.__module__ == exceptions.__name__:
@@ -29,7 +29,7 @@ def test_the_reference_covers_every_export():
 
 def public_objects():
     yield from ((name, getattr(fastntk_sk, name)) for name in fastntk_sk.__all__)
-    for module in (baselines, evaluation):
+    for module in (baselines, evaluation, inspection):
         yield from ((name, getattr(module, name)) for name in module.__all__)
 
 
@@ -59,7 +59,7 @@ def test_code_of_the_user_guide_runs(page, tmp_path, monkeypatch, blobs):
     clf = FastNTKClassifier(random_state=0, n_components=16).fit(X, y, sample_ids=ids)
     clf.save("clinic.fastntk", key=key)
     known = {"np": np, "FastNTKClassifier": FastNTKClassifier, "X": X, "y": y, "key": key, "clf": clf}
-    known |= {"X_forget": X[:3], "ids": ids[:3]}
+    known |= {"X_forget": X[:3], "ids": ids[:3], "X_wrong": X[5:6], "y_right": y[5:6]}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(block, known)
     assert known["clf"].n_samples_forgotten_ == 3

@@ -27,7 +27,8 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
     :func:`leave_one_out`, sharpened as in :meth:`FastNTKClassifier.predict_proba`. They are out of
     sample, as those of a cross-validation are, for the price of one pass. Where cleanlab is installed
     (extra "inspection"), its `find_label_issues` chooses rows and ranks them, by the probability of
-    their own label; else these are the rows for which another class is more probable.
+    their own label; else, and where all labels are the same, these are the rows for which another class
+    is more probable.
 
     Parameters
     ----------
@@ -69,9 +70,8 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
     scores, labels = scores_without(learned), learned.labels
     probabilities = softmax(clf._adapter.sharpness * scores, axis=1)
     confidence = probabilities[np.arange(len(labels)), labels]
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError:
+    find_label_issues = _cleanlab()
+    if find_label_issues is None or (labels == labels[0]).all():
         doubtful = np.flatnonzero(scores.argmax(1) != labels)
         indices = doubtful[np.argsort(confidence[doubtful], kind="stable")]
     else:
@@ -84,6 +84,15 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
         pred_probs=probabilities,
         suggested=clf.classes_[scores.argmax(1)],
     )
+
+
+def _cleanlab() -> Any:
+    """Return cleanlab's `find_label_issues`, or None where it is not installed."""
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        return None
+    return find_label_issues
 
 
 @without_modes
