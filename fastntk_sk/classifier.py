@@ -730,11 +730,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         sample_ids: Any = None,
         copies: str = "one",
         request_id: str | Sequence[str] = (),
+        redoes: Any = None,
     ) -> Self:
         """Forget rows with the labels that they were learned with, and learn them with others.
 
         It is one step, with one solve and one receipt: the result is that of a fit with the right
-        labels. Weights and sample ids stay. When an error is raised, nothing has changed.
+        labels. Weights and sample ids stay. When an error is raised, nothing has changed. In a Pipeline,
+        call it on the last step, with rows as they enter that.
 
         Parameters
         ----------
@@ -747,7 +749,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         y_old : array-like of shape (n,), default=None
             The labels that they were learned with; by default the ledger's.
 
-        sample_ids, copies, request_id
+        sample_ids, copies, request_id, redoes
             As in :meth:`unlearn`.
 
         Returns
@@ -757,16 +759,19 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         Raises
         ------
-        UnknownSampleError, AmbiguousSampleError, StateMismatchError, SolveError
+        UnknownSampleError, AmbiguousSampleError, StateMismatchError, SolveError, PictureError
             As in :meth:`unlearn`.
 
         ValueError
-            If a label is no class of the model.
+            If a label is no class of the model, or two right labels are given for the same copies.
 
         Warns
         -----
-        NumericalDriftWarning, EmptyClassWarning, PrivacyWarning
+        NumericalDriftWarning, EmptyClassWarning
             As in :meth:`unlearn`.
+
+        PrivacyWarning
+            If further copies of the rows are learned with other labels than the new ones.
 
         Examples
         --------
@@ -782,10 +787,18 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         started, before = time.perf_counter(), self._held
         self._warn_of_changed_parameters()
+        if X is None:
+            raise ValueError("Expected the rows that get other labels, got None. Pass X.")
         rows, match = self._match(before, X, y_old, sample_ids, copies)
         labels = class_indices(y_new, self.classes_)
         check_consistent_length(rows, labels)
         match.check()
+        wanted = match.wanted(labels.tolist())
+        if copies == "all" and any(len(each) > 1 for each in wanted.values()):
+            raise ValueError(
+                "Expected one right label for all copies of a content, got several for the same. Pass "
+                'each content once, or copies="one" and y_old.'
+            )
         removals = match.removals
         labels = labels[[removal.row for removal in removals]].tolist()
         features = before.ledger.features(removals)
@@ -796,21 +809,26 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         new = self._sum(before, rows, right, features, "learning")
         ledger = before.ledger.rectified(removals, right)
         after = replace(before, state=_agreed(before.state.exchange(old, new)), ledger=ledger)
-        n_copies_left = ledger.n_copies(match.found) - len(removals)
+        n_copies_left = ledger.n_labelled_otherwise(wanted)
         after = self._with_receipt(
             before,
             after,
             started,
             _measured(after.state, drift),
             request_ids=check_request_ids(request_id),
-            redoes=[],
+            redoes=[] if redoes is None else list(self._lost(redoes)),
             n_rows=len(removals),
             n_rectified=len(removals),
             n_copies_left=n_copies_left,
             kept_features=by_features,
         )
         self._warn_of_empty_classes(before.state, after.state)
-        _warn_of_copies(n_copies_left)
+        if n_copies_left:
+            warn(
+                f"{n_copies_left:,} copies of these rows are still learned with yet other labels. Pass "
+                "copies='all' to give all copies of a content the same one.",
+                PrivacyWarning,
+            )
         return self._commit(after.adapter(self.classes_), after, before=before)
 
     def _with_receipt(

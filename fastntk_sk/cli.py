@@ -357,7 +357,9 @@ def _report(args: argparse.Namespace) -> Answer:
     lines = [f"{clf.n_samples_learned_:,} rows learned, {clf.n_samples_forgotten_:,} forgotten."]
     if clf.n_samples_forgotten_ and not receipts:
         lines.append("The private state holds the receipts.")
-    lines += [f"{r['time']}  {r['n_rows']:,} rows  {_exactness(clf, r)}" for r in receipts]
+    for r in receipts:
+        rows = f"{r['n_rows']:,} rows{' rectified' if r['n_rectified'] else ''}"
+        lines.append(f"{r['time']}  {rows}  {_exactness(clf, r)}")
     paths, labels = None, None
     if args.data is not None:
         pictures, named = read_labelled(args.data)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 MAX_BATCH = 2**16
+CALIBRATION = "calibrate"  # among what `searched_by` names
 MAX_SCALE = 1e30  # squares of larger ones, and scores in float32, overflow
 Side = Annotated[int, Meta(ge=1, le=4096)]
 Scale = Annotated[float, Meta(gt=0, le=MAX_SCALE)]
@@ -70,5 +71,6 @@ class Settings:
         """Return the settings with all that is known, in either, to have seen rows; not calibrated."""
         known = self.backbone_has_seen, other.backbone_has_seen
         worst = max(known, key=(False, "unknown", True).index)
-        searched_by = tuple(dict.fromkeys((*self.searched_by, *other.searched_by)))
+        names = dict.fromkeys((*self.searched_by, *other.searched_by))
+        searched_by = tuple(name for name in names if name != CALIBRATION)
         return replace(self, backbone_has_seen=worst, searched_by=searched_by, temperature=None)

@@ -1,13 +1,17 @@
 """Learned labels are put right in one step."""
 
+import copy
+
 import numpy as np
 import pytest
 from cases import gap
 
 from fastntk_sk import FastNTKClassifier, verify_receipts
+from fastntk_sk.cli import main
 from fastntk_sk.exceptions import (
     AmbiguousSampleError,
     EmptyClassWarning,
+    PrivacyWarning,
     UnknownSampleError,
 )
 
@@ -71,9 +75,44 @@ def test_one_copy_of_two(blobs):
     clf = make().fit(X, np.r_[y, y[0] + 1])
     with pytest.raises(AmbiguousSampleError):
         clf.rectify(X[:1], y[:1])
-    with pytest.warns(UserWarning, match="copies"):
-        clf.rectify(X[:1], y[:1], y_old=y[:1] + 1)
+    clf.rectify(X[:1], y[:1], y_old=y[:1] + 1)  # both copies have the right label now
     assert gap(clf, make().fit(X, np.r_[y, y[0]])) < 1e-10
+    assert clf.receipts_[-1]["n_copies_left"] == 0
+
+
+def test_copies_with_yet_other_labels(blobs):
+    X, y = blobs
+    X, labels = np.concatenate([X, X[:1], X[:1]]), np.r_[y, y[0] + 1, y[0] + 2]
+    clf = make().fit(X, labels)
+    with pytest.raises(ValueError, match="one right label"):
+        clf.rectify(X[[0, 0]], y[0] + [0, 1], copies="all")
+    right = make().fit(X, np.r_[y, y[0], y[0]])
+    assert gap(copy.deepcopy(clf).rectify(X[:1], y[:1], copies="all"), right) < 1e-10
+    with pytest.warns(PrivacyWarning, match="1 copies"):
+        clf.rectify(X[:1], y[:1], y_old=y[:1] + 1)
+    assert clf.receipts_[-1]["n_copies_left"] == 1
+
+
+def test_a_restored_backup_is_rectified_again(mistaken, tmp_path):
+    X, y, labels = mistaken
+    clf = make().fit(X, labels)
+    backup = copy.deepcopy(clf)
+    clf.rectify(X[WRONG], y[WRONG]).save_pretrained(tmp_path / "adapter")
+    backup.rectify(X[WRONG], y[WRONG], redoes=tmp_path / "adapter")
+    assert backup.receipts_[-1]["redoes"] == [clf.receipts_[-1]["checksum"]]
+
+
+def test_reports_tell_rectified_rows_from_forgotten_ones(mistaken, tmp_path, capsys):
+    X, y, labels = mistaken
+    clf = make().fit(X, labels).rectify(X[WRONG], y[WRONG]).unlearn(X[:1])
+    clf.save(tmp_path / "model")
+    assert main(["report", str(tmp_path / "model"), "--html", str(tmp_path / "page.html")]) == 0
+    told = capsys.readouterr().out
+    assert "59 rows learned, 1 forgotten" in told
+    assert ["rectified" in line for line in told.splitlines()[1:3]] == [True, False]
+    page = (tmp_path / "page.html").read_text()
+    row = page[page.index("rows rectified") :]
+    assert row.index("<td>0</td>") < row.index("<td>4</td>") < row.index("<td>60</td>")
 
 
 def test_nothing_changes_after_an_error(mistaken):
@@ -86,6 +125,8 @@ def test_nothing_changes_after_an_error(mistaken):
         clf.rectify(X[WRONG], y[WRONG] + 7)
     with pytest.raises(ValueError, match="inconsistent"):
         clf.rectify(X[WRONG], y[:2])
+    with pytest.raises(ValueError, match="got None"):
+        clf.rectify(None, y[:1], sample_ids=["anna"])
     np.testing.assert_array_equal(clf.readout_, before)
     assert clf.receipts_ == []
 

@@ -146,7 +146,8 @@ def _deletions(receipts: list[dict[str, Any]], ladder_alone: bool) -> str:
         {
             "time": receipt["time"],
             "requests": ", ".join(receipt["request_ids"]) or "-",
-            "rows forgotten": receipt["n_rows"],
+            "rows forgotten": receipt["n_rows"] - receipt["n_rectified"],
+            "rows rectified": receipt["n_rectified"],
             "rows left": receipt["n_samples_learned"],
             "copies left": receipt["n_copies_left"],
             "exactness": exactness_text(receipt["exactness"], ladder_alone=ladder_alone),

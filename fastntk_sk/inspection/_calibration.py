@@ -12,7 +12,8 @@ from scipy.special import logsumexp
 
 from ..exceptions import InspectionError
 from ..modes import without_modes
-from ._learned import Learned, check_shared_features
+from ..settings import CALIBRATION
+from ._learned import Learned, check_shared_features, check_two_classes
 from ._without import scores_without
 
 _BOUNDS = (math.log(1e-3), math.log(1e3))  # of the temperature, in units of target_scale
@@ -54,8 +55,8 @@ def calibrate(clf: Any, X: Any = None, y: Any = None) -> Any:
 
     Raises
     ------
-    UnknownSampleError, InspectionError
-        As in :func:`leave_one_out`, and InspectionError if rows are missing.
+    UnknownSampleError, AmbiguousSampleError, InspectionError, InsufficientMemoryError
+        As in :func:`leave_one_out`, and InspectionError if rows are missing, or of one class only.
 
     NoFeaturesError
         If X is None and features were not kept.
@@ -76,8 +77,10 @@ def calibrate(clf: Any, X: Any = None, y: Any = None) -> Any:
     >>> log_loss(y[500:], calibrate(clf, X[:500]).predict_proba(X[500:])) < before
     True
     """
-    check_shared_features(clf)
-    learned = Learned.find(clf, X, y, None)
+    check_two_classes(check_shared_features(clf))
+    if X is None and y is not None:
+        raise ValueError("Expected rows with their labels, got labels alone. Pass X, or leave y out.")
+    learned = Learned.kept(clf) if X is None else Learned.find(clf, X, y, None)
     held = clf._held
     if len(learned.labels) != held.ledger.n_rows:
         raise InspectionError(
@@ -95,7 +98,7 @@ def calibrate(clf: Any, X: Any = None, y: Any = None) -> Any:
         return -float(learned.weights[told] @ likelihood)
 
     temperature = scale * math.exp(minimize_scalar(loss, bounds=_BOUNDS, method="bounded").x)
-    chosen_by = tuple(dict.fromkeys((*held.state.settings.searched_by, "calibrate")))
+    chosen_by = tuple(dict.fromkeys((*held.state.settings.searched_by, CALIBRATION)))
     state = held.state.with_settings(temperature=temperature, searched_by=chosen_by)
     after = replace(held, state=state)
     return clf._commit(after.adapter(clf.classes_), after, before=held)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import Bunch, check_random_state
+from sklearn.utils.validation import check_consistent_length
 
 from ..modes import without_modes
 from ..sums.ridge import solve
@@ -57,11 +58,11 @@ def learning_curve(
 
     Raises
     ------
-    UnknownSampleError, InspectionError
+    UnknownSampleError, AmbiguousSampleError, InspectionError, InsufficientMemoryError
         As in :func:`leave_one_out`.
 
     ValueError
-        If a size is not in (0, 1], or a label of a validation row is no class of the model.
+        If a size is not in (0, 1], there is no validation row, or no class of the model for its label.
 
     Examples
     --------
@@ -78,7 +79,9 @@ def learning_curve(
     if not len(parts) or not ((parts > 0) & (parts <= 1)).all():
         raise ValueError(f"Expected train_sizes in (0, 1], got {list(train_sizes)}.")
     labels = class_indices(y_val, clf.classes_)
+    check_consistent_length(X_val, labels)
     learned = Learned.find(clf, X, y, None)
+    learned.check_memory(len(labels))
     order = check_random_state(random_state).permutation(len(learned.labels))
     sizes = np.unique(np.maximum(1, np.round(parts * len(order)).astype(int)))
     rows_val = torch.cat(list(features_of(clf, X_val, "validation"))).double()

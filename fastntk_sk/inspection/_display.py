@@ -48,7 +48,7 @@ class LabelIssuesDisplay:
     >>> found = {"indices": [2], "suggested": ["cat"] * 3, "self_confidence": np.array([1, 1, 0.02])}
     >>> display = LabelIssuesDisplay.from_predictions(X, ["cat", "cat", "dog"], found)
     >>> display.axes_[0].get_title()
-    'dog: cat?\\n0.02'
+    'dog: cat?\n0.02'
     >>> plt.close(display.figure_)
     """
 
@@ -144,7 +144,7 @@ class InfluenceDisplay:
     >>> found = {"loss": np.array([0.5, 0.0, -0.25])}
     >>> display = InfluenceDisplay.from_predictions(X, ["cat", "cat", "dog"], found, n_images=2)
     >>> [ax.get_title() for ax in display.axes_]
-    ['cat\\n+0.5', 'dog\\n-0.25']
+    ['cat\n+0.5', 'dog\n-0.25']
     >>> plt.close(display.figure_)
     """
 

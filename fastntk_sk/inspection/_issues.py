@@ -12,7 +12,7 @@ from sklearn.utils.validation import _num_samples
 
 from ..modes import without_modes
 from ..sums.memory import require
-from ._learned import Learned, check_shared_features, features_of
+from ._learned import Learned, check_shared_features, check_two_classes, features_of
 from ._without import scores_without
 
 _AT_ONCE = 1024  # rows that are compared with all others together
@@ -27,12 +27,13 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
     :func:`leave_one_out`, sharpened as in :meth:`FastNTKClassifier.predict_proba`. They are out of
     sample, as those of a cross-validation are, for the price of one pass. Where cleanlab is installed
     (extra "inspection"), its `find_label_issues` chooses rows and ranks them, by the probability of
-    their own label; else these are the rows for which another class is more probable.
+    their own label; else, and where all labels are the same, these are the rows for which another class
+    is more probable.
 
     Parameters
     ----------
     clf, X, y, groups
-        As in :func:`leave_one_out`, which has the same limits and raises the same errors.
+        As in :func:`leave_one_out`, which has the same limits.
 
     Returns
     -------
@@ -41,6 +42,11 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
         - `self_confidence`: ndarray of shape (n,), the probability of each row's own label;
         - `pred_probs`: ndarray of shape (n, n_classes), as cleanlab takes it;
         - `suggested`: ndarray of shape (n,), the most probable label of each row.
+
+    Raises
+    ------
+    UnknownSampleError, AmbiguousSampleError, InspectionError, InsufficientMemoryError, ValueError
+        As in :func:`leave_one_out`, and InspectionError if rows of one class alone are learned.
 
     References
     ----------
@@ -59,14 +65,13 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
     >>> int(issues.indices[0]), int(issues.suggested[7])
     (7, 0)
     """
-    check_shared_features(clf)
+    check_two_classes(check_shared_features(clf))
     learned = Learned.find(clf, X, y, groups)
     scores, labels = scores_without(learned), learned.labels
     probabilities = softmax(clf._adapter.sharpness * scores, axis=1)
     confidence = probabilities[np.arange(len(labels)), labels]
-    try:
-        from cleanlab.filter import find_label_issues
-    except ImportError:
+    find_label_issues = _cleanlab()
+    if find_label_issues is None or (labels == labels[0]).all():
         doubtful = np.flatnonzero(scores.argmax(1) != labels)
         indices = doubtful[np.argsort(confidence[doubtful], kind="stable")]
     else:
@@ -79,6 +84,15 @@ def label_issues(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> Bunc
         pred_probs=probabilities,
         suggested=clf.classes_[scores.argmax(1)],
     )
+
+
+def _cleanlab() -> Any:
+    """Return cleanlab's `find_label_issues`, or None where it is not installed."""
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        return None
+    return find_label_issues
 
 
 @without_modes

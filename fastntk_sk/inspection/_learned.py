@@ -17,6 +17,7 @@ from ..classifier import FastNTKClassifier, check_summable, learned_as
 from ..exceptions import InspectionError
 from ..state import State
 from ..sums.influence import LeaveOut
+from ..sums.memory import require
 
 _AT_ONCE = 512  # rows that are read together, where groups are no larger
 
@@ -42,6 +43,15 @@ def check_shared_features(clf: Any) -> State:
     return state
 
 
+def check_two_classes(state: State) -> None:
+    """Raise InspectionError where fewer than two classes have rows: nothing competes with one."""
+    if (state.class_rows > 0).sum() < 2:
+        raise InspectionError(
+            "Expected learned rows of two classes at least, got those of one, which always wins. Learn "
+            "rows of another class first (partial_fit)."
+        )
+
+
 @dataclass(frozen=True)
 class Learned:
     """Learned rows of a request, in the order of their groups.
@@ -60,32 +70,36 @@ class Learned:
 
     @classmethod
     def find(cls, clf: FastNTKClassifier, X: Any, y: Any, groups: Any) -> Learned:
-        """Match rows with what was learned; without X, take all rows whose features are kept.
-
-        Raise UnknownSampleError for rows that were not learned.
-        """
+        """Match rows with what was learned; raise UnknownSampleError for rows that were not."""
         held = clf._held
         if X is None:
-            rows, removals = None, held.ledger.all_rows()
-            check_summable(rows, removals, held.ledger.features(removals))
-        else:
-            rows, match = clf._match(held, X, y, None, "one")
-            match.check()
-            removals = match.removals
-        labels, weights = learned_as(removals)
+            raise ValueError("Expected the learned rows, got None. Pass X.")
+        rows, match = clf._match(held, X, y, None, "one")
+        match.check()
+        labels, weights = learned_as(match.removals)
         n = len(labels)
         if groups is None:
             names = np.arange(n)
         else:
             check_consistent_length(labels, groups)
-            _, names = np.unique(column_or_1d(groups), return_inverse=True)
+            names = _places(column_or_1d(groups))
         sizes = np.bincount(names)
         if sizes.max() >= held.ledger.n_rows:
             raise ValueError(
                 f"Expected groups to leave a row, got one of all {held.ledger.n_rows} learned rows. "
                 "Pass other groups."
             )
-        return cls(clf, rows, removals, np.argsort(names, kind="stable"), sizes, labels, weights)
+        return cls(clf, rows, match.removals, np.argsort(names, kind="stable"), sizes, labels, weights)
+
+    @classmethod
+    def kept(cls, clf: FastNTKClassifier) -> Learned:
+        """Take all learned rows, whose features are kept; raise NoFeaturesError where they are not."""
+        ledger = clf._held.ledger
+        removals = ledger.all_rows()
+        check_summable(None, removals, ledger.features(removals))
+        labels, weights = learned_as(removals)
+        n = len(labels)
+        return cls(clf, None, removals, np.arange(n), np.ones(n, dtype=np.int64), labels, weights)
 
     def only(self, order: np.ndarray) -> Learned:
         """Return some of the rows, in this order, each as a group."""
@@ -99,6 +113,19 @@ class Learned:
             alpha=state.alpha,
             tangent_scale=state.settings.tangent_scale,
             target_scale=state.settings.target_scale,
+        )
+
+    def check_memory(self, n_val: int = 0) -> None:
+        """Raise InsufficientMemoryError unless there is room for what depends on the rows."""
+        model, largest = self.clf._held.state.model, max(_AT_ONCE, int(self.sizes.max()))
+        width, n_classes = model.sizes[0] + 1, model.settings.n_classes
+        numbers = 3 * largest * (largest + width)  # a group's matrix, and its rows as they are whitened
+        numbers += 3 * len(self.sizes) * n_classes + len(self.labels) * n_classes
+        numbers += n_val * (2 * width + largest + 3 * n_classes)
+        require(
+            8 * numbers + model.memory_needed(),
+            f"{len(self.labels):,} rows, {int(self.sizes.max()):,} in the largest group, need",
+            "Pass fewer rows at once, validation rows too, or smaller groups.",
         )
 
     def blocks(self, what: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
@@ -133,6 +160,16 @@ class Learned:
         gone = np.zeros((len(self.sizes), len(left)), dtype=np.int64)
         np.add.at(gone, (group, self.labels[self.order]), 1)
         return left <= gone
+
+
+def _places(groups: np.ndarray) -> np.ndarray:
+    """Return the place of each row's group among the groups, in the order of `numpy.unique`."""
+    if any(name is None or name != name for name in groups.tolist()):
+        raise ValueError(
+            "Expected a group for each row, got None or NaN among them. Give such rows groups of their "
+            "own."
+        )
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def features_of(

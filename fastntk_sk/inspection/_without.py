@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import Bunch
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from ..modes import without_modes
 from ..validation import class_indices
-from ._learned import Learned, check_shared_features, features_of
+from ._learned import Learned, check_shared_features, check_two_classes, features_of
 
 _NUMBERS = 2**23  # of scores of validation rows without a group that are held at once
 
@@ -52,14 +53,17 @@ def leave_one_out(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> np.
 
     Raises
     ------
-    UnknownSampleError
-        If rows are not learned.
+    UnknownSampleError, AmbiguousSampleError
+        If rows are not learned, or were several times with different labels and y is not given.
 
     InspectionError
-        If classes have tangents of their own, or the anchor was fine-tuned.
+        If classes have tangents of their own, or the anchor was trained on the rows.
+
+    InsufficientMemoryError
+        If the scores, or the matrix of the largest group (its number of rows squared), do not fit.
 
     ValueError
-        If a group is all that is learned.
+        If a group is all that is learned, or rows have None or NaN for a group.
 
     References
     ----------
@@ -84,6 +88,7 @@ def leave_one_out(clf: Any, X: Any, y: Any = None, *, groups: Any = None) -> np.
 
 def scores_without(learned: Learned) -> np.ndarray:
     """Return what `leave_one_out` does."""
+    learned.check_memory()
     scores = np.empty((len(learned.labels), len(learned.clf.classes_)))
     model = learned.solution()
     for places, sizes, h in learned.blocks("leaving out"):
@@ -133,17 +138,18 @@ def influence(clf: Any, X: Any, y: Any, X_val: Any, y_val: Any, *, groups: Any =
         - `loss`: by how much the mean squared loss :math:`\|f_v - t_v\|^2` grows when the row (or group)
           is forgotten; negative for a row that does harm;
         - `margin`: by how much the mean margin :math:`f_{v, y} - \max_{c \ne y} f_{v, c}` grows;
-          positive for a row that does harm;
+          positive for a row that does harm. A class competes as long as it has rows, and where one
+          alone is left the margin is infinite;
         - `groups`: the groups, or the numbers of the rows.
 
     Raises
     ------
-    UnknownSampleError, InspectionError
-        As in :func:`leave_one_out`.
+    UnknownSampleError, AmbiguousSampleError, InspectionError, InsufficientMemoryError
+        As in :func:`leave_one_out`, and InspectionError if rows of one class alone are learned.
 
     ValueError
-        If there is no validation row, a label of one is no class of the model, or a group is all that
-        is learned.
+        As in :func:`leave_one_out`, and if there is no validation row, or no class of the model for its
+        label.
 
     References
     ----------
@@ -165,12 +171,13 @@ def influence(clf: Any, X: Any, y: Any, X_val: Any, y_val: Any, *, groups: Any =
     30
     """
     state = check_shared_features(clf)
+    check_two_classes(state)
     learned = Learned.find(clf, X, y, groups)
     labels = torch.from_numpy(class_indices(y_val, clf.classes_))
+    check_consistent_length(X_val, labels)
+    learned.check_memory(len(labels))
     model = learned.solution()
     parts = [(model.whiten(h), model.scores(h)) for h in features_of(clf, X_val, "validation")]
-    if sum(len(rows) for rows, _ in parts) != len(labels):
-        raise ValueError(f"Expected a label for each validation row, got {len(labels)} labels.")
     rows_val, scores = (torch.cat(part) for part in zip(*parts, strict=True))
     errors = model.targets(labels) - scores
     seen = torch.from_numpy(state.class_rows > 0)

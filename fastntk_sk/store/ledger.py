@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -71,6 +71,14 @@ class Match(NamedTuple):
         """Segments and digests of what is removed, in other segments too."""
         pairs = zip(self.results, self.known, strict=True)
         return set().union(*(known for result, known in pairs if result == "found"))
+
+    def wanted(self, labels: Sequence[int]) -> dict[tuple[int, bytes], set[int]]:
+        """Return the labels that the rows of each content are to have, from one label a row."""
+        found: dict[tuple[int, bytes], set[int]] = {}
+        for known, label in zip(self.known, labels, strict=True):
+            for one in known:
+                found.setdefault(one, set()).add(label)
+        return found
 
     def joined(self, other: Match) -> Match:
         """Return both, without what the other removes already; its rows follow."""
@@ -361,6 +369,15 @@ class Ledger:
     def n_copies(self, contents: Iterable[tuple[int, bytes]]) -> int:
         """Return how many copies of some contents are learned."""
         return sum(self.segments[s].rows.get(digest, Counter()).total() for s, digest in contents)
+
+    def n_labelled_otherwise(self, wanted: Mapping[tuple[int, bytes], set[int]]) -> int:
+        """Return how many copies of some contents are learned with no label that they should have."""
+        return sum(
+            n
+            for (s, digest), labels in wanted.items()
+            for entry, n in self.segments[s].rows[digest].items()
+            if entry.label not in labels
+        )
 
     def all_rows(self) -> list[Removal]:
         """Return every learned row."""

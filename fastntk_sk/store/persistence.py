@@ -146,7 +146,8 @@ def check_complete(missing: dict[str, Mapping[str, Any]]) -> None:
         raise StaleStateError(
             f"Expected a state that knows all deletions, got one that lacks {len(missing)} ({told}): it "
             "is an old one, and remembers those rows. Load it without `against`, and forget the same "
-            "rows or ids, which your list of requests holds, with unlearn(..., redoes=...)."
+            "rows or ids, which your list of requests holds, with unlearn(..., redoes=...), or rectify "
+            "them, with redoes too."
         )
 
 
@@ -154,7 +155,8 @@ def _in_words(receipt: Mapping[str, Any]) -> str:
     if "time" not in receipt:
         return "the last of its chain"
     names = ", ".join(receipt["request_ids"])
-    return f"{receipt['n_rows']:,} rows at {receipt['time']}{f' for {names}' if names else ''}"
+    rows = f"{receipt['n_rows']:,} rows{' rectified' if receipt['n_rectified'] else ''}"
+    return f"{rows} at {receipt['time']}{f' for {names}' if names else ''}"
 
 
 def _last_save(db: Database) -> Save | None:

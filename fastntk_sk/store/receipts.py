@@ -107,7 +107,7 @@ def make_receipt(
         How many of the rows were learned again with other labels.
 
     n_copies_left : int
-        Learned copies of what was forgotten.
+        Learned copies of what was forgotten; of rectified rows those with yet other labels.
 
     request_ids : sequence of str
         The caller's.
@@ -343,6 +343,8 @@ def parse_receipts(documents: Iterable[bytes], name: str) -> list[dict[str, Any]
             files.check_checksum(receipt, f"Receipt {i} of {name}")
         except StateFormatError as error:
             raise ReceiptError(str(error)) from error
+        if receipt["n_rectified"] > receipt["n_rows"]:
+            raise ReceiptError(f"Receipt {i} of {name} tells of more rows rectified than it took away.")
         verdict = exactness(**{key: receipt[key] for key in _MEASURED})
         if not set(verdict["reasons"]) <= set(receipt["exactness"]["reasons"]) or (
             receipt["exactness"]["exact"] and receipt["exactness"]["reasons"]

@@ -6,7 +6,12 @@ from scipy.special import log_softmax
 from sklearn.datasets import load_digits
 
 from fastntk_sk import FastNTKClassifier, unlearn, verify_receipts
-from fastntk_sk.exceptions import InexactDeletionError, InspectionError, NoFeaturesError
+from fastntk_sk.exceptions import (
+    InexactDeletionError,
+    InspectionError,
+    NoFeaturesError,
+    PrivacyWarning,
+)
 from fastntk_sk.inspection import calibrate, leave_one_out
 
 
@@ -80,4 +85,17 @@ def test_refused(blobs):
         calibrate(clf)
     with pytest.raises(InspectionError, match="all 60 rows"):
         calibrate(clf, X[:50])
+    with pytest.raises(ValueError, match="labels alone"):
+        calibrate(make(keep="features").fit(X, y), y=y)
     np.testing.assert_array_equal(clf.predict_proba(X), before)
+
+
+def test_a_merge_drops_it(blobs):
+    X, y = blobs
+    clf = calibrate(make().fit(X[:30], y[:30]), X[:30])
+    other = calibrate(make().fit(X[30:], y[30:]), X[30:])
+    with pytest.warns(PrivacyWarning, match="travel"):
+        clf.merge(other)
+    fresh = make().fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), fresh.predict_proba(X), rtol=1e-6)
+    assert clf.unlearn(X[:1]).receipts_[-1]["exactness"]["exact"]

@@ -38,6 +38,9 @@ def test_wrong_labels_are_found(flipped, monkeypatch, with_cleanlab):
     np.testing.assert_allclose(issues.pred_probs.sum(1), 1)
     expected = softmax(np.log(99 * 3) * leave_one_out(clf, X), axis=1)
     np.testing.assert_allclose(issues.pred_probs, expected)
+    ones = np.flatnonzero(y == 1)
+    doubtful = ones[label_issues(clf, X[ones], y[ones]).indices]
+    assert set(wrong[y[wrong] == 1]) <= set(doubtful)
     right = np.array([(label - (row in wrong)) % 4 for row, label in enumerate(y)])
     assert (issues.suggested == right).mean() > 0.95
 

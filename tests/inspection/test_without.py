@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
     InspectionError,
+    InsufficientMemoryError,
     NoPrivateStateError,
     PrivacyWarning,
     UnknownSampleError,
 )
-from fastntk_sk.inspection import influence, leave_one_out
+from fastntk_sk.inspection import (
+    calibrate,
+    influence,
+    label_issues,
+    learning_curve,
+    leave_one_out,
+)
 
 MODELS = [
     {},
@@ -130,6 +137,21 @@ def test_more_rows_than_a_block(blobs):
         np.testing.assert_allclose(found[i], scores(without(clf, X[[i]]), X[[i]])[0], atol=1e-10)
 
 
+def test_what_does_not_fit_is_refused_before(blobs, monkeypatch):
+    X, y = blobs
+    clf = make().fit(X[:50], y[:50])
+    state = clf._held.state
+    monkeypatch.setenv("FASTNTK_SK_MEMORY_LIMIT", str(state.model.memory_needed() + 2**26))
+    leave_one_out(clf, X[:50])
+    influence(clf, X[:50], None, X[50:], y[50:])
+    with pytest.raises(InsufficientMemoryError, match="validation"):
+        influence(clf, X[:50], None, np.broadcast_to(X[0], (10**6, X.shape[1])), np.zeros(10**6, int))
+    many, labels = X[np.arange(6000) % 60] + np.arange(6000)[:, None] / 6000, np.arange(6000) % 3
+    clf = make(trainable="head").fit(many, labels)
+    with pytest.raises(InsufficientMemoryError, match="largest group"):
+        leave_one_out(clf, many, groups=np.arange(6000) < 5000)
+
+
 def test_refused(blobs, tmp_path):
     X, y = blobs
     clf = make().fit(X[:50], y[:50])
@@ -144,8 +166,16 @@ def test_refused(blobs, tmp_path):
         influence(clf, X[:50], None, X[50:], y[50:] + 10)
     with pytest.raises(ValueError, match="0 sample"):
         influence(clf, X[:50], None, X[:0], y[:0])
-    with pytest.raises(ValueError, match="inconsistent|label for each"):
-        influence(clf, X[:50], None, X[50:], y[51:])
+    for labels in (y[51:], y[50:51]):
+        with pytest.raises(ValueError, match="inconsistent"):
+            influence(clf, X[:50], None, X[50:], labels)
+        with pytest.raises(ValueError, match="inconsistent"):
+            learning_curve(clf, X[:50], None, X[50:], labels)
+    for groups in ([None, "a"] * 25, [np.nan, 1.0] * 25):
+        with pytest.raises(ValueError, match="group for each row"):
+            leave_one_out(clf, X[:50], groups=groups)
+    with pytest.raises(ValueError, match="got None"):
+        leave_one_out(make(keep="features").fit(X, y), None)
     full = make(trainable="norm", n_components=4).fit(X, y)
     with pytest.raises(InspectionError, match="ladder"):
         leave_one_out(full, X, y)
@@ -154,3 +184,17 @@ def test_refused(blobs, tmp_path):
         leave_one_out(FastNTKClassifier.from_pretrained(tmp_path / "adapter"), X, y)
     with pytest.raises(TypeError, match="FastNTKClassifier"):
         leave_one_out(object(), X, y)
+
+
+def test_one_class_left(blobs):
+    X, y = blobs
+    X, y = X[y < 2], y[y < 2]
+    clf = make().fit(X, y)
+    with pytest.warns(UserWarning, match="No rows are left"):
+        clf.unlearn(X[y == 1])
+    X, y = X[y == 0], y[y == 0]
+    assert (leave_one_out(clf, X)[:, 1] == -np.inf).all()
+    calls = [label_issues, calibrate, lambda *rows: influence(*rows, None, X, y)]
+    for call in calls:
+        with pytest.raises(InspectionError, match="two classes"):
+            call(clf, X)

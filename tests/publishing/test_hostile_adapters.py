@@ -196,6 +196,7 @@ WRONG = {
     "settings augment": ["rotate", True, "flip"],
     "settings device": ["cuda:7", "mps", "os.system", "meta"],
     "settings alpha": [0, -1, 1e308, "x"],
+    "settings temperature": [0, -1, 1e308, "x"],
     "settings target_scale": [0, 1e308, None],
     "units scale_h": [0, -1, 1e308, None],
     "projection": ["0" * 31, None],

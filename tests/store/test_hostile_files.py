@@ -491,7 +491,7 @@ def test_values_that_no_estimator_writes(forge):
 
 
 def test_receipts_of_wrong_types(forge):
-    for key in ("n_rows", "exactness", "seen_by", "chain", "previous", "checksum"):
+    for key in ("n_rows", "n_rectified", "exactness", "seen_by", "chain", "previous", "checksum"):
         for value in (None, -1, {}, [7]):
 
             def change(parts, key=key, value=value):
@@ -499,6 +499,12 @@ def test_receipts_of_wrong_types(forge):
                 parts.receipts = [receipt if key == "checksum" else hostile.checked(receipt)]
 
             assert isinstance(forge(STATE, change), ReceiptError), (key, value)
+
+    def rectify_more(parts):
+        n_rows = parts.receipts[0]["n_rows"]
+        parts.receipts = [hostile.checked(parts.receipts[0] | {"n_rectified": n_rows + 1})]
+
+    assert isinstance(forge(STATE, rectify_more), ReceiptError)
 
 
 def test_missing_receipts_are_noticed(forge):
