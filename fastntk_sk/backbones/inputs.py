@@ -87,7 +87,8 @@ def _luma(colours: np.ndarray) -> np.ndarray:
     """Return grey values (H, W) of (H, W, 3): ITU-R 601-2 luma, in Pillow's integers for 8 bits."""
     if colours.dtype == np.uint8:
         return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
-    red, green, blue = np.moveaxis(colours.astype(np.float32), -1, 0)  # whatever the type and the strides
+    # not by a matrix product, which rounds by the type and the strides
+    red, green, blue = np.moveaxis(colours.astype(np.float32), -1, 0)
     return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
 
 

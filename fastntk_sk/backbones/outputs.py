@@ -138,8 +138,8 @@ def _run(net: nn.Module, batch: Tensor, name: str) -> Any:
         raise BackboneError(
             f"Expected a backbone that takes {given} as X holds them, batches of shape "
             f"(n, {', '.join(map(str, batch.shape[1:]))}); {name} fails on one: {error}.{channels} Pass "
-            "pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another backbone; wrap "
-            "one that needs more, or calls it otherwise, in a module whose forward takes the batch alone."
+            "pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another backbone; "
+            "wrap one that needs more, or by name, in a module whose forward takes the batch alone."
         ) from error
 
 
