@@ -186,7 +186,7 @@ def test_what_is_no_adapter_of_peft(pictures, tmp_path):
     tuned = {"anchor": "finetuned", "learning_rate": 1e-4}
     for params in ({}, tuned | {"trainable": "bias"}, tuned | {"trainable": ["lora", "bias"]}):
         clf = make(**params).fit(X, y)
-        with pytest.raises(ValueError, match='Expected trainable="lora" with anchor="finetuned", got'):
+        with pytest.raises(ValueError, match='Expected trainable="lora", anchor="finetuned"'):
             clf.export_peft(tmp_path / "adapter")
     with pytest.raises(ValueError, match="got tangents of"):
         make().fit(X, y).to_module()
