@@ -227,7 +227,7 @@ def _are_pictures(X: Any) -> bool:
         return True
     try:
         check_images(X)
-    except FileNotFoundError:
+    except PictureError:
         return True
     except Exception:  # of whatever reads the first item
         return False

@@ -127,7 +127,7 @@ def test_bad_images(fitted_images, change, message):
     before = snapshot(clf)
     bad = change(X)
     for call in (clf.predict, clf.unlearn, lambda X: clf.partial_fit(X, y[: len(X)])):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
+        with pytest.raises(ValueError, match=message):
             call(bad)
     assert snapshot(clf) == before
 

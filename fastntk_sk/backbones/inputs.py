@@ -93,7 +93,9 @@ def _luma(colours: np.ndarray) -> np.ndarray:
     """Return grey values (H, W) of (H, W, 3): ITU-R 601-2 luma, in Pillow's integers for 8 bits."""
     if colours.dtype == np.uint8:
         return np.asarray(Image.fromarray(np.ascontiguousarray(colours)).convert("L"))
-    return colours @ np.array([0.299, 0.587, 0.114], colours.dtype)
+    # not by a matrix product, which rounds by the type and the strides
+    red, green, blue = np.moveaxis(colours.astype(np.float32), -1, 0)
+    return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
 
 
 class Rows:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -31,7 +32,11 @@ def check_images(X: Any, *, look: bool = True) -> Any:
     """
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise ValueError(f"{_KINDS}; got a single {type(X).__name__}. Pass a list of one.")
-    if hasattr(X, "__array__") and (hasattr(X, "to_numpy") or hasattr(X, "column_names")):
+    if hasattr(X, "to_dicts") and hasattr(X, "to_series") and X.shape[1] == 1:  # a polars table
+        X = X.to_series()
+    if hasattr(X, "to_list") and hasattr(X, "struct"):  # polars: numpy would take its fields apart
+        X = X.to_list()
+    elif hasattr(X, "__array__") and (hasattr(X, "to_numpy") or hasattr(X, "column_names")):
         X = np.asarray(X)  # of pandas, polars or pyarrow
     if isinstance(X, np.ndarray) and X.dtype.kind not in "biufc":
         X = _column(X)
@@ -54,7 +59,7 @@ def check_images(X: Any, *, look: bool = True) -> Any:
     for i, item in enumerate(X if isinstance(X, list) else ()):
         one = picture(item, i)
         if isinstance(one, (str, os.PathLike)) and not os.path.isfile(one):
-            raise FileNotFoundError(f"Row {i}: no file at {str(one)!r}.")
+            raise PictureError(f"Row {i} cannot be read: no file at {str(one)!r}.", [i])
     return X
 
 
@@ -74,7 +79,10 @@ def _column(X: np.ndarray) -> list[Any]:
 
 def _check_shape(X: Any) -> None:
     """Raise ValueError unless an array or tensor is a stack of pictures, and not one of them."""
-    shape, tensor = tuple(X.shape), isinstance(X, Tensor)
+    tensor = isinstance(X, Tensor)
+    if tensor:
+        _check_dense(X)
+    shape = tuple(X.shape)
     if len(shape) not in (3, 4):
         raise ValueError(
             f"{_KINDS}; got an array of shape {shape}. Reshape flattened pictures first, for example "
@@ -161,13 +169,31 @@ def _is_picture(value: Any) -> bool:
 
 def _is_encoded(item: Any) -> bool:
     """Return whether an item is a file as Hugging Face datasets keep one before it is decoded."""
-    return isinstance(item, Mapping) and set(item) == {"bytes", "path"}
+    if not isinstance(item, Mapping) or set(item) != {"bytes", "path"}:
+        return False
+    return item["bytes"] is None or isinstance(item["bytes"], bytes)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
     """Return a tensor as an array, in float32 where numpy lacks its type."""
+    _check_dense(tensor)
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
+
+
+def _check_dense(tensor: Tensor) -> None:
+    """Raise ValueError for a tensor without an array of values."""
+    if tensor.is_nested:
+        problem, advice = "a nested one", "X.unbind() is a list of its tensors."
+    elif tensor.is_meta:
+        problem, advice = "one on the meta device", "It has no values."
+    elif tensor.layout != torch.strided:
+        problem, advice = f"one of layout {tensor.layout}", "Pass X.to_dense()."
+    elif tensor.is_quantized:
+        problem, advice = "a quantised one", "Pass X.dequantize()."
+    else:
+        return
+    raise ValueError(f"Expected a dense tensor, got {problem}. {advice}")
 
 
 def check_pixels(array: np.ndarray, name: str) -> np.ndarray:

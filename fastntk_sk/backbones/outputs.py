@@ -83,7 +83,7 @@ def find_features(net: nn.Module, out: Any, shape: Sequence[int], name: str) -> 
         if found.ndim in (2, 4) and len(found) == shape[0] and found.is_floating_point():
             last = found.ndim == 4 and is_channels_last(net, found.shape, shape[2:])
             return Features(keys[0], () if found.ndim == 2 else (1, 2) if last else (2, 3))
-    raise BackboneError(_advice(name, type(out).__name__, tensors))
+    raise BackboneError(_advice(name, type(out).__name__, tensors, shape[0]))
 
 
 def is_channels_last(net: nn.Module, shape: Sequence[int], size: Sequence[int]) -> bool:
@@ -101,16 +101,26 @@ def distortion(n_rows: int, n_columns: int, size: Sequence[int]) -> float:
     return abs(n_rows - n_columns * size[0] / size[1]) if len(size) == 2 else 0.0
 
 
-def _advice(name: str, kind: str, tensors: Mapping[Any, Tensor]) -> str:
+def _advice(name: str, kind: str, tensors: Mapping[Any, Tensor], n_rows: int) -> str:
     shapes = {key: tuple(each.shape) for key, each in tensors.items()}
-    tokens = [key for key, shape in shapes.items() if len(shape) == 3]
-    picked = "".join(f"[{key!r}]" for key in (*tokens, *shapes, 0)[:1] if key is not None)
-    if tokens:
-        picked += "[:, 0]  # the class token; .mean(1) is the average of all"
     got = f"{kind} {shapes.get(None, shapes)}" if shapes else f"{kind} without tensors"
-    return (
+    expected = (
         f"Expected {name} to return features of shape (n, d), maps of shape (n, d, H, W), or one such "
-        f"tensor among others, got {got} for a batch. Wrap it in a module that picks and pools:\n"
+        f"tensor among others, got {got} for a batch. Wrap it in a module that "
+    )
+    usable = {key: each for key, each in tensors.items() if each.ndim and len(each) == n_rows}
+    if not usable:
+        return f"{expected}returns a tensor with a row for each row of the batch."
+    tokens = [key for key, each in usable.items() if each.ndim == 3]
+    key = (*tokens, *usable)[0]
+    found = usable[key]
+    picked = "" if key is None else f"[{key!r}]"
+    if not found.is_floating_point():
+        picked += ".abs()" if found.is_complex() else ".float()"
+    pooled = {1: "[:, None]", 3: "[:, 0]  # the class token; .mean(1) is the average of all"}
+    picked += pooled.get(found.ndim, ".flatten(2).mean(2)" if found.ndim > 4 else "")
+    return (
+        f"{expected}picks and pools:\n"
         "class Features(torch.nn.Module):\n"
         "    def __init__(self, net): super().__init__(); self.net = net\n"
         f"    def forward(self, x): return self.net(x){picked}"
@@ -128,7 +138,8 @@ def _run(net: nn.Module, batch: Tensor, name: str) -> Any:
         raise BackboneError(
             f"Expected a backbone that takes {given} as X holds them, batches of shape "
             f"(n, {', '.join(map(str, batch.shape[1:]))}); {name} fails on one: {error}.{channels} Pass "
-            "pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another backbone."
+            "pictures as (n, H, W) or (n, H, W, 3) and vectors as (n, n_features), or another backbone; "
+            "wrap one that needs more, or by name, in a module whose forward takes the batch alone."
         ) from error
 
 

@@ -200,7 +200,8 @@ def _configuration(repository: Repository) -> tuple[Any, Any, bool]:
         classifies = any(name.endswith("ForImageClassification") for name in named)
     else:
         classifies = cls in hf.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and kind not in _KEEP_CLASSIFIER
-    others = hf.MODEL_MAPPING if composite else hf.MODEL_FOR_IMAGE_MAPPING
+    tower = kind.endswith("_vision_model")  # of CLIP, say, saved by itself
+    others = hf.MODEL_MAPPING if composite or tower else hf.MODEL_FOR_IMAGE_MAPPING
     known = set(inspect.signature(cls).parameters)
     known -= set(inspect.signature(hf.PreTrainedConfig).parameters)
     if not (classifies or cls in others) or {kind, cls.model_type} & _UNSUITED or known & _PARTS:
@@ -210,15 +211,15 @@ def _configuration(repository: Repository) -> tuple[Any, Any, bool]:
     arguments = {name: value for name, value in given.items() if name in known}
     repositories.check_arguments(repository, arguments)
     try:
-        config = tower = cls(**arguments | {"num_labels": 0})
+        config = network = cls(**arguments | {"num_labels": 0})
         if composite and classifies:
-            config = outer(vision_config=tower, num_labels=0)
+            config = outer(vision_config=network, num_labels=0)
     except Exception as error:  # of a wrong type, or anything in __post_init__
         raise repository.refused(
             f"its config.json is no configuration of a {cls.model_type!r}: {error}"
         ) from error
     config.architectures = named  # of several classifiers of a model, as of DeiT, that of the weights
-    return config, tower, classifies
+    return config, network, classifies
 
 
 def _processor(repository: Repository) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def duplicates(clf: Any, X: Any, *, threshold: float = 0.99) -> Bunch:
         f"Features of {n:,} rows need",
         "Compare fewer rows at once.",
     )
-    directions, start = torch.empty(n, len(mean)), 0
+    directions, start = torch.empty(n, len(mean), dtype=torch.float32), 0
     for h in features_of(clf, X, "comparing", digests):
         directions[start : start + len(h)] = torch.nn.functional.normalize(h[:, :-1].double() - mean)
         start += len(h)

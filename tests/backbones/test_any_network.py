@@ -97,7 +97,10 @@ def test_what_a_network_returns_is_picked_and_pooled(net, pictures, change):
         (lambda h: (pool(h), pool(h)), r"tuple \{0: \(2, 8\), 1: \(2, 8\)\}"),
         (lambda h: {"a": pool(h), "b": pool(h)}, "class Features"),
         (lambda h: [h, h], "class Features"),
-        (lambda h: "features", "str without tensors"),
+        (lambda h: "features", "str without tensors.*returns a tensor"),
+        (lambda h: h[..., None], r"net\(x\).flatten\(2\).mean\(2\)"),
+        (lambda h: h.mean((1, 2, 3)), r"net\(x\)\[:, None\]"),
+        (lambda h: torch.fft.fft(pool(h)), r"net\(x\).abs\(\)"),
         (lambda h: h.mean((1, 2, 3)), "features of shape"),
         (lambda h: h.mean(), "features of shape"),
         (lambda h: h[:, :, 0, :1].squeeze(), "of one"),
@@ -281,6 +284,21 @@ def test_networks_without_derivatives_have_a_ladder(make, pictures):
     forgets(net, pictures, trainable="ladder")
 
 
+class Recurrent(Net):
+    def __init__(self):
+        super().__init__(nn.Identity())
+        self.cell = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.cell(super().forward(x).flatten(2).mT)[0][:, -1]
+
+
+def test_what_has_derivatives_in_double_precision_alone_is_refused_at_fit(pictures):
+    with pytest.raises(JacobianError, match="or the ladder"):
+        fitted(Recurrent(), pictures, trainable="norm")
+    forgets(Recurrent(), pictures)
+
+
 class TwoInputs(Net):
     def forward(self, x, mask):
         return super().forward(x)
@@ -308,7 +326,7 @@ def normed():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (TwoInputs, "missing 1 required positional argument: 'mask'"),
+        (TwoInputs, "(?s)missing 1 required positional argument: 'mask'.*takes the batch alone"),
         (Raising, "of mine"),
         (Uncopied, "cannot copy a lock"),
         (lambda: nn.Sequential(Net(), normed()), "parametrizations.weight_norm"),

@@ -124,6 +124,11 @@ def frame(library, items):
     return pytest.importorskip(library).DataFrame({"path": items})
 
 
+def encoded(paths):
+    """Files as the Parquet files of Hugging Face datasets hold them."""
+    return [{"bytes": Path(path).read_bytes(), "path": path} for path in paths]
+
+
 def arrow(paths, table=False, chunked=False):
     pyarrow = pytest.importorskip("pyarrow")
     if table:
@@ -163,6 +168,8 @@ KINDS = {
     "pandas category": lambda X, paths, folder: frame("pandas", paths)["path"].astype("category"),
     "polars Series": lambda X, paths, folder: frame("polars", paths)["path"],
     "polars DataFrame": lambda X, paths, folder: frame("polars", paths),
+    "polars DataFrame of files": lambda X, paths, folder: frame("polars", encoded(paths)),
+    "polars Series of files": lambda X, paths, folder: frame("polars", encoded(paths))["path"],
     "pyarrow Array": lambda X, paths, folder: arrow(paths),
     "pyarrow ChunkedArray": lambda X, paths, folder: arrow(paths, chunked=True),
     "pyarrow Table": lambda X, paths, folder: arrow(paths, table=True),
@@ -205,6 +212,14 @@ def test_floats_are_the_same_whatever_their_type(make):
     X = np.random.default_rng(0).integers(0, 256, (3, 10, 10, 3)) / 256  # exact in half precision
     tensor = first(X).to(make).requires_grad_() if isinstance(make, torch.dtype) else None
     assert digests(X.astype(make) if tensor is None else tensor) == digests(X.astype(np.float32))
+
+
+def test_colours_become_the_same_grey_whatever_their_type_and_order():
+    X = np.random.default_rng(0).random((3, 16, 16, 3)).astype(np.float16)
+    kinds = (X, X.astype(np.float32), X.astype(">f8"), np.asfortranarray(X), [*first(X)])
+    spec = InputSpec((16, 16), channels=1)
+    found = [[content(row) for row in Rows(check_images(same), spec)] for same in kinds]
+    assert found == [found[0]] * len(kinds)
 
 
 def test_grey_pictures_masks_and_16_bits(X):
@@ -258,6 +273,10 @@ REFUSED = {
     "numbers as objects": (lambda X: X.astype(object), r"X.astype\('uint8'\)"),
     "two columns": (lambda X: np.array([["a.png", "b.png"]]), r"X\[\['path'\]\]"),
     "flat": (lambda X: X.reshape(12, -1), r"X.reshape\(-1, 28, 28\)"),
+    "sparse tensor": (lambda X: first(X).to_sparse(), r"X.to_dense\(\)"),
+    "list of meta tensors": (lambda X: [first(X)[0].to("meta")], "no values"),
+    "text for bytes": (lambda X: [{"bytes": "abc", "path": None}], "got 0 in the columns"),
+    "missing file": (lambda X: ["no.png"], "Row 0 cannot be read: no file at 'no.png'"),
     "label before picture": (lambda X: [(1, row) for row in X], "got int in row 0"),
     "missing path": (lambda X: [X[0], None], "got NoneType in row 1"),
 }

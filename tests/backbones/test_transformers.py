@@ -64,6 +64,7 @@ MODELS = {
         hf.SegformerConfig(depths=[1] * 4, hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1] * 4)
     ),
     "clip": clip,
+    "clip tower": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**VIT)),
     "clip classifier": lambda: hf.CLIPForImageClassification(hf.CLIPConfig(vision_config=VIT)),
 }
 
@@ -97,6 +98,8 @@ def rows():
 
 def read_by_classifier(model, x):
     """Return what the classifier of a model reads, or the features that others have."""
+    if isinstance(model, hf.CLIPVisionModel):
+        return model(x).pooler_output
     if isinstance(model, hf.CLIPModel):
         return model.vision_model(x).pooler_output
     if isinstance(model, hf.Dinov2WithRegistersModel):  # as Dinov2WithRegistersForImageClassification

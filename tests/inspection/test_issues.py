@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 
 from fastntk_sk import FastNTKClassifier
@@ -55,3 +56,15 @@ def test_duplicates_across_labels(digits):
     assert (found.similarity[:3] > 1 - 1e-6).all()
     assert (np.diff(found.similarity) <= 0).all()
     assert not len(duplicates(clf, X, threshold=1.0).pairs)
+
+
+def test_duplicates_do_not_depend_on_the_default_dtype(blobs):
+    X, y = blobs
+    clf = FastNTKClassifier(random_state=0).fit(X, y)
+    expected, usual = duplicates(clf, X, threshold=0.5), torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = duplicates(clf, X, threshold=0.5)
+    finally:
+        torch.set_default_dtype(usual)
+    np.testing.assert_array_equal(found.similarity, expected.similarity)

@@ -284,3 +284,10 @@ def test_it_has_to_be_fitted_first_and_is_warned_of(digits, network):
     assert "Call fit first" in str(caught.value.__cause__)
     with pytest.warns(LinearityWarning, match="raise alpha"):
         clf.set_params(alpha=1e-4, target_scale=100.0).fit(X[:60], y[:60])
+
+
+def test_weights_that_are_not_finite_are_named(digits, network):
+    damaged = deepcopy(network)
+    damaged[-1].weight.data[0, 0] = torch.nan
+    with pytest.raises(BackboneError, match="finite weights.*7.weight"):
+        make(damaged).fit(*digits)
