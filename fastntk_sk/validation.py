@@ -98,6 +98,16 @@ def check_together(estimator: Any) -> None:
         )
     trained = isinstance(estimator.anchor, nn.Module)
     anchor = "a trained module" if trained else repr(estimator.anchor)
+    if trained and not isinstance(estimator.backbone, str):
+        raise ValueError(
+            "Expected backbone to be a name with a trained module as anchor, which takes its place, got "
+            f"{type(estimator.backbone).__name__}. Leave it out, or name the one whose pictures fit."
+        )
+    if not trained and getattr(estimator, "head", None) is not None:
+        raise ValueError(
+            f"Expected head=None with anchor={anchor}, got {estimator.head!r}: it names the classifier "
+            "of a module that is the anchor."
+        )
     if estimator.anchor != "pretrained":
         entries = set(as_entries(estimator.trainable))
         if any(entry.startswith("ladder") for entry in entries):

@@ -249,6 +249,14 @@ def test_a_name_says_how_pictures_are_prepared_after_loading_too(digits, network
         clf = loaded.unlearn(X[i : i + 1])
 
 
+def test_what_would_be_ignored_is_refused(blobs):
+    X, y = blobs
+    with pytest.raises(ValueError, match="backbone to be a name"):
+        FastNTKClassifier(nn.Linear(4, 3), anchor=nn.Linear(4, 3)).fit(X, y)
+    with pytest.raises(ValueError, match="head=None"):
+        FastNTKClassifier(head="fc").fit(X, y)
+
+
 def test_a_search_and_a_clone(digits, network):
     X, y = digits
     search = GridSearchCV(make(network, n_components=8), {"alpha": [0.1, 1e6]}, cv=2).fit(X[:60], y[:60])
