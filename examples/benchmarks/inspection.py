@@ -239,6 +239,9 @@ def tables(found: dict[str, Any]) -> str:
         f"A tenth of {found['n_issues']:,} labels is wrong, three draws, 1,024 features; seconds are "
         "without the first pass, which all share:",
         table(["rows pointed out by", "rows", "precision, %", "recall, %", "seconds"], rows),
+        f"The cross-validated probe finds as many: {rows[1][3]} % of the wrong labels against {rows[0][3]} "
+        f"%, for {rows[1][4]} seconds against {rows[0][4]}. Ranking by the loss of the fitted model is as "
+        "good here, since a ridge on so many features hardly memorises labels without a habit.",
     ]
     of = [found[f"story {seed}"] for seed in SEEDS]
     rows = [
@@ -271,7 +274,7 @@ def main() -> None:
     found = json.loads(FILE.read_text()) if FILE.exists() else {}
 
     def measure(name: str, call: Any) -> None:
-        if name.split()[0] in (args.part or name.split()[0]) and name not in found:
+        if args.part in (None, name.split()[0]) and name not in found:
             found[name] = call()
             FILE.write_text(json.dumps(found, indent=1) + "\n")
             print(name, found[name], flush=True)
