@@ -239,9 +239,10 @@ def tables(found: dict[str, Any]) -> str:
         f"A tenth of {found['n_issues']:,} labels is wrong, three draws, 1,024 features; seconds are "
         "without the first pass, which all share:",
         table(["rows pointed out by", "rows", "precision, %", "recall, %", "seconds"], rows),
-        f"The cross-validated probe finds as many: {rows[1][3]} % of the wrong labels against {rows[0][3]} "
-        f"%, for {rows[1][4]} seconds against {rows[0][4]}. Ranking by the loss of the fitted model is as "
-        "good here, since a ridge on so many features hardly memorises labels without a habit.",
+        f"The cross-validated probe finds as many: {rows[1][3]} % of the wrong labels against "
+        f"{rows[0][3]} %, for {rows[1][4]} seconds against {rows[0][4]}. Ranking by the loss of the "
+        "fitted model is as good here, since a ridge on so many features hardly memorises labels "
+        "without a habit.",
     ]
     of = [found[f"story {seed}"] for seed in SEEDS]
     rows = [
