@@ -708,8 +708,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             after,
             started,
             measured,
-            request_ids=check_request_ids(request_id),
-            redoes=[] if redoes is None else list(self._lost(redoes)),
+            request_id,
+            redoes,
             n_rows=len(removals),
             n_left=ledger.owned_rows(check_ids(sample_ids)),
             n_copies_left=n_copies_left,
@@ -815,8 +815,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             after,
             started,
             _measured(after.state, drift),
-            request_ids=check_request_ids(request_id),
-            redoes=[] if redoes is None else list(self._lost(redoes)),
+            request_id,
+            redoes,
             n_rows=len(removals),
             n_rectified=len(removals),
             n_copies_left=n_copies_left,
@@ -832,10 +832,19 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return self._commit(after.adapter(self.classes_), after, before=before)
 
     def _with_receipt(
-        self, before: Private, after: Private, started: float, measured: dict[str, Any], **said: Any
+        self,
+        before: Private,
+        after: Private,
+        started: float,
+        measured: dict[str, Any],
+        request_id: str | Sequence[str],
+        redoes: Any,
+        **said: Any,
     ) -> Private:
         """Return what is left after a deletion, with its receipt."""
         receipt = make_receipt(
+            request_ids=check_request_ids(request_id),
+            redoes=[] if redoes is None else list(self._lost(redoes)),
             chain=before.chain,
             previous=chain_heads(before.receipts, before.chain)[before.chain],
             n_samples_learned=after.state.n_rows,

@@ -110,9 +110,9 @@ class Rows:
         self, X: Any, spec: InputSpec, n_workers: int = 0, numbers: np.ndarray | None = None
     ) -> None:
         self.items, self.spec = X, spec
-        self.n_workers = usable_workers(n_workers, X)
         self.numbers = np.arange(len(X)) if numbers is None else numbers
         self._said_frames = False
+        self.n_workers = usable_workers(n_workers, self)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -205,7 +205,7 @@ def _timm_spec(net: nn.Module, size: tuple[int, int] | None) -> InputSpec:
 
 
 def preprocessing(name: str, size: tuple[int, int] | None) -> InputSpec:
-    """Return how a named network, other than "mlp", takes pictures; it is not built."""
+    """Return how a named network, other than "mlp", takes pictures, from its outline without memory."""
     with torch.device("meta"):
         return _named(name, False, size, 0)[1]
 

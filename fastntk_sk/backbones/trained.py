@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..settings import Settings
-from . import modules
 from .loading import Backbone, load_backbone, preprocessing
 from .modules import check_finite, exchange
 
@@ -38,7 +37,6 @@ def take_apart(network: nn.Module, settings: Settings, dtype: torch.dtype) -> Tr
     loaded = load_backbone(
         network, image_size=size, n_features=settings.n_features, keep_classifier=True
     )
-    modules.check_finite(loaded.net, loaded.name)
     loaded.spec = spec or loaded.spec
     loaded.net.to(dtype=dtype, device=device)
     check_finite(loaded.net, loaded.name)

@@ -143,17 +143,15 @@ def duplicates(clf: Any, X: Any, *, threshold: float = 0.99) -> Bunch:
     ([[7, 50], [8, 51]], [True, False])
     """
     state = check_shared_features(clf)
-    sums = state.statistics
-    mean = sums.A[-1, :-1] * sums.constant / sums.A[-1, -1]
-    n, digests = _num_samples(X), list[bytes]()
+    n, digests, (width, _) = _num_samples(X), list[bytes](), state.model.sizes
     require(
-        4 * n * len(mean) + state.model.memory_needed(),
+        4 * n * width + state.model.memory_needed(),
         f"Features of {n:,} rows need",
         "Compare fewer rows at once.",
     )
-    directions, start = torch.empty(n, len(mean), dtype=torch.float32), 0
+    directions, start = torch.empty(n, width, dtype=torch.float32), 0
     for h in features_of(clf, X, "comparing", digests):
-        directions[start : start + len(h)] = torch.nn.functional.normalize(h[:, :-1].double() - mean)
+        directions[start : start + len(h)] = clf._held.directions(h)
         start += len(h)
     pairs, similarity = [np.zeros((0, 2), dtype=np.int64)], [np.zeros(0)]
     for start in range(0, n, _AT_ONCE):

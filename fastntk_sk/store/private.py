@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..exceptions import NoFeaturesError
 from ..publishing.adapter import Adapter
@@ -56,6 +57,10 @@ class Private:
             classes,
         )
 
+    def directions(self, h: Tensor) -> Tensor:
+        """Return unit vectors (n, width) of augmented features, from the mean of the learned rows."""
+        return torch.nn.functional.normalize(h[:, :-1].double() - self.state.statistics.mean)
+
     def nearest(
         self, features: np.ndarray, contents: Sequence[bytes], n: int, threshold: float
     ) -> list[list[dict[str, Any]]]:
@@ -63,13 +68,8 @@ class Private:
 
         `features` has shape (m, width + 1), as `LinearizedModel.all_tangents` gives them.
         """
-        sums = self.state.statistics
-        mean = sums.A[-1, :-1] * sums.constant / sums.A[-1, -1]
-
-        def directions(rows: np.ndarray) -> np.ndarray:
-            return torch.nn.functional.normalize(torch.from_numpy(rows[:, :-1]) - mean).numpy()
-
-        wanted, found = directions(features), [list[dict[str, Any]]() for _ in contents]
+        wanted = self.directions(torch.from_numpy(features))
+        found = [list[dict[str, Any]]() for _ in contents]
         kept = [
             (s, digest) for s, segment in enumerate(self.ledger.segments) for digest in segment.features
         ]
@@ -83,7 +83,7 @@ class Private:
         for start in range(0, len(kept), _AT_ONCE):
             part = kept[start : start + _AT_ONCE]
             block = np.stack([self.ledger.segments[s].features[digest] for s, digest in part])
-            similarity = wanted @ directions(block).T
+            similarity = (wanted @ self.directions(torch.from_numpy(block)).T).numpy()
             for row, column in zip(*np.nonzero(similarity >= threshold), strict=True):
                 s, digest = part[column]
                 segment = self.ledger.segments[s]

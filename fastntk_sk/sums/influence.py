@@ -61,15 +61,13 @@ class LeaveOut:
         n_columns = len(statistics.A)
         if statistics.has_tangents:  # the intercept has a ridge, as all columns
             self._centre = torch.zeros(n_columns, dtype=torch.float64)
-            self._scale = torch.ones(n_columns, 1, dtype=torch.float64)
-            self._scale[n_columns - 1 - statistics.n_tangents : -1] = tangent_scale**0.5
+            self._scale = statistics.tangent_factors(tangent_scale)
             self._factor, self._intercept = factor(statistics.A, alpha, self._scale), 0.0
         else:
-            n = float(statistics.counts.sum())
-            self._centre = statistics.A[-1, :-1] / statistics.constant / n
+            self._centre = statistics.mean
             self._scale = torch.ones(n_columns - 1, 1, dtype=torch.float64)
             self._factor = factor(centred(statistics, target_scale)[0], alpha)
-            self._intercept = 1 / n
+            self._intercept = 1 / float(statistics.counts.sum())
 
     def whiten(self, h: Tensor) -> Tensor:
         """Return U of shape (n, k) for augmented features (n, d + 1); see `products`."""

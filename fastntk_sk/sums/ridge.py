@@ -127,7 +127,7 @@ def _solution(
     error = multiply_symmetric(S, W) + alpha * W - R
     residual = float(error.norm() / R.norm().clamp_min(torch.finfo(R.dtype).tiny))
     mean = target_scale * (statistics.counts / n - 1 / len(statistics.counts))
-    b = (mean - statistics.A[-1, :-1] / constant / n @ W) / constant
+    b = (mean - statistics.mean @ W) / constant
     return Solution(
         torch.cat([W, b[None]]).T.contiguous(), torch.zeros(0, dtype=W.dtype), residual, alpha, path
     )

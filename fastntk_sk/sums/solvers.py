@@ -84,9 +84,7 @@ def solve_schur(
     """
     A, B, G = statistics.A, statistics.B, statistics.G
     n_classes, root = len(B), tangent_scale**0.5
-    # sqrt(s) on rows and columns of shared tangent features; they stand before the constant
-    scale = torch.ones(len(A), 1, dtype=torch.float64)
-    scale[len(scale) - 1 - statistics.n_tangents : -1] = root
+    scale = statistics.tangent_factors(tangent_scale)
     # sums of all rows, which the 1/C of t needs: the last rows of A and B_c hold them times the constant
     all_h, all_J = A[-1] / statistics.constant, B[:, -1].sum(0) / statistics.constant
     R = target_scale * scale * (statistics.H - all_h[:, None] / n_classes)

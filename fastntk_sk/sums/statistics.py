@@ -79,6 +79,20 @@ class Statistics:
         return self.H[-1] / self.constant
 
     @property
+    def mean(self) -> Tensor:
+        """Weighted mean of the features, without the constant, of shape (d,)."""
+        return self.A[-1, :-1] / self.constant / self.counts.sum()
+
+    def tangent_factors(self, tangent_scale: float) -> Tensor:
+        r"""Return what multiplies columns in a solve: :math:`\sqrt{s}` for shared tangent features.
+
+        Float64 of shape (d + 1, 1); they stand before the constant.
+        """
+        factors = self.A.new_ones(len(self.A), 1)
+        factors[len(factors) - 1 - self.n_tangents : -1] = tangent_scale**0.5
+        return factors
+
+    @property
     def energy(self) -> float:
         r"""Energy of the rows in the sums, :math:`\sum w (\|\tilde h\|^2 + \sum_c \|J_c\|^2)`."""
         return float(self.A.trace() + self.G.trace())
