@@ -270,6 +270,6 @@ class AlphaPathDisplay:
         values = list(self.alpha_path.values())
         self.ax_.plot(list(self.alpha_path), values, marker=".")
         self.ax_.axvline(self.alpha, color="tab:orange", label=f"alpha_ = {self.alpha:.2g}")
-        self.ax_.set(xscale="log", xlabel="alpha", ylabel="minus twice the log evidence, a class")
+        self.ax_.set(xscale="log", xlabel="alpha", ylabel="-2 log evidence, a class")
         self.ax_.legend(fontsize="small")
         return self
