@@ -19,8 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ridge import centred, solve
-from .solvers import factor
+from .ridge import solve
 from .statistics import Statistics
 
 
@@ -54,19 +53,20 @@ class LeaveOut:
     def __init__(
         self, statistics: Statistics, *, alpha: float, tangent_scale: float, target_scale: float
     ) -> None:
-        self._W = solve(
+        found = solve(
             statistics, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale
-        ).W
+        )
+        assert isinstance(found.kept, Tensor)
+        self._W, self._factor = found.W, found.kept
         self._target_scale = target_scale
         n_columns = len(statistics.A)
         if statistics.has_tangents:  # the intercept has a ridge, as all columns
             self._centre = torch.zeros(n_columns, dtype=torch.float64)
             self._scale = statistics.tangent_factors(tangent_scale)
-            self._factor, self._intercept = factor(statistics.A, alpha, self._scale), 0.0
+            self._intercept = 0.0
         else:
             self._centre = statistics.mean
             self._scale = torch.ones(n_columns - 1, 1, dtype=torch.float64)
-            self._factor = factor(centred(statistics, target_scale)[0], alpha)
             self._intercept = 1 / float(statistics.counts.sum())
 
     def whiten(self, h: Tensor) -> Tensor:

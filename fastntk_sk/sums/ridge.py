@@ -13,19 +13,21 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
-from scipy.linalg import eigvalsh_tridiagonal, lapack, solveh_banded
 from torch import Tensor
 
 from ..exceptions import SolveError
+from .downdate import Lessened, columns_of_rows, downdate
+from .reduction import Reduced, reduce_symmetric
 from .solvers import Solution, factor, solve_schur, used_up
 from .statistics import Statistics, multiply_symmetric
 
 GRID = tuple(10.0 ** (e / 4) for e in range(-16, 9))
 _TIE = 1e-5  # of a path that rounding moves by 1e-8: what a refit chooses must not hang on it
+_SOUND = 1e-12  # the largest residual of a solution from what was kept: of new ones it is about 1e-15
 TANGENT_ALPHA = 0.25  # chosen on held-out rows for tangents of norm layers
 
 
@@ -59,17 +61,71 @@ def solve(
             [ 0.2500, -1.0000]], dtype=torch.float64)
     """
     if statistics.has_tangents:
-        return solve_schur(
-            statistics,
-            alpha=TANGENT_ALPHA if alpha is None else alpha,
-            tangent_scale=tangent_scale,
-            target_scale=target_scale,
-            centre=centre,
-        )
-    if alpha is None:
-        return solve_each(statistics, [None], tangent_scale=1.0, target_scale=target_scale)[0]
+        alpha = TANGENT_ALPHA if alpha is None else alpha
+        scales = {"tangent_scale": tangent_scale, "target_scale": target_scale}
+        return solve_schur(statistics, alpha=alpha, centre=centre, **scales)
     S, R = centred(statistics, target_scale)
-    return _solution(statistics, target_scale, S, R, alpha, torch.cholesky_solve(R, factor(S, alpha)))
+    if alpha is None:
+        return _by_evidence(statistics, reduce_symmetric(S), R, target_scale)
+    return _by_factor(statistics, factor(S, alpha), R, alpha, target_scale)
+
+
+def solve_without(
+    kept: Tensor | Reduced,
+    mean: Tensor,
+    rest: Statistics,
+    h: Tensor,
+    weights: Tensor,
+    *,
+    alpha: float | None,
+    tangent_scale: float,
+    target_scale: float,
+) -> Solution | None:
+    """Return what `solve` returns for sums that rows have left, from what the solution before has kept.
+
+    Parameters
+    ----------
+    kept : Tensor or Reduced
+        Of the solution before, at the same parameters.
+
+    mean : Tensor of shape (d,)
+        Of the rows before.
+
+    rest : Statistics
+        What is left, without class blocks (k = 0).
+
+    h : Tensor of shape (n, d + 1)
+        Augmented features of the rows that have left.
+
+    weights : Tensor of shape (n,)
+
+    alpha, tangent_scale, target_scale
+        As in :func:`solve`.
+
+    Returns
+    -------
+    solution : Solution or None
+        None where cancellation has left too large a residual of the normal equations, which the sums
+        themselves give. A reduction is not kept on: its basis tells of the rows that have left.
+    """
+    weights = weights.double()
+    if rest.has_tangents:
+        U = (h.double() * weights.sqrt()[:, None]).T * rest.tangent_factors(tangent_scale)
+    else:
+        U = columns_of_rows(mean, rest, h, weights)
+    R = centred_targets(rest, target_scale)
+    if isinstance(kept, Reduced):
+        solution = replace(_by_evidence(rest, Lessened(kept, U), R, target_scale), kept=None)
+    elif (L := downdate(kept, U)) is None:
+        return None
+    elif rest.has_tangents:
+        alpha = TANGENT_ALPHA if alpha is None else alpha
+        scales = {"tangent_scale": tangent_scale, "target_scale": target_scale}
+        solution = solve_schur(rest, alpha=alpha, L=L, **scales)
+    else:
+        assert alpha is not None
+        solution = _by_factor(rest, L, R, alpha, target_scale)
+    return solution if solution.residual <= _SOUND else None
 
 
 def solve_each(
@@ -84,21 +140,8 @@ def solve_each(
         fixed = partial(solve, statistics, tangent_scale=tangent_scale, target_scale=target_scale)
         return [fixed(alpha=alpha) for alpha in alphas]
     S, R = centred(statistics, target_scale)
-    reduced = Tridiagonal(S)
-    rotated = reduced.rotate(R.numpy())
-    solutions = []
-    for alpha in alphas:
-        path: tuple[float, ...] = ()
-        if alpha is None:
-            n = statistics.counts.sum()
-            energy = target_scale**2 * float((statistics.counts * (1 - statistics.counts / n)).sum())
-            path = evidence_path(reduced, rotated, energy, float(n))
-            alpha = GRID[first_minimum(path)]
-        if reduced.eigenvalues[0] < -alpha / 2:
-            raise SolveError(used_up(alpha))
-        W = torch.from_numpy(reduced.rotate(reduced.solve(alpha, rotated), back=True))
-        solutions.append(_solution(statistics, target_scale, S, R, alpha, W, path))
-    return solutions
+    reduced = reduce_symmetric(S)
+    return [_by_evidence(statistics, reduced, R, target_scale, alpha) for alpha in alphas]
 
 
 def number(alpha: float | str) -> float | None:
@@ -110,62 +153,58 @@ def centred(statistics: Statistics, target_scale: float) -> tuple[Tensor, Tensor
     """Return S, of which the lower triangle is valid, and R."""
     n, total = statistics.counts.sum(), statistics.A[-1, :-1] / statistics.constant
     S = torch.addr(statistics.A[:-1, :-1], total, total / n, alpha=-1)
-    return S, target_scale * (statistics.H[:-1] - torch.outer(total, statistics.counts / n))
+    return S, centred_targets(statistics, target_scale)
+
+
+def centred_targets(statistics: Statistics, target_scale: float) -> Tensor:
+    """Return R of shape (d, C)."""
+    shares = statistics.counts / statistics.counts.sum()
+    total = statistics.A[-1, :-1] / statistics.constant
+    return target_scale * (statistics.H[:-1] - torch.outer(total, shares))
+
+
+def _by_factor(
+    statistics: Statistics, L: Tensor, R: Tensor, alpha: float, target_scale: float
+) -> Solution:
+    """Return the solution at one alpha from a Cholesky factor, which is kept."""
+    found = _solution(statistics, torch.cholesky_solve(R, L), R, alpha, target_scale)
+    return replace(found, kept=L)
+
+
+def _by_evidence(
+    statistics: Statistics,
+    reduced: Reduced,
+    R: Tensor,
+    target_scale: float,
+    alpha: float | None = None,
+) -> Solution:
+    """Return the solution at an alpha, by default that of the evidence, from a reduction, which is kept."""
+    rotated, path = reduced.rotate(R), ()
+    if alpha is None:
+        n = statistics.counts.sum()
+        energy = target_scale**2 * float((statistics.counts * (1 - statistics.counts / n)).sum())
+        path = evidence_path(reduced, rotated, energy, float(n))
+        alpha = GRID[first_minimum(path)]
+    if not reduced.is_sound(alpha):
+        raise SolveError(used_up(alpha))
+    W = reduced.rotate(reduced.solve(alpha, rotated), back=True)
+    return replace(_solution(statistics, W, R, alpha, target_scale), path=path, kept=reduced)
 
 
 def _solution(
-    statistics: Statistics,
-    target_scale: float,
-    S: Tensor,
-    R: Tensor,
-    alpha: float,
-    W: Tensor,
-    path: tuple[float, ...] = (),
+    statistics: Statistics, W: Tensor, R: Tensor, alpha: float, target_scale: float
 ) -> Solution:
     """Return W^T with its intercept and its residual."""
     n, constant = statistics.counts.sum(), statistics.constant
-    error = multiply_symmetric(S, W) + alpha * W - R
-    residual = float(error.norm() / R.norm().clamp_min(torch.finfo(R.dtype).tiny))
+    total = statistics.A[-1, :-1] / constant
+    SW = multiply_symmetric(statistics.A[:-1, :-1], W) - torch.outer(total, total @ W / n)
+    residual = float((SW + alpha * W - R).norm() / R.norm().clamp_min(torch.finfo(R.dtype).tiny))
     mean = target_scale * (statistics.counts / n - 1 / len(statistics.counts))
     b = (mean - statistics.mean @ W) / constant
-    return Solution(
-        torch.cat([W, b[None]]).T.contiguous(), torch.zeros(0, dtype=W.dtype), residual, alpha, path
-    )
+    return Solution(torch.cat([W, b[None]]).T.contiguous(), W.new_zeros(0), residual, alpha)
 
 
-class Tridiagonal:
-    """S = Q T Q^T with T tridiagonal: one reduction serves every alpha.
-
-    `lower` is float64 of shape (k, k), of which the lower triangle is read; `eigenvalues` ascend.
-    """
-
-    def __init__(self, lower: Tensor) -> None:
-        work, _ = lapack.dsytrd_lwork(len(lower), lower=1)
-        a = np.array(lower.numpy(), order="F")
-        reflectors, diagonal, off, self._tau, _ = lapack.dsytrd(
-            a, lower=1, lwork=int(work), overwrite_a=1
-        )
-        self._reflectors = np.asfortranarray(reflectors[1:, :-1])
-        self._bands = np.vstack([np.r_[0.0, off], diagonal])
-        self.eigenvalues = eigvalsh_tridiagonal(diagonal, off)
-
-    def rotate(self, right: np.ndarray, *, back: bool = False) -> np.ndarray:
-        """Return Q^T right, or Q right, of shape (k, m)."""
-        out = np.array(right, order="F")
-        if len(out) > 1:
-            transposed, work = "N" if back else "T", 64 * out.shape[1]
-            lower = np.asfortranarray(out[1:])
-            out[1:] = lapack.dormqr("L", transposed, self._reflectors, self._tau, lower, work)[0]
-        return out
-
-    def solve(self, alpha: float, rotated: np.ndarray) -> np.ndarray:
-        """Return (T + alpha I)^-1 rotated."""
-        bands = self._bands.copy()
-        bands[1] += alpha
-        return rotated / bands[1] if len(rotated) == 1 else solveh_banded(bands, rotated)
-
-
-def evidence_path(S: Tridiagonal, rotated: np.ndarray, energy: float, n: float) -> tuple[float, ...]:
+def evidence_path(S: Reduced, rotated: Tensor, energy: float, n: float) -> tuple[float, ...]:
     r"""Return minus twice the log evidence over `GRID`, a class, but for constants.
 
     Classes share the variance of their noise, taken at its most likely value, and the intercept has a
@@ -179,14 +218,14 @@ def evidence_path(S: Tridiagonal, rotated: np.ndarray, energy: float, n: float) 
     """
     if n <= 1 or energy <= 0:
         return (0.0,) * len(GRID)
-    smallest = np.finfo(float).eps * energy
+    smallest = sys.float_info.epsilon * energy
     path = []
     for alpha in GRID:
-        if S.eigenvalues[0] < -alpha / 2:  # rounding has used the sums up: never chosen
+        if not S.is_sound(alpha):  # rounding has used the sums up: never chosen
             path.append(sys.float_info.max)
             continue
         q = max(smallest, energy - float((rotated * S.solve(alpha, rotated)).sum()))
-        path.append((n - 1) * math.log(q) + float(np.log1p(S.eigenvalues.clip(0) / alpha).sum()))
+        path.append((n - 1) * math.log(q) + S.log_det(alpha))
     return tuple(path)
 
 

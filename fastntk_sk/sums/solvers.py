@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..exceptions import SolveError
+from .reduction import Reduced
 from .statistics import Statistics, add_gram, multiply_symmetric
 
 ROUNDING = 1e-8  # the largest `rounding_bound` of exact sums
@@ -34,7 +35,8 @@ class Solution:
 
     W multiplies the augmented features as they are in the statistics: where those hold tangent features,
     :math:`\sqrt{s}` is in W. `residual` is that of the normal equations, relative to their right-hand
-    side; `path` is what each value of the grid was worth where the sums chose `alpha`.
+    side; `path` is what each value of the grid was worth where the sums chose `alpha`. `kept` is the
+    factorisation it came from, without class blocks: a Cholesky factor at one alpha, or a reduction.
     """
 
     W: Tensor
@@ -42,6 +44,7 @@ class Solution:
     residual: float = 0.0
     alpha: float = math.nan
     path: tuple[float, ...] = ()
+    kept: Tensor | Reduced | None = None
 
 
 def solve_schur(
@@ -51,6 +54,7 @@ def solve_schur(
     tangent_scale: float,
     target_scale: float,
     centre: Tensor | None = None,
+    L: Tensor | None = None,
 ) -> Solution:
     r"""Solve from the statistics by eliminating the readout.
 
@@ -67,8 +71,9 @@ def solve_schur(
     features that all classes share (the pseudo kernel) are multiplied by :math:`\sqrt{s}` within
     :math:`\tilde h`; then k = 0 and the cost is O((d+1)^3), whatever the number of classes.
 
-    `centre` is z_0, zero by default. A SolveError says that the smallest eigenvalue of A + alpha I or of
-    S fell below alpha / 2: rounding has used up the statistics, which must be rebuilt.
+    `centre` is z_0, zero by default, and L the Cholesky factor of A + alpha I where it is known. A
+    SolveError says that the smallest eigenvalue of A + alpha I or of S fell below alpha / 2: rounding
+    has used up the statistics, which must be rebuilt.
 
     Examples
     --------
@@ -89,7 +94,8 @@ def solve_schur(
     all_h, all_J = A[-1] / statistics.constant, B[:, -1].sum(0) / statistics.constant
     R = target_scale * scale * (statistics.H - all_h[:, None] / n_classes)
     r = target_scale * (statistics.r - all_J / n_classes)
-    L = factor(A, alpha, scale if statistics.n_tangents else None)
+    if L is None:
+        L = factor((scale * A).mul_(scale.T), alpha)
     Y = torch.linalg.solve_triangular(L, R, upper=False)
     z = torch.zeros_like(r)
     pull = torch.zeros_like(r) if centre is None else alpha * centre
@@ -114,19 +120,17 @@ def solve_schur(
         bottom = tangent_scale * Gz + root * BW + alpha * z - root * r - pull
     size = torch.cat([R.flatten(), root * r + pull]).norm().clamp_min(torch.finfo(R.dtype).tiny)
     residual = float(torch.cat([top.flatten(), bottom]).norm() / size)
-    return Solution((scale * W).T.contiguous(), z, residual, alpha)
+    kept = None if len(r) else L
+    return Solution((scale * W).T.contiguous(), z, residual, alpha, kept=kept)
 
 
-def factor(lower: Tensor, alpha: float, scale: Tensor | None = None) -> Tensor:
+def factor(lower: Tensor, alpha: float) -> Tensor:
     """Factor `lower + alpha I`, and make sure that its smallest eigenvalue is at least alpha / 2.
 
-    Rows and columns of `lower` are multiplied by `scale` first.
+    `lower` becomes `lower + alpha I`.
     """
-    shifted = lower.clone()
-    if scale is not None:
-        shifted.mul_(scale).mul_(scale.T)
-    shifted.diagonal().add_(alpha)
-    L, failed = torch.linalg.cholesky_ex(shifted)
+    lower.diagonal().add_(alpha)
+    L, failed = torch.linalg.cholesky_ex(lower)
     if failed or not smallest_eigenvalue(L) >= alpha / 2:
         raise SolveError(used_up(alpha))
     return L

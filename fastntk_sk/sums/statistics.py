@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from scipy.linalg.blas import dsymm
 from torch import Tensor
 
+_BLOCK = 512  # rows of a symmetric matrix that are worked on together
 _FIELDS = ("A", "B", "G", "H", "r")
 
 
@@ -134,15 +135,27 @@ class Statistics:
 
     def copy(self) -> Statistics:
         """Return an independent copy."""
-        clones = {name: tensor.clone() for name, tensor in self.tensors().items()}
-        return Statistics(**clones, constant=self.constant, n_tangents=self.n_tangents)
+        tensors = {"B": self.B.clone(), "H": self.H.clone(), "r": self.r.clone()}
+        return replace(self, A=_copied(self.A), G=_copied(self.G), **tensors)
+
+    def less(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> Statistics:
+        """Return the sums without some rows of theirs, as `add` takes them."""
+        rest = self.copy()
+        rest.add(h, J, labels, -weights)
+        return rest
+
+    def to(self, device: torch.device | str) -> Statistics:
+        """Return the sums on a device; those that are there are shared."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         return {name: getattr(self, name) for name in _FIELDS}
 
 
-def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = 512) -> None:
+def add_gram(
+    out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = _BLOCK
+) -> None:
     """Add `sign * left.T @ right`, known to be symmetric, to the lower triangle of `out`.
 
     `out` has shape (k, k), the others (n, k). Row blocks take little more than half of the operations of
@@ -155,5 +168,27 @@ def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block:
 
 def multiply_symmetric(lower: Tensor, right: Tensor) -> Tensor:
     """Return the product of a symmetric matrix, as `add_gram` leaves it, and `right` of shape (k, m)."""
-    # its lower triangle by rows is the upper one by columns, as BLAS reads it without a copy
-    return torch.from_numpy(dsymm(1.0, lower.numpy().T, right.numpy()))
+    out = torch.zeros_like(right)
+    for start in range(0, len(lower), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        beside, diagonal = lower[here, :start], lower[here, here].tril()
+        out[here] += beside @ right[:start] + diagonal @ right[here] + diagonal.tril(-1).T @ right[here]
+        out[:start] += beside.T @ right[here]
+    return out
+
+
+def empty_matrix(like: Tensor) -> Tensor:
+    """Return zeros like a square matrix."""
+    if like.device.type != "cpu":
+        return torch.zeros_like(like)
+    # numpy asks Linux for huge pages, which halves the time that the first touch of fresh memory takes
+    return torch.from_numpy(np.zeros(like.shape))
+
+
+def _copied(lower: Tensor) -> Tensor:
+    """Return a copy of a symmetric matrix as `add_gram` leaves it."""
+    out = empty_matrix(lower)
+    for start in range(0, len(lower), _BLOCK):
+        stop = start + _BLOCK
+        out[start:stop, :stop] = lower[start:stop, :stop]
+    return out

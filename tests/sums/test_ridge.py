@@ -8,12 +8,12 @@ from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import SolveError
 from fastntk_sk.sums.ridge import (
     GRID,
-    Tridiagonal,
     evidence_path,
     first_minimum,
     solve,
     solve_each,
 )
+from fastntk_sk.sums.reduction import Spectral, Tridiagonal
 from fastntk_sk.sums.statistics import Statistics
 
 
@@ -44,21 +44,22 @@ def test_the_intercept_is_free(n, d, alpha):
     assert found.residual < 1e-10
 
 
+@pytest.mark.parametrize("reduction", [Tridiagonal, Spectral])
 @pytest.mark.parametrize(("n", "d"), [(40, 5), (6, 30), (9, 1)])
-def test_evidence_is_that_of_a_gaussian_process(n, d):
+def test_evidence_is_that_of_a_gaussian_process(n, d, reduction):
     x, labels, weights, _ = problem(n, d, 3)
     weights[:] = 1
     x = x - x.mean(0)
     t = np.eye(3)[labels] - np.eye(3)[labels].mean(0)
-    reduced = Tridiagonal(torch.from_numpy(x.T @ x))
-    rotated = reduced.rotate(x.T @ t)
+    reduced = reduction(torch.from_numpy(x.T @ x))
+    rotated = reduced.rotate(torch.from_numpy(x.T @ t))
     path = evidence_path(reduced, rotated, float((t**2).sum()), n)
     for alpha, found in zip(GRID, path, strict=True):
         kernel = x @ x.T / alpha + np.eye(n)
         q = (t * np.linalg.solve(kernel, t)).sum()
         expected = (n - 1) * np.log(q) + np.linalg.slogdet(kernel)[1]
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
-        W = reduced.rotate(reduced.solve(alpha, rotated), back=True)
+        W = reduced.rotate(reduced.solve(alpha, rotated), back=True).numpy()
         np.testing.assert_allclose((x.T @ x + alpha * np.eye(d)) @ W, x.T @ t, atol=1e-8)
 
 

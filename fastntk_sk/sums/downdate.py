@@ -1,0 +1,120 @@
+r"""Factorisations of sums that some rows have left, from those that were there before.
+
+A symmetric matrix loses :math:`U U^T`, with a column of U of shape (k, m) for each row that goes: at a
+cost of O(k^2 m) where a new factorisation takes O(k^3). Nothing here is certain by itself, since
+subtractions cancel: whoever solves with it has to look at the residual.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .reduction import Reduced
+from .statistics import Statistics, empty_matrix
+
+_BLOCK = 64
+
+
+def downdate(L: Tensor, U: Tensor) -> Tensor | None:
+    r"""Return the lower Cholesky factor of :math:`L L^T - U U^T`, or None where there is none.
+
+    `L` has shape (k, k) and U (k, m). With the panels :math:`L_{jj}` on the diagonal and
+    :math:`L_{ij}` below them, and :math:`P = L_{jj}^{-1} U_j`, the hyperbolic rotation of a panel is
+
+    .. math::
+
+        C C^T = I - P P^T, \quad E E^T = I - P^T P, \quad
+        L_{jj} \leftarrow L_{jj} C, \quad
+        L_{ij} \leftarrow (L_{ij} - U_i P^T) C^{-T}, \quad
+        U_i \leftarrow (U_i - L_{ij} P) E^{-T}
+
+    (Bojanczyk, Brent, Van Dooren and de Hoog, SIAM J. Sci. Stat. Comput. 8(3), 1987).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.sums.downdate import downdate
+    >>> downdate(torch.tensor([[5.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0], [0.0]]))
+    tensor([[4., 0.],
+            [0., 1.]])
+    """
+    out, U = empty_matrix(L).T, U.clone()  # by columns, as LAPACK returns L
+    eye = torch.eye(max(_BLOCK, U.shape[1]), dtype=L.dtype, device=L.device)
+    for start in range(0, len(L), _BLOCK):
+        here, below = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+        diagonal = L[here, here].tril()
+        P = torch.linalg.solve_triangular(diagonal, U[here], upper=False)
+        n, m = P.shape
+        C, no_C = torch.linalg.cholesky_ex(eye[:n, :n] - P @ P.T)
+        E, no_E = torch.linalg.cholesky_ex(eye[:m, :m] - P.T @ P)
+        if no_C or no_E:
+            return None
+        out[here, here] = diagonal @ C
+        beside, rest = L[below, here], U[below]
+        inverse = torch.linalg.solve_triangular(C, eye[:n, :n], upper=False)
+        torch.mm(torch.addmm(beside, rest, P.T, alpha=-1), inverse.T, out=out[below, here])
+        rest = torch.addmm(rest, beside, P, alpha=-1)
+        U[below] = torch.linalg.solve_triangular(E, rest.T, upper=False).T
+    return out
+
+
+def columns_of_rows(mean: Tensor, rest: Statistics, h: Tensor, weights: Tensor) -> Tensor:
+    r"""Return U of shape (d, n + 1): what `centred` sums lose with n rows is :math:`U U^T`.
+
+    With the weighted mean of the rows before, and the total weight n' of those that are left,
+
+    .. math::
+
+        S - S' = \sum_{i=1}^n w_i (x_i - \bar x)(x_i - \bar x)^T + v v^T / n', \quad
+        v = \sum_{i=1}^n w_i (x_i - \bar x) .
+
+    `h` of shape (n, d + 1) are the augmented features of the rows that have left.
+    """
+    away = h[:, :-1].double() - mean
+    moved = (weights @ away) / rest.counts.sum().sqrt()
+    return torch.cat([away * weights.sqrt()[:, None], moved[None]]).T
+
+
+class Lessened(Reduced):
+    r"""What is left of a reduced matrix without :math:`U U^T`, by Woodbury's identity in its basis.
+
+    With :math:`V = Q^T U`, at every alpha,
+
+    .. math::
+
+        K = I - V^T (T + \alpha I)^{-1} V, \quad
+        (T - V V^T + \alpha I)^{-1} = (T + \alpha I)^{-1}
+            + (T + \alpha I)^{-1} V K^{-1} V^T (T + \alpha I)^{-1} .
+
+    Its basis is that of the matrix before: whoever keeps it keeps what has left.
+    """
+
+    def __init__(self, whole: Reduced, U: Tensor) -> None:
+        self._whole, self._V = whole, whole.rotate(U)
+
+    def rotate(self, right: Tensor, *, back: bool = False) -> Tensor:
+        """Return Q^T right, or Q right, of shape (k, m)."""
+        return self._whole.rotate(right, back=back)
+
+    def solve(self, alpha: float, rotated: Tensor) -> Tensor:
+        """Return (T - V V^T + alpha I)^-1 rotated."""
+        V, n = self._V, rotated.shape[1]
+        parts = self._whole.solve(alpha, torch.cat([rotated, V], 1))
+        found, along = parts[:, :n], parts[:, n:]
+        return found + along @ torch.linalg.solve(self._left(V.T @ along), V.T @ found)
+
+    def is_sound(self, alpha: float) -> bool:
+        """Return whether the smallest eigenvalue is at least -alpha / 2."""
+        if not self._whole.is_sound(alpha):
+            return False
+        along = self._whole.solve(alpha / 2, self._V)
+        return not torch.linalg.cholesky_ex(self._left(self._V.T @ along))[1]
+
+    def log_det(self, alpha: float) -> float:
+        """Return the logarithm of the determinant of I + (T - V V^T) / alpha."""
+        K = self._left(self._V.T @ self._whole.solve(alpha, self._V))
+        return self._whole.log_det(alpha) + float(torch.linalg.slogdet(K)[1])
+
+    def _left(self, taken: Tensor) -> Tensor:
+        return torch.eye(len(taken), dtype=taken.dtype, device=taken.device) - taken
