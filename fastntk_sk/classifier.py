@@ -694,8 +694,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
         drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
-        sums = self._sum(before, rows, removals, features, "forgetting")
-        after = replace(before, state=_agreed(before.state.subtract(sums)), ledger=ledger)
+        few = len(removals) <= before.state.n_held
+        sums = self._sum(before, rows, removals, features, "forgetting", few=few)
+        drifted = bool(drift or before.state.model.position_gap)
+        state = _agreed(before.state.subtract(sums, drifted=drifted))
+        after = replace(before, state=state, ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
             reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
@@ -1801,23 +1804,29 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         contents = (content(row) for row in rows)
         return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
-    def _sum(self, private: Private, rows: Rows | None, removals, features, what: str) -> Sums:
+    def _sum(
+        self, private: Private, rows: Rows | None, removals, features, what: str, *, few: bool = False
+    ) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
         shared, state = ranks(), private.state
+        few = few and shared.size == 1
         if shared.size > 1:
             shared.check_same(repr((self._adapter.checksum, removals)).encode())
         pairs = list(zip(removals, features, strict=True))
         held = [(removal, row) for removal, row in pairs if row is not None]
         if held:
             kept, known = zip(*held, strict=True)
-            sums = state.sum_features(self._progress(known, what, len(known)), *learned_as(kept))
+            sums = state.sum_features(
+                self._progress(known, what, len(known)), *learned_as(kept), few=few
+            )
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
         asked = [others[i] for i in shared.share(len(others))]
         contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
         unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
-        found = state.sum_rows(unchanged, *learned_as(asked), np.array(numbers), shared.add_up)
+        learned = *learned_as(asked), np.array(numbers)
+        found = state.sum_rows(unchanged, *learned, shared.add_up, few=few)
         return found.plus(sums) if held else found
 
     def _drift(self, state: State, probe: Tensor) -> float:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from .exceptions import DistributedError, HeavyRowError, SolveError, StateMismatchError
 from .settings import Settings
-from .sums.ridge import GRID, solve
-from .sums.solvers import ROUNDING, coarse, rounding_bound
-from .sums.statistics import Statistics
+from .sums.memory import available_memory, rows_at_once
+from .sums.reduction import Reduced
+from .sums.ridge import GRID, solve, solve_without
+from .sums.solvers import ROUNDING, Solution, coarse, rounding_bound
+from .sums.statistics import HeldRows, Statistics
 from .tangents.model import LinearizedModel, Parameters, relative_gap, row_energies
 
 _AT_ONCE = 512  # rows whose kept features are summed together
@@ -30,13 +32,13 @@ AddUp = Callable[[Iterable[Tensor]], None]
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over some rows, before they enter a state.
+    """Sums over some rows, before they enter a state, or few rows that leave it.
 
     `class_rows` counts the rows of each class. `numbers` is what errors call the rows that were summed
     in this rank, and `energies` are their weighted energies w |x|^2; `energy` is the sum over all ranks.
     """
 
-    statistics: Statistics
+    statistics: Any  # Statistics or HeldRows
     class_rows: np.ndarray
     numbers: np.ndarray
     energies: np.ndarray
@@ -78,7 +80,7 @@ class State:
     hold what the backbone gave for synthetic rows in each place where they were learned. `removed` is
     the energy of all rows that were subtracted since the sums were made, `residual` that of the normal
     equations relative to their right side, `alpha` the ridge in force, and `alpha_path` what each value
-    was worth where the sums chose it.
+    was worth where the sums chose it. `kept` is the factorisation of the last solve, in memory alone.
     """
 
     model: LinearizedModel
@@ -94,6 +96,11 @@ class State:
     seconds_per_row: float = 0.0
     seconds_per_solve: float = 0.0
     tuning: Tuning | None = None
+    kept: Tensor | Reduced | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the factorisation out of pickles and copies."""
+        return self.__dict__ | {"kept": None}
 
     @classmethod
     def empty(cls, model: LinearizedModel, tuning: Tuning | None = None) -> State:
@@ -132,13 +139,16 @@ class State:
         weights: np.ndarray,
         numbers: np.ndarray,
         add_up: AddUp,
+        *,
+        few: bool = False,
     ) -> Sums:
         """Take the sums over rows, with the number of threads that the others were learned with.
 
         `numbers` is what errors call the rows. `add_up` adds tensors up over the ranks that share rows,
-        in place.
+        in place. `few` holds the rows in place of their sums, where no ranks share them.
         """
-        started, statistics = time.perf_counter(), self.model.empty_statistics()
+        started = time.perf_counter()
+        statistics: Any = HeldRows() if few else self.model.empty_statistics()
         failed, features = torch.ones(1), list[np.ndarray]()
         kept = features if self.settings.keep == "features" else None
         try:
@@ -155,14 +165,21 @@ class State:
         seconds = (time.perf_counter() - started) / max(1, len(labels))
         class_rows = torch.from_numpy(np.bincount(labels, minlength=len(self.class_rows)))
         energy = torch.tensor(energies.sum())
-        add_up([*statistics.tensors().values(), class_rows, energy])
+        summed = [] if isinstance(statistics, HeldRows) else statistics.tensors().values()
+        add_up([*summed, class_rows, energy])
         return Sums(statistics, class_rows.numpy(), numbers, energies, float(energy), seconds, features)
 
     def sum_features(
-        self, features: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray
+        self,
+        features: Iterable[np.ndarray],
+        labels: np.ndarray,
+        weights: np.ndarray,
+        *,
+        few: bool = False,
     ) -> Sums:
-        """Take the sums over rows whose features were kept, without the backbone."""
-        statistics, energies = self.model.empty_statistics(), [np.zeros(0)]
+        """Take the sums over rows whose features were kept, or hold the rows, without the backbone."""
+        statistics = HeldRows() if few else self.model.empty_statistics()
+        energies = [np.zeros(0)]
         rows = iter(features)
         for start in range(0, len(labels), _AT_ONCE):
             h = torch.from_numpy(np.stack([*islice(rows, _AT_ONCE)]))
@@ -224,21 +241,44 @@ class State:
                 heavy,
             )
 
-    def subtract(self, sums: Sums) -> State:
-        """Return the state that never learned the rows of some sums, which are used up."""
-        sums.statistics.subtract_from(self.statistics)
-        return replace(
+    @property
+    def n_held(self) -> int:
+        """How many rows may be held in place of their sums: what a pass holds too."""
+        return rows_at_once(*self.model.sizes, self.settings.n_classes, self.settings.batch_size)
+
+    def subtract(self, sums: Sums, *, drifted: bool = False) -> State:
+        """Return the state that never learned the rows of some sums, which are used up.
+
+        The factorisation that the last solve has kept is down-dated by rows that are held, unless they
+        have `drifted`: then its smallest eigenvalue has to be looked at.
+        """
+        rest = replace(
             self,
-            statistics=sums.statistics,
+            statistics=sums.statistics.subtract_from(self.statistics),
             class_rows=self.class_rows - sums.class_rows,
             removed=self.removed + coarse(sums.energy),
             seconds_per_row=sums.seconds_per_row,
-        ).solve()
+            kept=None,
+        )
+        if self.kept is None or drifted or not isinstance(sums.statistics, HeldRows):
+            return rest.solve()
+        h, weights = sums.statistics.shared
+        mean, settings = self.statistics.mean, self.settings
+        solution = solve_without(
+            self.kept,
+            mean,
+            rest.statistics,
+            h,
+            weights,
+            alpha=settings.alpha,
+            tangent_scale=settings.tangent_scale,
+            target_scale=settings.target_scale,
+        )
+        return rest.solve() if solution is None else rest._solved(solution)
 
     def exchange(self, old: Sums, new: Sums) -> State:
         """Return the state that learned the same rows as `new` has them, and not as `old`; both go."""
-        old.statistics.subtract_from(self.statistics)
-        old.statistics.merge(new.statistics)
+        old.statistics.subtract_from(self.statistics).merge(new.statistics)
         return replace(
             self,
             statistics=old.statistics,
@@ -295,12 +335,14 @@ class State:
             self.with_settings(n_classes=n_classes),
             statistics=self.statistics.with_classes(places, n_classes),
             class_rows=class_rows,
+            kept=None,
         )
 
     def with_settings(self, **changes: Any) -> State:
         """Return the state with other settings, such as alpha; not solved yet."""
-        settings = replace(self.settings, **changes)
-        return replace(self, model=replace(self.model, settings=settings))
+        model = replace(self.model, settings=replace(self.settings, **changes))
+        fits = not changes.keys() & {"alpha", "tangent_scale"}
+        return replace(self, model=model, kept=self.kept if fits else None)
 
     def solve(self) -> State:
         """Return the state with the solution of its sums."""
@@ -312,13 +354,18 @@ class State:
             target_scale=settings.target_scale,
             centre=self.model.centre(),
         )
+        return replace(self._solved(solution), seconds_per_solve=time.perf_counter() - started)
+
+    def _solved(self, solution: Solution) -> State:
+        """Return the state with a solution of its sums; what that has kept, while memory allows."""
+        affordable = available_memory() > self.statistics.A.nbytes
         return replace(
             self,
             parameters=self.model.publish(solution.W, solution.z),
             residual=solution.residual,
             alpha=solution.alpha,
             alpha_path=dict(zip(GRID, solution.path, strict=False)),
-            seconds_per_solve=time.perf_counter() - started,
+            kept=solution.kept if affordable else None,
         )
 
     def probe(self) -> Tensor:

@@ -71,7 +71,7 @@ def columns_of_rows(mean: Tensor, rest: Statistics, h: Tensor, weights: Tensor) 
 
     `h` of shape (n, d + 1) are the augmented features of the rows that have left.
     """
-    away = h[:, :-1].double() - mean
+    away = h[:, :-1] - mean
     moved = (weights @ away) / rest.counts.sum().sqrt()
     return torch.cat([away * weights.sqrt()[:, None], moved[None]]).T
 

@@ -53,9 +53,7 @@ class LeaveOut:
     def __init__(
         self, statistics: Statistics, *, alpha: float, tangent_scale: float, target_scale: float
     ) -> None:
-        found = solve(
-            statistics, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale
-        )
+        found = solve(statistics, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale)
         assert isinstance(found.kept, Tensor)
         self._W, self._factor = found.W, found.kept
         self._target_scale = target_scale

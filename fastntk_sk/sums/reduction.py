@@ -70,7 +70,7 @@ class Tridiagonal(_WithEigenvalues):
         bands = self._bands.copy()
         bands[1] += alpha
         if len(rotated) == 1:
-            return rotated / bands[1]
+            return rotated / float(bands[1, 0])
         return torch.from_numpy(solveh_banded(bands, rotated.numpy()))
 
 

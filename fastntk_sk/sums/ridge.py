@@ -61,9 +61,13 @@ def solve(
             [ 0.2500, -1.0000]], dtype=torch.float64)
     """
     if statistics.has_tangents:
-        alpha = TANGENT_ALPHA if alpha is None else alpha
-        scales = {"tangent_scale": tangent_scale, "target_scale": target_scale}
-        return solve_schur(statistics, alpha=alpha, centre=centre, **scales)
+        return solve_schur(
+            statistics,
+            alpha=TANGENT_ALPHA if alpha is None else alpha,
+            tangent_scale=tangent_scale,
+            target_scale=target_scale,
+            centre=centre,
+        )
     S, R = centred(statistics, target_scale)
     if alpha is None:
         return _by_evidence(statistics, reduce_symmetric(S), R, target_scale)
@@ -95,9 +99,10 @@ def solve_without(
         What is left, without class blocks (k = 0).
 
     h : Tensor of shape (n, d + 1)
-        Augmented features of the rows that have left.
+        Augmented features of the rows that have left, float64.
 
     weights : Tensor of shape (n,)
+        Float64.
 
     alpha, tangent_scale, target_scale
         As in :func:`solve`.
@@ -108,20 +113,26 @@ def solve_without(
         None where cancellation has left too large a residual of the normal equations, which the sums
         themselves give. A reduction is not kept on: its basis tells of the rows that have left.
     """
-    weights = weights.double()
     if rest.has_tangents:
-        U = (h.double() * weights.sqrt()[:, None]).T * rest.tangent_factors(tangent_scale)
+        U = (h * weights.sqrt()[:, None]).T * rest.tangent_factors(tangent_scale)
     else:
         U = columns_of_rows(mean, rest, h, weights)
     R = centred_targets(rest, target_scale)
     if isinstance(kept, Reduced):
-        solution = replace(_by_evidence(rest, Lessened(kept, U), R, target_scale), kept=None)
+        try:
+            solution = replace(_by_evidence(rest, Lessened(kept, U), R, target_scale), kept=None)
+        except SolveError:
+            return None
     elif (L := downdate(kept, U)) is None:
         return None
     elif rest.has_tangents:
-        alpha = TANGENT_ALPHA if alpha is None else alpha
-        scales = {"tangent_scale": tangent_scale, "target_scale": target_scale}
-        solution = solve_schur(rest, alpha=alpha, L=L, **scales)
+        solution = solve_schur(
+            rest,
+            alpha=TANGENT_ALPHA if alpha is None else alpha,
+            tangent_scale=tangent_scale,
+            target_scale=target_scale,
+            L=L,
+        )
     else:
         assert alpha is not None
         solution = _by_factor(rest, L, R, alpha, target_scale)
@@ -179,7 +190,7 @@ def _by_evidence(
     alpha: float | None = None,
 ) -> Solution:
     """Return the solution at an alpha, by default that of the evidence, from a reduction, which is kept."""
-    rotated, path = reduced.rotate(R), ()
+    rotated, path = reduced.rotate(R), tuple[float, ...]()
     if alpha is None:
         n = statistics.counts.sum()
         energy = target_scale**2 * float((statistics.counts * (1 - statistics.counts / n)).sum())

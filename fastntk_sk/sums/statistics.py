@@ -119,10 +119,11 @@ class Statistics:
         for name in _FIELDS:
             getattr(self, name).add_(getattr(other, name))
 
-    def subtract_from(self, total: Statistics) -> None:
+    def subtract_from(self, total: Statistics) -> Statistics:
         """Become `total` less these sums, in place."""
         for name in _FIELDS:
             getattr(self, name).neg_().add_(getattr(total, name))
+        return self
 
     def with_classes(self, places: Sequence[int], n_classes: int) -> Statistics:
         """Return statistics of more classes; class c of these stands at `places[c]` among them.
@@ -135,27 +136,60 @@ class Statistics:
 
     def copy(self) -> Statistics:
         """Return an independent copy."""
-        tensors = {"B": self.B.clone(), "H": self.H.clone(), "r": self.r.clone()}
-        return replace(self, A=_copied(self.A), G=_copied(self.G), **tensors)
-
-    def less(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> Statistics:
-        """Return the sums without some rows of theirs, as `add` takes them."""
-        rest = self.copy()
-        rest.add(h, J, labels, -weights)
-        return rest
+        B, H, r = self.B.clone(), self.H.clone(), self.r.clone()
+        return replace(self, A=_copied(self.A), B=B, G=_copied(self.G), H=H, r=r)
 
     def to(self, device: torch.device | str) -> Statistics:
         """Return the sums on a device; those that are there are shared."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return Statistics(**moved, constant=self.constant, n_tangents=self.n_tangents)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         return {name: getattr(self, name) for name in _FIELDS}
 
 
-def add_gram(
-    out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = _BLOCK
-) -> None:
+class HeldRows:
+    """Rows that leave sums, in place of their own sums: few of them are less than a matrix.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.sums.statistics import HeldRows, Statistics
+    >>> rows = torch.ones(3, 2), torch.zeros(3, 2, 0), torch.tensor([0, 1, 1]), torch.ones(3)
+    >>> learned, leaving = Statistics.zeros(1, 0, 2), HeldRows()
+    >>> learned.add(*rows)
+    >>> leaving.add(*(part[1:] for part in rows))
+    >>> leaving.subtract_from(learned).counts.tolist()
+    [1.0, 0.0]
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def add(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Hold rows, as `Statistics.add` takes them."""
+        self._blocks.append((h, J, labels, weights))
+
+    def merge(self, other: HeldRows) -> None:
+        """Hold other rows too."""
+        self._blocks += other._blocks
+
+    def subtract_from(self, total: Statistics) -> Statistics:
+        """Return `total` without the rows."""
+        rest = total.copy()
+        for h, J, labels, weights in self._blocks:
+            rest.add(h, J, labels, -weights)
+        return rest
+
+    @property
+    def shared(self) -> tuple[Tensor, Tensor]:
+        """Augmented features (n, d + 1) and weights (n,) of the rows, both float64."""
+        h, _, _, weights = (torch.cat(parts) for parts in zip(*self._blocks, strict=True))
+        return h.double(), weights.double()
+
+
+def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = _BLOCK) -> None:
     """Add `sign * left.T @ right`, known to be symmetric, to the lower triangle of `out`.
 
     `out` has shape (k, k), the others (n, k). Row blocks take little more than half of the operations of

@@ -147,7 +147,8 @@ def test_alpha_is_saved(tmp_path):
     clf.save(tmp_path / "state")
     loaded = FastNTKClassifier.load(tmp_path / "state")
     assert (loaded.alpha_, loaded.alpha_path_) == (clf.alpha_, clf.alpha_path_)
-    assert (loaded.unlearn(X[:3]).readout_ == clf.unlearn(X[:3]).readout_).all()
+    after = loaded.unlearn(X[:3]).readout_  # from a new factorisation
+    np.testing.assert_allclose(after, clf.unlearn(X[:3]).readout_, rtol=1e-10, atol=1e-12)
 
 
 def test_light_weights_are_no_ground_to_choose_a_ridge_on(blobs):
