@@ -57,9 +57,9 @@ def memory_needed(width: int, components: int, n_classes: int, batch_bytes: int,
     rows = rows_at_once(width, components, n_classes, batch_size) + batch_size
     # batches, their concatenation in float64, and that times the weights
     buffer = 3 * 8 * rows * (width + 1 + n_classes * components)
-    # solve_schur: the factor of A, then one X or S and the two matrices of its factorisation;
-    # solve_each: S and two matrices of its factorisation or reduction
-    matrices = max(2 * A, A + G + X, A + 3 * G) if components else 3 * A
+    # solve_schur: the factor of A, then one X or S and the two matrices of its factorisation; without
+    # class blocks S and two matrices of its factorisation or reduction, beside the one that is kept
+    matrices = max(2 * A, A + G + X, A + 3 * G) if components else 4 * A
     solve = 8 * (matrices + 6 * (width + 1) * n_classes)
     # pass and solve are not at the same time, but the allocator may keep what the first has freed
     needed = buffer + 5 * batch_bytes + solve + _WORK_SPACE

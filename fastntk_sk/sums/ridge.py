@@ -22,7 +22,7 @@ from torch import Tensor
 from ..exceptions import SolveError
 from .downdate import Lessened, columns_of_rows, downdate
 from .reduction import Reduced, reduce_symmetric
-from .solvers import Solution, factor, solve_schur, used_up
+from .solvers import Solution, factor, solve_factored, solve_schur, used_up
 from .statistics import Statistics, multiply_symmetric
 
 GRID = tuple(10.0 ** (e / 4) for e in range(-16, 9))
@@ -178,7 +178,7 @@ def _by_factor(
     statistics: Statistics, L: Tensor, R: Tensor, alpha: float, target_scale: float
 ) -> Solution:
     """Return the solution at one alpha from a Cholesky factor, which is kept."""
-    found = _solution(statistics, torch.cholesky_solve(R, L), R, alpha, target_scale)
+    found = _solution(statistics, solve_factored(L, R), R, alpha, target_scale)
     return replace(found, kept=L)
 
 
@@ -189,7 +189,7 @@ def _by_evidence(
     target_scale: float,
     alpha: float | None = None,
 ) -> Solution:
-    """Return the solution at an alpha, by default that of the evidence, from a reduction, which is kept."""
+    """Return the solution at an alpha, None being that of the evidence, and keep the reduction."""
     rotated, path = reduced.rotate(R), tuple[float, ...]()
     if alpha is None:
         n = statistics.counts.sum()

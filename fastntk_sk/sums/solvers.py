@@ -107,10 +107,10 @@ def solve_schur(
             add_gram(S, X, X, sign=-tangent_scale)
             rhs -= X.T @ Y[:, c]
             del X
-        z = torch.cholesky_solve((root * rhs + pull)[:, None], factor(S, alpha))[:, 0]
+        z = solve_factored(factor(S, alpha), (root * rhs + pull)[:, None])[:, 0]
         del S
     Bz = torch.stack([B[c] @ z for c in range(n_classes)], dim=1)
-    W = torch.cholesky_solve(R - root * Bz, L)
+    W = solve_factored(L, R - root * Bz)
     # both rows of the normal equations, from the statistics themselves and not from their factors
     top = scale * multiply_symmetric(A, scale * W) + alpha * W + root * Bz - R
     bottom = torch.zeros_like(z)
@@ -134,6 +134,12 @@ def factor(lower: Tensor, alpha: float) -> Tensor:
     if failed or not smallest_eigenvalue(L) >= alpha / 2:
         raise SolveError(used_up(alpha))
     return L
+
+
+def solve_factored(L: Tensor, right: Tensor) -> Tensor:
+    """Return (L L^T)^-1 right; unlike `torch.cholesky_solve`, without a copy of L."""
+    half = torch.linalg.solve_triangular(L, right, upper=False)
+    return torch.linalg.solve_triangular(L.T, half, upper=True)
 
 
 def smallest_eigenvalue(L: Tensor) -> float:

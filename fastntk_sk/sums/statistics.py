@@ -206,8 +206,9 @@ def multiply_symmetric(lower: Tensor, right: Tensor) -> Tensor:
     for start in range(0, len(lower), _BLOCK):
         here = slice(start, start + _BLOCK)
         beside, diagonal = lower[here, :start], lower[here, here].tril()
-        out[here] += beside @ right[:start] + diagonal @ right[here] + diagonal.tril(-1).T @ right[here]
-        out[:start] += beside.T @ right[here]
+        whole = diagonal + diagonal.tril(-1).T
+        out[here].addmm_(beside, right[:start]).addmm_(whole, right[here])
+        out[:start].addmm_(beside.T, right[here])
     return out
 
 

@@ -6,6 +6,7 @@ import torch
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import SolveError
+from fastntk_sk.sums.reduction import Spectral, Tridiagonal
 from fastntk_sk.sums.ridge import (
     GRID,
     evidence_path,
@@ -13,7 +14,6 @@ from fastntk_sk.sums.ridge import (
     solve,
     solve_each,
 )
-from fastntk_sk.sums.reduction import Spectral, Tridiagonal
 from fastntk_sk.sums.statistics import Statistics
 
 
