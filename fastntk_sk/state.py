@@ -20,7 +20,7 @@ from .exceptions import DistributedError, HeavyRowError, SolveError, StateMismat
 from .settings import Settings
 from .sums.ridge import GRID, solve
 from .sums.solvers import ROUNDING, coarse, rounding_bound
-from .sums.statistics import Statistics
+from .sums.statistics import Statistics, place_of_sums
 from .tangents.model import LinearizedModel, Parameters, relative_gap, row_energies
 
 _AT_ONCE = 512  # rows whose kept features are summed together
@@ -138,13 +138,15 @@ class State:
         `numbers` is what errors call the rows. `add_up` adds tensors up over the ranks that share rows,
         in place.
         """
-        started, statistics = time.perf_counter(), self.model.empty_statistics()
+        started, place = time.perf_counter(), place_of_sums(self.model.device)
+        statistics = self.model.empty_statistics(place)
         failed, features = torch.ones(1), list[np.ndarray]()
         kept = features if self.settings.keep == "features" else None
         try:
             energies = self.model.learn(
                 statistics, rows, labels, weights, numbers, self.environment["threads"], kept
             )
+            statistics = statistics.to("cpu")
             failed.zero_()
         finally:
             add_up([failed])  # so that no rank waits for one that has failed
@@ -169,7 +171,7 @@ class State:
             here = slice(start, start + len(h))
             J, w = h.new_zeros(len(h), len(self.class_rows), 0), torch.from_numpy(weights[here])
             statistics.add(h, J, torch.from_numpy(labels[here]), w)
-            energies.append(row_energies(h, J, w))
+            energies.append(row_energies(h, J, w).numpy())
         class_rows = np.bincount(labels, minlength=len(self.class_rows))
         every, numbers = np.concatenate(energies), np.arange(len(labels))
         return Sums(statistics, class_rows, numbers, every, float(every.sum()), self.seconds_per_row)

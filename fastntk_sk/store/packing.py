@@ -291,8 +291,7 @@ def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: C
 
 def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> Statistics:
     """Return the sums of a model; its sizes, which the file has to justify, decide what is allocated."""
-    with torch.device("meta"):
-        empty = model.empty_statistics()
+    empty = model.empty_statistics("meta")
     tensors: dict[str, Tensor] = {}
     if contents.keys() != empty.tensors().keys():
         raise StateFormatError("The statistics are not those of a model. Restore a backup.")

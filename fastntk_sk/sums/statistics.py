@@ -10,6 +10,7 @@ from scipy.linalg.blas import dsymm
 from torch import Tensor
 
 _FIELDS = ("A", "B", "G", "H", "r")
+_WITHOUT_FLOAT64 = ("mps", "xpu")  # all, and some
 
 
 @dataclass(eq=False)
@@ -55,11 +56,17 @@ class Statistics:
 
     @classmethod
     def zeros(
-        cls, d: int, k: int, n_classes: int, constant: float = 1.0, n_tangents: int = 0
+        cls,
+        d: int,
+        k: int,
+        n_classes: int,
+        constant: float = 1.0,
+        n_tangents: int = 0,
+        device: torch.device | str = "cpu",
     ) -> Statistics:
         """Return the sums over no rows: of d features, k tangent components and some classes."""
         shapes = (d + 1, d + 1), (n_classes, d + 1, k), (k, k), (d + 1, n_classes), (k,)
-        empty = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+        empty = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
         sums = dict(zip(_FIELDS, empty, strict=True))
         return cls(**sums, constant=constant, n_tangents=n_tangents)
 
@@ -111,7 +118,7 @@ class Statistics:
             self.B[c].addmm_(weighted.T, J[:, c])
         flat = J.reshape(-1, J.shape[-1])
         add_gram(self.G, flat * weights.repeat_interleave(n_classes)[:, None], flat)
-        self.r += weights @ J[torch.arange(len(J)), labels]
+        self.r += weights @ J[torch.arange(len(J), device=J.device), labels]
 
     def merge(self, other: Statistics) -> None:
         """Add the sums of another set of rows, of the same sizes."""
@@ -132,6 +139,10 @@ class Statistics:
         H[:, places] = self.H
         return replace(self, B=self.B.new_zeros(n_classes, *self.B.shape[1:]), H=H)
 
+    def to(self, device: torch.device | str) -> Statistics:
+        """Return the sums on a device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def copy(self) -> Statistics:
         """Return an independent copy."""
         clones = {name: tensor.clone() for name, tensor in self.tensors().items()}
@@ -140,6 +151,19 @@ class Statistics:
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name."""
         return {name: getattr(self, name) for name in _FIELDS}
+
+
+def place_of_sums(device: torch.device) -> torch.device:
+    """Return where the rows of a device are summed: there, or on the CPU if it may lack float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.sums.statistics import place_of_sums
+    >>> place_of_sums(torch.device("cuda:1")), place_of_sums(torch.device("mps"))
+    (device(type='cuda', index=1), device(type='cpu'))
+    """
+    return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = 512) -> None:
