@@ -83,9 +83,10 @@ class InputSpec:
             return batch
         scale = [255.0 if row.dtype == np.uint8 else 1.0 for row in rows]
         batch /= sent(torch.tensor(scale, dtype=dtype), device).view(-1, 1, 1, 1)
-        mean = sent(torch.tensor(self.mean, dtype=dtype), device).view(1, -1, 1, 1)
-        std = sent(torch.tensor(self.std, dtype=dtype), device).view(1, -1, 1, 1)
-        return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+        means, stds = (np.broadcast_to(each, self.channels).tolist() for each in (self.mean, self.std))
+        for plane, mean, std in zip(batch.unbind(1), means, stds, strict=True):
+            plane.sub_(mean).div_(std)
+        return batch.contiguous(memory_format=torch.channels_last)
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
