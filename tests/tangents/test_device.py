@@ -6,11 +6,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from cases import gap
 from simulated import DEVICE, Simulated
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.exceptions import JacobianError
+from fastntk_sk.exceptions import JacobianError, NumericalDriftWarning
 from fastntk_sk.tangents.threads import exact_kernels
 
 CUDA = torch.device("cuda")
@@ -111,6 +112,31 @@ def test_sums_leave_the_device_once():
         shapes = [tuple(tensor.shape) for tensor in sums.statistics.tensors().values()]
         assert [shape for shape, _ in came(device.log, "out")] == [(40,), *shapes]
     assert all(type(tensor) is torch.Tensor for tensor in sums.statistics.tensors().values())
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_learned_on_the_cpu_and_forgotten_on_a_device(kept, tmp_path):
+    """What is computed again there differs in its last bits; kept features are not computed again."""
+    X, y = pictures()
+    params = {"keep": "features" if kept else None, "backbone_has_seen": False}
+    clf = classifier("cpu", **params).fit(X, y, sample_ids=[*range(N)])
+    clf.save(tmp_path / "state")
+    refit = classifier("cpu", **params).fit(X[5:], y[5:])
+    with Simulated(rounds_up=True):
+        there = FastNTKClassifier.load(tmp_path / "state", backbone=Net(), device=str(DEVICE))
+        if kept:
+            there.unlearn(sample_ids=[0, 1, 2]).unlearn(X[3:4]).rebuild()
+        else:
+            with pytest.warns(NumericalDriftWarning, match="differs"):
+                there.unlearn(X[:4])
+            there.rebuild(X[4:], y[4:])
+        receipt = there.receipts_[0]
+        assert (receipt["drift"] == 0) is receipt["exactness"]["exact"] is kept
+        there.unlearn(X[4:5])
+        assert there.receipts_[-1]["drift"] == 0
+        assert there.receipts_[-1]["exactness"]["exact"]
+        assert gap(there, refit) < (1e-6 if kept else 1e-3)
+    assert kept or gap(there, refit) > 1e-6
 
 
 def test_a_row_that_is_not_finite_is_named_within_its_block():
