@@ -1011,7 +1011,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         held = self._held
         rows = self._rows(X, held.state.model)
-        wanted = [h.numpy() for h, _ in held.state.model.all_tangents(rows)]
+        wanted = [h.cpu().numpy() for h, _ in held.state.model.all_tangents(rows)]
         found = held.nearest(np.concatenate(wanted), [content(row) for row in rows], n, threshold)
         names = self.classes_.tolist()
         return [[row | {"label": names[row["label"]]} for row in each] for each in found]

@@ -22,7 +22,7 @@ from .sums.memory import available_memory, rows_at_once
 from .sums.reduction import Reduced
 from .sums.ridge import GRID, solve, solve_without
 from .sums.solvers import ROUNDING, Solution, coarse, rounding_bound
-from .sums.statistics import HeldRows, Statistics
+from .sums.statistics import HeldRows, Statistics, place_of_sums
 from .tangents.model import LinearizedModel, Parameters, relative_gap, row_energies
 
 _AT_ONCE = 512  # rows whose kept features are summed together
@@ -148,13 +148,14 @@ class State:
         in place. `few` holds the rows in place of their sums, where no ranks share them.
         """
         started = time.perf_counter()
-        statistics: Any = HeldRows() if few else self.model.empty_statistics()
+        statistics: Any = HeldRows() if few else self.model.empty_statistics(self.place)
         failed, features = torch.ones(1), list[np.ndarray]()
         kept = features if self.settings.keep == "features" else None
         try:
             energies = self.model.learn(
                 statistics, rows, labels, weights, numbers, self.environment["threads"], kept
             )
+            statistics = statistics if few else statistics.to("cpu")
             failed.zero_()
         finally:
             add_up([failed])  # so that no rank waits for one that has failed
@@ -186,7 +187,7 @@ class State:
             here = slice(start, start + len(h))
             J, w = h.new_zeros(len(h), len(self.class_rows), 0), torch.from_numpy(weights[here])
             statistics.add(h, J, torch.from_numpy(labels[here]), w)
-            energies.append(row_energies(h, J, w))
+            energies.append(row_energies(h, J, w).numpy())
         class_rows = np.bincount(labels, minlength=len(self.class_rows))
         every, numbers = np.concatenate(energies), np.arange(len(labels))
         return Sums(statistics, class_rows, numbers, every, float(every.sum()), self.seconds_per_row)
@@ -242,6 +243,11 @@ class State:
             )
 
     @property
+    def place(self) -> torch.device:
+        """Where rows are summed and sums solved; between calls they are on the CPU."""
+        return place_of_sums(self.model.device)
+
+    @property
     def n_held(self) -> int:
         """How many rows may be held in place of their sums: what a pass holds too."""
         return rows_at_once(*self.model.sizes, self.settings.n_classes, self.settings.batch_size)
@@ -262,14 +268,13 @@ class State:
         )
         if self.kept is None or drifted or not isinstance(sums.statistics, HeldRows):
             return rest.solve()
-        h, weights = sums.statistics.shared
-        mean, settings = self.statistics.mean, self.settings
+        settings, (h, weights) = self.settings, sums.statistics.shared
         solution = solve_without(
             self.kept,
-            mean,
-            rest.statistics,
-            h,
-            weights,
+            self.statistics.mean.to(self.place),
+            rest.statistics.to(self.place),
+            h.to(self.place),
+            weights.to(self.place),
             alpha=settings.alpha,
             tangent_scale=settings.tangent_scale,
             target_scale=settings.target_scale,
@@ -347,12 +352,13 @@ class State:
     def solve(self) -> State:
         """Return the state with the solution of its sums."""
         started, settings = time.perf_counter(), self.settings
+        centre = self.model.centre()
         solution = solve(
-            self.statistics,
+            self.statistics.to(self.place),
             alpha=settings.alpha,
             tangent_scale=settings.tangent_scale,
             target_scale=settings.target_scale,
-            centre=self.model.centre(),
+            centre=None if centre is None else centre.to(self.place),
         )
         return replace(self._solved(solution), seconds_per_solve=time.perf_counter() - started)
 
@@ -361,7 +367,7 @@ class State:
         affordable = available_memory() > self.statistics.A.nbytes
         return replace(
             self,
-            parameters=self.model.publish(solution.W, solution.z),
+            parameters=self.model.publish(solution.W.cpu(), solution.z.cpu()),
             residual=solution.residual,
             alpha=solution.alpha,
             alpha_path=dict(zip(GRID, solution.path, strict=False)),

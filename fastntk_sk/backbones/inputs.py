@@ -71,16 +71,29 @@ class InputSpec:
         # Pillow clips the overshoot of bicubic resizing in 8 bits, so that floats are clipped too
         return resized if resized.dtype == np.uint8 else resized.clip(0, 1)
 
-    def normalise(self, rows: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-        """Return the batch (n, channels, height, width), channels last in memory, or (n, f)."""
+    def normalise(
+        self, rows: Sequence[np.ndarray], dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Return the batch (n, channels, height, width), channels last in memory, or (n, f).
+
+        Pixels travel to the device as they are.
+        """
+        batch = sent(torch.from_numpy(np.stack(rows)), device).to(dtype)
         if self.size is None:
-            return torch.from_numpy(np.stack(rows)).to(dtype)
+            return batch
         scale = [255.0 if row.dtype == np.uint8 else 1.0 for row in rows]
-        batch = torch.from_numpy(np.stack([row.astype(np.float32) for row in rows])).to(dtype)
-        batch /= torch.tensor(scale, dtype=dtype).view(-1, 1, 1, 1)
-        mean = torch.tensor(self.mean, dtype=dtype).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=dtype).view(1, -1, 1, 1)
-        return ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+        batch /= sent(torch.tensor(scale, dtype=dtype), device).view(-1, 1, 1, 1)
+        means, stds = (np.broadcast_to(each, self.channels).tolist() for each in (self.mean, self.std))
+        for plane, mean, std in zip(batch.unbind(1), means, stds, strict=True):
+            plane.sub_(mean).div_(std)
+        return batch.contiguous(memory_format=torch.channels_last)
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU on a device; CUDA does not stop computing to take it."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def sides(size: Any) -> tuple[int, int]:

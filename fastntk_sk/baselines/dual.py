@@ -82,7 +82,7 @@ def fast_ntk_dual(
         "Use FastNTKClassifier.unlearn, whose memory does not depend on the number of rows.",
     )
     batches, labels = original.all_batches((X_retain, y_retain), (X_forget, y_forget))
-    h, J = (torch.cat(parts) for parts in zip(*map(model.tangents, batches), strict=True))
+    h, J = (torch.cat(parts).cpu() for parts in zip(*map(model.tangents, batches), strict=True))
     forget, alpha = torch.arange(n_rows) >= len(y_retain), state.alpha
     scales = {"tangent_scale": settings.tangent_scale, "target_scale": settings.target_scale}
     h, kept = h.double(), h[~forget].double()

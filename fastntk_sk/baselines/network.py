@@ -177,8 +177,9 @@ class Original:
         spec, readout = self.model.backbone.spec, self.model.directions
         order = torch.arange(len(rows)) if draws is None else torch.randperm(len(rows), generator=draws)
         for chosen in order.split(size):
-            batch = spec.normalise([rows[i] for i in chosen.tolist()], readout.dtype)
-            yield batch.to(readout.device), labels[chosen].to(readout.device), chosen
+            some = [rows[i] for i in chosen.tolist()]
+            batch = spec.normalise(some, readout.dtype, readout.device)
+            yield batch, labels[chosen].to(readout.device), chosen
 
     def all_batches(self, *sets: tuple[Any, Any]) -> tuple[list[Tensor], Tensor]:
         """Return the batches of several sets (X, y), of the model's size, and all class indices."""

@@ -109,7 +109,7 @@ def shadow_margins(
     def tangents(order: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         parts = zip(*model.all_tangents(rows[i] for i in order), strict=True)
         back = torch.from_numpy(np.argsort(order))
-        h, J = (torch.cat(part)[back] for part in parts)
+        h, J = (torch.cat(part).cpu()[back] for part in parts)
         return h, J
 
     passes = {1.0: tangents(np.arange(n)), -1.0: tangents(draws.permutation(n))}

@@ -151,7 +151,7 @@ class Learned:
         contents = clf._progress(self.rows.read(self.order.tolist()), what, n)
         unchanged = held.ledger.unchanged(contents, removals)
         for h, _ in held.state.model.all_tangents(unchanged, self.order):
-            yield from h
+            yield from h.cpu()
 
     def emptied(self) -> np.ndarray:
         """Return which classes lose their last row with each group, bool of shape (n_groups, C)."""
@@ -175,7 +175,7 @@ def _places(groups: np.ndarray) -> np.ndarray:
 def features_of(
     clf: FastNTKClassifier, X: Any, what: str, digests: list[bytes] | None = None
 ) -> Iterator[Tensor]:
-    """Yield the augmented features of rows that need not be learned, batch by batch.
+    """Yield the augmented features of rows that need not be learned, some at a time.
 
     Digests of their contents are appended to `digests`, if it is given.
     """
@@ -183,4 +183,4 @@ def features_of(
     shown = clf._progress(rows, what, len(rows))
     noted = shown if digests is None else held.ledger.noted(shown, digests)
     for h, _ in held.state.model.all_tangents(noted):
-        yield h
+        yield h.cpu()

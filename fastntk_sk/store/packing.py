@@ -291,8 +291,7 @@ def restore(model: LinearizedModel, W: Tensor, displacement: Tensor, contents: C
 
 def _unpack_statistics(model: LinearizedModel, contents: dict[str, bytes]) -> Statistics:
     """Return the sums of a model; its sizes, which the file has to justify, decide what is allocated."""
-    with torch.device("meta"):
-        empty = model.empty_statistics()
+    empty = model.empty_statistics("meta")
     tensors: dict[str, Tensor] = {}
     if contents.keys() != empty.tensors().keys():
         raise StateFormatError("The statistics are not those of a model. Restore a backup.")
@@ -343,7 +342,7 @@ def _unpack_features(
     rows: list[tuple[int, tuple[Any, ...]]], ledger: Ledger, model: LinearizedModel
 ) -> None:
     """Give a ledger the features that were kept, one for each content or none at all."""
-    width, dtype = model.sizes[0] + 1, model.directions.numpy().dtype
+    width, dtype = model.sizes[0] + 1, torch.empty(0, dtype=model.directions.dtype).numpy().dtype
     for number, (place, digest, value) in rows:
         known = 0 <= place < len(ledger.segments) and digest in ledger.segments[place].rows
         if not known or len(value) != width * dtype.itemsize:

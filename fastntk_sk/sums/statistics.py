@@ -11,6 +11,7 @@ from torch import Tensor
 
 _BLOCK = 512  # rows of a symmetric matrix that are worked on together
 _FIELDS = ("A", "B", "G", "H", "r")
+_WITHOUT_FLOAT64 = ("mps", "xpu")  # all, and some
 
 
 @dataclass(eq=False)
@@ -56,11 +57,17 @@ class Statistics:
 
     @classmethod
     def zeros(
-        cls, d: int, k: int, n_classes: int, constant: float = 1.0, n_tangents: int = 0
+        cls,
+        d: int,
+        k: int,
+        n_classes: int,
+        constant: float = 1.0,
+        n_tangents: int = 0,
+        device: torch.device | str = "cpu",
     ) -> Statistics:
         """Return the sums over no rows: of d features, k tangent components and some classes."""
         shapes = (d + 1, d + 1), (n_classes, d + 1, k), (k, k), (d + 1, n_classes), (k,)
-        empty = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+        empty = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
         sums = dict(zip(_FIELDS, empty, strict=True))
         return cls(**sums, constant=constant, n_tangents=n_tangents)
 
@@ -68,6 +75,11 @@ class Statistics:
     def n_bytes(d: int, k: int, n_classes: int) -> int:
         """Return the bytes that one set of statistics takes."""
         return 8 * ((d + 1) ** 2 + n_classes * (d + 1) * (k + 1) + k * k + k)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self.A.device
 
     @property
     def has_tangents(self) -> bool:
@@ -112,7 +124,7 @@ class Statistics:
             self.B[c].addmm_(weighted.T, J[:, c])
         flat = J.reshape(-1, J.shape[-1])
         add_gram(self.G, flat * weights.repeat_interleave(n_classes)[:, None], flat)
-        self.r += weights @ J[torch.arange(len(J)), labels]
+        self.r += weights @ J[torch.arange(len(J), device=J.device), labels]
 
     def merge(self, other: Statistics) -> None:
         """Add the sums of another set of rows, of the same sizes."""
@@ -164,6 +176,8 @@ class HeldRows:
     [1.0, 0.0]
     """
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self._blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
@@ -187,6 +201,19 @@ class HeldRows:
         """Augmented features (n, d + 1) and weights (n,) of the rows, both float64."""
         h, _, _, weights = (torch.cat(parts) for parts in zip(*self._blocks, strict=True))
         return h.double(), weights.double()
+
+
+def place_of_sums(device: torch.device) -> torch.device:
+    """Return where the rows of a device are summed: there, or on the CPU if it may lack float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.sums.statistics import place_of_sums
+    >>> place_of_sums(torch.device("cuda:1")), place_of_sums(torch.device("mps"))
+    (device(type='cuda', index=1), device(type='cpu'))
+    """
+    return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = _BLOCK) -> None:

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -178,7 +179,9 @@ class TangentNetwork(nn.Module):
             name: theta.detach().expand(len(x), *theta.shape).requires_grad_()
             for name, theta in self._theta.items()
         }
-        with handed(LEAVES, self._by_tap(leaves)), torch.enable_grad():
+        # CUDA's own attention adds in any order in its backward pass
+        attention = PlainAttention() if x.is_cuda else nullcontext()
+        with handed(LEAVES, self._by_tap(leaves)), attention, torch.enable_grad():
             return self.net(x), list(leaves.values())
 
     @torch.no_grad()

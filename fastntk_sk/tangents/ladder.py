@@ -138,7 +138,8 @@ class Ladder(nn.Module):
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the scales from the mean energy (squared norm) of each rung on synthetic inputs."""
         parts = zip(*(self.pooled(batch) for batch in batches), strict=True)
-        energies = torch.stack([torch.cat(part).double().square().sum(1).mean() for part in parts])
+        pooled = (torch.cat(part).cpu().double() for part in parts)
+        energies = torch.stack([part.square().sum(1).mean() for part in pooled])
         scales = (len(energies) * energies).sqrt()
         self.scales = torch.where(scales > 0, scales, 1.0).to(self.scales)
 

@@ -23,7 +23,7 @@ from .lora import LORA_A, insert_lora, lora_layers
 from .model import LinearizedModel, own_names, relative_gap, working_dtype
 from .projection import Projection
 from .subsets import Subset, insert_prompts, prompt_width, resolve, select, split_ladder
-from .threads import own_thread
+from .threads import exact_kernels, passing
 
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8
@@ -149,7 +149,8 @@ def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> 
     )
     if saved is None:
         if ladder is not None:
-            ladder.calibrate(model.synthetic(_SYNTHETIC_ROWS).split(settings.batch_size))
+            with exact_kernels(model.device):
+                ladder.calibrate(model.synthetic(_SYNTHETIC_ROWS).split(settings.batch_size))
         _check_precision(model)
         _measure(model)
     return model
@@ -211,14 +212,14 @@ def _measure(model: LinearizedModel) -> None:
     """Set the scales of features and Jacobians, and the effect of a row's place and of other rows."""
     size = model.settings.batch_size
     first, *others = model.synthetic(_SYNTHETIC_ROWS).split(size)
-    with own_thread() as call:
+    with passing(model.device) as call:
         passes = [call(model.passes, batch) for batch in (first, *others)]
         elsewhere = call(model.passes, first.roll(1, 0))
         others = -first
         others[0] = first[0]
         among_others = call(model.passes, others)
     energies = [(h.square().sum(1) + 1, J.square().sum((1, 2)) / max(1, J.shape[1])) for h, J in passes]
-    mean_h, mean_J = (float(torch.cat(e).double().mean()) for e in zip(*energies, strict=True))
+    mean_h, mean_J = (float(torch.cat(e).cpu().double().mean()) for e in zip(*energies, strict=True))
     if not math.isfinite(mean_h + mean_J):
         raise JacobianError(
             f"Features or Jacobians of {model.backbone.name} are NaN or infinite on synthetic "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..backbones.inputs import sent
 from ..backbones.loading import Backbone
 from ..exceptions import JacobianError
 from ..settings import Settings
@@ -24,7 +26,7 @@ from .lora import LORA_A
 from .mirror import averaged
 from .projection import Projection
 from .taps import shared_copy
-from .threads import kept_heap, own_thread, settled_threads
+from .threads import exact_kernels, kept_heap, passing, settled_threads
 
 _PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
 
@@ -89,6 +91,11 @@ class LinearizedModel:
     ladder: Ladder | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Device of the passes."""
+        return self.directions.device
+
+    @property
     def d(self) -> int:
         """Number of features that W reads: the network's, or the ladder's."""
         return self.directions.shape[1] if self.ladder is None else self.ladder.width
@@ -101,7 +108,7 @@ class LinearizedModel:
     @property
     def column_scales(self) -> Tensor:
         """What the columns of the shared block are divided by, of shape (width + 1,)."""
-        scales = self.directions.new_full((self.sizes[0] + 1,), self.scale_h).cpu()
+        scales = torch.full((self.sizes[0] + 1,), self.scale_h, dtype=self.directions.dtype)
         scales[self.d : -1] = self.scale_J
         return scales
 
@@ -158,10 +165,10 @@ class LinearizedModel:
         batch_bytes = self.settings.batch_size * self.projection.p * self.directions.itemsize
         return memory_needed(*self.sizes, self.settings.n_classes, batch_bytes, self.settings.batch_size)
 
-    def empty_statistics(self) -> Statistics:
+    def empty_statistics(self, device: torch.device | str = "cpu") -> Statistics:
         """Return zero sums of the right size."""
-        n_tangents = self.sizes[0] - self.d
-        return Statistics.zeros(*self.sizes, self.settings.n_classes, 1 / self.scale_h, n_tangents)
+        n_classes, n_tangents = self.settings.n_classes, self.sizes[0] - self.d
+        return Statistics.zeros(*self.sizes, n_classes, 1 / self.scale_h, n_tangents, device)
 
     def passes(self, batch: Tensor, *, full_precision: bool = False) -> tuple[Tensor, Tensor]:
         """Return features (n, d) and projected Jacobians (n, rows of V, k), not scaled.
@@ -175,16 +182,16 @@ class LinearizedModel:
             if batch.ndim == 4:
                 batch = batch.contiguous(memory_format=torch.channels_last)
         low = self.settings.precision == "bfloat16" and not full_precision
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(batch.device.type, torch.bfloat16) if low else nullcontext():
             h, J = self._passes(batch)
             if self.settings.augment == "flip":
                 mirrored_h, mirrored_J = self._passes(batch.flip(-1))
                 h, J = (h + mirrored_h) / 2, (J + mirrored_J) / 2
-        return h[:n].cpu(), J[:n]
+        return h[:n], J[:n]
 
     def _passes(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         if self.tangent.subset.names or self.ladder is None:
-            project = lambda rows: self.projection.project(rows.to(self.directions.dtype).cpu())  # noqa: E731
+            project = lambda rows: self.projection.project(rows.to(self.directions.dtype))  # noqa: E731
             h, J = self.tangent.jacobian(batch, self.directions, project)
         else:
             J = self.directions.new_zeros(len(batch), len(self.directions), 0)
@@ -216,15 +223,17 @@ class LinearizedModel:
         numbers: np.ndarray | None = None,
         n_threads: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the `tangents` of each batch of contents, computed in a thread of their own.
+        """Yield the `tangents` of contents, several batches together, on the device of the passes.
 
-        Rows are read in the calling thread. A JacobianError calls a row without finite tangents by its
-        number, by default its place.
+        Rows are read in the calling thread; on the CPU, the passes run in one of their own. A
+        JacobianError calls a row without finite tangents by its number, by default its place.
         """
         start = 0
-        with own_thread(n_threads) as call:
-            for batch in self.batches(rows):
-                h, J = call(self.tangents, batch)
+        with passing(self.device, n_threads) as call:
+            passes = (call(self.tangents, batch) for batch in self.batches(rows))
+            while held := list(islice(passes, self._batches_at_once)):
+                h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
+                del held  # not beside the batches that come next
                 finite = h.isfinite().all(1) & J.isfinite().flatten(1).all(1)
                 if not finite.all():
                     row = start + int((~finite).nonzero()[0])
@@ -235,12 +244,19 @@ class LinearizedModel:
                     )
                 start += len(h)
                 yield h, J
+                del h, J
+
+    @property
+    def _batches_at_once(self) -> int:
+        """How many batches wait until they are added to the sums, or leave the device, together."""
+        size = self.settings.batch_size
+        return -(-rows_at_once(*self.sizes, self.settings.n_classes, size) // size)
 
     def synthetic(self, n: int) -> Tensor:
         """Return a batch of n synthetic rows, the same each time."""
-        dtype, device = self.directions.dtype, self.directions.device
+        dtype = self.directions.dtype
         drawn = self.backbone.synthetic(n, self.settings.seed, self.settings.n_features, dtype)
-        return drawn.to(device)
+        return drawn.to(self.device)
 
     def probe(self, n_threads: int | None = None) -> Tensor:
         """Return what shows drift between two machines, float64 of shape (n_probe,).
@@ -249,11 +265,11 @@ class LinearizedModel:
         over a full synthetic batch.
         """
         size = self.settings.batch_size
-        with own_thread(n_threads) as call:
+        with passing(self.device, n_threads) as call:
             h, J = call(self.passes, self.synthetic(size))
-        rows = torch.linspace(0, size - 1, min(size, _PROBED_ROWS)).long()
+        rows = torch.linspace(0, size - 1, min(size, _PROBED_ROWS)).long().to(self.device)
         h, J = h[rows] / self.scale_h, J[rows, :_PROBED_DIRECTIONS] / self.scale_J
-        return torch.cat([h, J.flatten(1)], 1).flatten().double()
+        return torch.cat([h, J.flatten(1)], 1).flatten().cpu().double()
 
     @property
     def n_probe(self) -> int:
@@ -271,37 +287,33 @@ class LinearizedModel:
         n_threads: int | None = None,
         kept: list[np.ndarray] | None = None,
     ) -> np.ndarray:
-        r"""Add the rows' outer products to the statistics, in place.
+        r"""Add the rows' outer products to the statistics, in place and where these are.
 
-        Rows are read in the calling thread; the passes run in one of their own with `n_threads`, by
-        default as many as the calling thread has. Errors call the rows by their `numbers`, by default
+        Rows are read in the calling thread; on the CPU, the passes run in one of their own with
+        `n_threads`, by default as many as the calling thread has. Errors call the rows by their `numbers`, by default
         0 to n - 1. The rows' augmented features, of shape (width + 1,), are appended to `kept`, if it
         is given. Return the rows' energies, float64 of shape (n,),
         :math:`w_i (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
-        size = self.settings.batch_size
-        n_batches = -(-rows_at_once(*self.sizes, self.settings.n_classes, size) // size)
-        energies, start = [np.zeros(0)], 0
-        passes = self.all_tangents(rows, numbers, n_threads)
-        while held := list(islice(passes, n_batches)):
-            h, J = (torch.cat(parts) for parts in zip(*held, strict=True))
-            stop = start + len(h)
-            w = torch.from_numpy(weights[start:stop])
-            statistics.add(h, J, torch.from_numpy(labels[start:stop]), w)
+        place, start = statistics.device, 0
+        energies = [torch.zeros(0, dtype=torch.float64, device=place)]
+        for h, J in self.all_tangents(rows, numbers, n_threads):
+            h, J, here = h.to(place), J.to(place), slice(start, start + len(h))
+            w = sent(torch.from_numpy(weights[here]), place)
+            statistics.add(h, J, sent(torch.from_numpy(labels[here]), place), w)
             energies.append(row_energies(h, J, w))
             if kept is not None:
-                kept += [row.copy() for row in h.numpy()]
-            del held, h, J  # not beside those of the next batches
-            start = stop
-        return np.concatenate(energies)
+                kept += [row.copy() for row in h.cpu().numpy()]
+            start = here.stop
+            del h, J  # not beside those of the next batches
+        return torch.cat(energies).cpu().numpy()
 
     def batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
         """Group contents into batches as they enter the backbone."""
-        dtype, device = self.directions.dtype, self.directions.device
         rows = iter(rows)
-        with kept_heap():
+        with kept_heap(self.device):
             while chunk := list(islice(rows, self.settings.batch_size)):
-                yield self.backbone.spec.normalise(chunk, dtype).to(device)
+                yield self.backbone.spec.normalise(chunk, self.directions.dtype, self.device)
 
     def publish(self, W: Tensor, z: Tensor) -> Parameters:
         """Turn a solution in energy units into parameters of the backbone, in its precision.
@@ -330,18 +342,22 @@ class LinearizedModel:
         passes). The pseudo kernel takes its tangent features again.
         """
         settled_threads()
-        W, delta = (t.to(self.directions.device) for t in (parameters.W, parameters.delta))
+        W, delta = parameters.W.to(self.device), parameters.delta.to(self.device)
         net = None
         if self.settings.kernel == "full" and (predict_with or self.settings.predict_with) == "network":
             net = parameters.network or self.displaced_copy(delta, shared=True)
         batches = self.batches(rows)
         if self.settings.kernel == "pseudo":
-            readout = (W.cpu() * self.column_scales).T
+            readout = (W * self.column_scales.to(W)).T
             parts = (self.tangents(batch, full_precision=True)[0] @ readout for batch in batches)
         else:
             of_view = partial(self._scores, W, delta, net)
             parts = (averaged(of_view, batch, self.settings.augment) for batch in batches)
-        return np.concatenate([part.double().cpu().numpy() for part in parts])
+        scores = []
+        with exact_kernels(self.device):
+            while held := list(islice(parts, self._batches_at_once)):
+                scores.append(torch.cat(held).cpu().double().numpy())
+        return np.concatenate(scores)
 
     def _scores(self, W: Tensor, delta: Tensor, net: nn.Module | None, batch: Tensor) -> Tensor:
         displaced = bool(self.tangent.subset.names)
@@ -366,10 +382,9 @@ def own_names(backbone: Backbone, tuned: Sequence[str]) -> list[str]:
     ]
 
 
-def row_energies(h: Tensor, J: Tensor, weights: Tensor) -> np.ndarray:
+def row_energies(h: Tensor, J: Tensor, weights: Tensor) -> Tensor:
     """Return the weighted squared norms of rows of the linear problem, float64 of shape (n,)."""
-    energy = sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
-    return (weights * energy).numpy()
+    return weights * sum(part.flatten(1).square().sum(1, dtype=torch.float64) for part in (h, J))
 
 
 def working_dtype(precision: str) -> torch.dtype:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..randomness import generator
 
+_CPU = torch.device("cpu")
+
 
 class Projection:
     r"""A sparse sign matrix Q of shape (p, k) with orthonormal columns, never stored.
@@ -20,6 +22,8 @@ class Projection:
 
     This balanced count sketch (Charikar, Chen and Farach-Colton, 2002) costs p additions a row where a
     dense matrix costs 2 p k operations. It depends on `(p, k, seed)` only. For k = p, Q is the identity.
+
+    It is drawn on the CPU, and works on the device of what it is given, to which it moves once.
 
     Examples
     --------
@@ -33,16 +37,23 @@ class Projection:
 
     def __init__(self, p: int, k: int, seed: int, dtype: torch.dtype = torch.float64) -> None:
         self.p, self.k = p, k
-        self._order: Tensor | None = None
+        self._drawn: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         if k == p:
             return
         draws = generator(seed, "projection")
         # one group after the other, the larger ones first
-        self._order = torch.randperm(p, generator=draws)
-        self._signs = (torch.randint(0, 2, (p,), generator=draws) * 2 - 1).to(dtype)
-        self._sizes = torch.full((k,), p // k)
-        self._sizes[: p % k] += 1
-        self._starts = self._sizes.cumsum(0) - self._sizes
+        order = torch.randperm(p, generator=draws)
+        signs = (torch.randint(0, 2, (p,), generator=draws) * 2 - 1).to(dtype)
+        sizes = torch.full((k,), p // k)
+        sizes[: p % k] += 1
+        self._drawn[_CPU] = order, signs, sizes
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return order and signs of the coordinates, and the sizes of their groups, on a device."""
+        if device not in self._drawn:
+            order, signs, sizes = self._drawn[_CPU]
+            self._drawn[device] = order.to(device), signs.to(device), sizes.to(device)
+        return self._drawn[device]
 
     def project(self, rows: Tensor) -> Tensor:
         """Return `rows @ Q` of shape (n, k).
@@ -50,27 +61,29 @@ class Projection:
         It is summed term by term in a fixed order and with exact products, so that a row's result is
         bitwise the same at every position of every batch.
         """
-        if self._order is None:
+        if not self._drawn:
             return rows
+        order, signs, sizes = self._on(rows.device)
         # coordinates are the rows of a table of embeddings, groups are bags of them
         sums = torch.nn.functional.embedding_bag(
-            self._order, rows.T.contiguous(), self._starts, mode="sum", per_sample_weights=self._signs
+            order, rows.T.contiguous(), sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=signs
         )
-        return sums.T / self._sizes.to(rows.dtype).sqrt()
+        return sums.T / sizes.to(rows.dtype).sqrt()
 
     def expand(self, z: Tensor) -> Tensor:
         """Return `Q @ z`, the displacement of all p parameters."""
-        if self._order is None:
+        if not self._drawn:
             return z.clone()
-        spread = self._signs.to(z.dtype) * (z / self._sizes.to(z.dtype).sqrt()).repeat_interleave(
-            self._sizes
-        )
-        return torch.zeros(self.p, dtype=z.dtype).index_copy_(0, self._order, spread)
+        order, signs, sizes = self._on(z.device)
+        by_group = z / sizes.to(z.dtype).sqrt()
+        spread = signs.to(z.dtype) * by_group.repeat_interleave(sizes, output_size=self.p)
+        return z.new_zeros(self.p).index_copy_(0, order, spread)
 
     def digest(self) -> str:
         """Return a fingerprint of Q, which is checked when a saved state is loaded."""
         state = hashlib.blake2b(repr((self.p, self.k)).encode(), digest_size=16)
-        if self._order is not None:
-            state.update(self._order.numpy().tobytes())
-            state.update(self._signs.to(torch.int8).numpy().tobytes())
+        if self._drawn:
+            order, signs, _ = self._drawn[_CPU]
+            state.update(order.numpy().tobytes())
+            state.update(signs.to(torch.int8).numpy().tobytes())
         return state.hexdigest()

@@ -1,4 +1,4 @@
-"""What a pass sets in the process: its thread, torch's number of threads, denormals, freed memory."""
+"""What a pass sets in the process: threads, denormals, freed memory, and CUDA's choice of kernels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,23 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHO
 _DEFAULT_MMAP = 2**25  # up to which glibc raises its own threshold; the other one is twice that
 _heap_lock = threading.Lock()
 _heap_users = 0
+
+# A setting of precision that was not set follows the one before it, and is left alone then. Not
+# torch.use_deterministic_algorithms: it raises or warns at every product unless CUBLAS_WORKSPACE_CONFIG
+# was set before the first one of the process, although torch gives cuBLAS a workspace for every stream,
+# so that its products repeat bitwise. A backward pass that adds in any order shows as position_gap.
+_EXACT = (
+    (torch.backends, "fp32_precision", "ieee"),
+    (torch.backends.cudnn, "fp32_precision", "ieee"),
+    (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    (torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
+    (torch.backends.cudnn, "benchmark", False),
+    (torch.backends.cudnn, "deterministic", True),
+)
+_kernels_lock = threading.Lock()
+_kernels_users = 0
+_changed: list[tuple[Any, str, Any]] = []
 
 
 def settled_threads() -> int:
@@ -64,16 +81,71 @@ def _begin(n_threads: int) -> None:
 
 
 @contextmanager
-def kept_heap() -> Iterator[None]:
+def passing(device: torch.device, n_threads: int | None = None) -> Iterator[Callable[..., Any]]:
+    """Yield a function that calls others as passes on a device run.
+
+    On the CPU that is `own_thread`. Elsewhere it is the calling thread, whose stream of the device also
+    takes what they return, with `exact_kernels`.
+    """
+    if device.type == "cpu":
+        with own_thread(n_threads) as call:
+            yield call
+    else:
+        with exact_kernels(device):
+            yield lambda function, *args: function(*args)
+
+
+@contextmanager
+def exact_kernels(device: torch.device) -> Iterator[None]:
+    """Let CUDA compute a row the same way in every call, in float32 where it is given that.
+
+    TF32, kernels that are chosen by a race, and convolutions that add in any order are off. These are
+    flags of the process: they come back when the last user has left. Does nothing on other devices.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastntk_sk.tangents.threads import exact_kernels
+    >>> with exact_kernels(torch.device("cuda")):
+    ...     torch.backends.cudnn.deterministic
+    True
+    >>> torch.backends.cudnn.deterministic
+    False
+    """
+    global _kernels_users
+    if device.type != "cuda":
+        yield
+        return
+    with _kernels_lock:
+        _kernels_users += 1
+    try:
+        with _kernels_lock:
+            for owner, name, exact in _EXACT:
+                before = getattr(owner, name)
+                if before != exact:
+                    _changed.append((owner, name, before))
+                    setattr(owner, name, exact)
+        yield
+    finally:
+        with _kernels_lock:
+            _kernels_users -= 1
+            while _changed and not _kernels_users:
+                setattr(*_changed.pop())
+
+
+@contextmanager
+def kept_heap(device: torch.device | str = "cpu") -> Iterator[None]:
     """Let glibc keep freed memory for the next batch, and return it to the system at the end.
 
     Every batch needs the same large tensors as the one before. By default glibc takes fresh pages for
-    many of them, whose first touch costs a ladder's pass about 15 % of its time. Does nothing with
-    another allocator, or where the environment configures glibc's (MALLOC_*, GLIBC_TUNABLES).
+    many of them, whose first touch costs a ladder's pass about 15 % of its time. Does nothing on another
+    device than the CPU, with another allocator, or where the environment configures glibc's (MALLOC_*,
+    GLIBC_TUNABLES).
     """
     global _heap_users
     configured = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    libc = ctypes.CDLL(None) if sys.platform == "linux" and not configured else None
+    here = sys.platform == "linux" and torch.device(device).type == "cpu"
+    libc = ctypes.CDLL(None) if here and not configured else None
     if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         yield
         return

@@ -95,8 +95,7 @@ class SubspaceNetwork(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Map a batch to scores of shape (n, C); the rows' weights are for the loss."""
-        moved = self.projection.expand(self.z.cpu()).to(self.z.device)
-        parts = self.subset.split(moved)
+        parts = self.subset.split(self.projection.expand(self.z))
         displaced = {name: self.net.get_parameter(name) + part for name, part in parts.items()}
         return averaged(partial(self._scores, displaced), x, self.augment)
 
@@ -124,7 +123,6 @@ def collate(spec: InputSpec, dtype: torch.dtype, items: Sequence[Any]) -> Any:
     return batch, torch.tensor(np.array(labels))
 
 
-@kept_heap()
 def finetune(
     network: SubspaceNetwork,
     rows: Rows,
@@ -200,7 +198,8 @@ def finetune(
     # not tuner.fit, for which an interruption by the user is the end of training too
     tuner.notify("on_train_begin", X=dataset, y=labels)
     try:
-        tuner.fit_loop(dataset, labels)
+        with kept_heap(device):
+            tuner.fit_loop(dataset, labels)
     except KeyboardInterrupt:
         if not tuner.stopped_by_callback:
             raise
