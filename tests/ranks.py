@@ -1,9 +1,11 @@
 """What every rank of test_distributed.py runs: python ranks.py FOLDER WHAT ..., as torchrun would."""
 
 import os
+import pickle
 import sys
 import time
 from contextlib import nullcontext
+from contextvars import Context
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +15,15 @@ import torch
 import torch.distributed as dist
 
 from fastntk_sk import FastNTKClassifier, share_rows
-from fastntk_sk.exceptions import DistributedError, StateMismatchError
+from fastntk_sk.exceptions import (
+    DistributedError,
+    ForgetsEverythingError,
+    HeavyRowError,
+    NoFeaturesError,
+    NoPrivateStateError,
+    StateMismatchError,
+    UnknownSampleError,
+)
 
 draws = np.random.default_rng(0)
 y = np.arange(61) % 3
@@ -31,8 +41,12 @@ def facts(clf):
         "displacement": clf.displacement_,
         "scores": clf.decision_function(X),
         "learned": clf.n_samples_learned_,
-        "receipts": [receipt["checksum"] for receipt in clf.receipts_],
+        "forgotten": clf.n_samples_forgotten_,
     }
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def full(**changes):
@@ -53,6 +67,77 @@ def ladder():
 def few():
     """Fewer rows than ranks: some have none."""
     return make().fit(X[:3], y[:3])
+
+
+def new_class():
+    """A class that comes later, labels that were wrong, and a state that rank 0 alone has changed."""
+    clf = make(trainable="ladder").fit(X[:30], y[:30] % 2, sample_ids=range(30))
+    clf.partial_fit(X[30:], y[30:])
+    clf.rectify(X[:30], y[:30])
+    if rank() == 0:
+        Context().run(clf.unlearn, X[:1])
+    return clf.unlearn(X[1:4])
+
+
+def kept():
+    """Features are kept, and forgotten without any row; what was forgotten is learned again."""
+    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=[f"person {i}" for i in y])
+    clf.unlearn(sample_ids=["person 1"]).partial_fit(X[y == 1], y[y == 1])
+    clf.rebuild(np.vstack([X[y != 1], X[y == 1]])).unlearn(X[:2]).rebuild()
+    if rank() == 0:
+        assert clf.find(X[2:3])[0][0]["sample_id"] == "person 2"
+    return clf
+
+
+def private_half():
+    """Rank 0 holds it; the others what predicts and takes part, even where they had loaded all of it."""
+    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=range(61))
+    path = Path("state.fastntk")
+    if rank() == 0:
+        clf.save(path, overwrite=True)
+    if dist.is_initialized():
+        dist.barrier()
+    loaded = FastNTKClassifier.load(path).unlearn(X[:3])
+    for each in (clf, loaded) if rank() else ():
+        assert each.receipts_ == []
+        assert not hasattr(each, "alpha_")
+        for call in (
+            lambda each=each: each.save("another.fastntk"),
+            lambda each=each: each.can_unlearn(X[5:6]),
+            lambda each=each: each.find(X[5:6]),
+            lambda each=each: each.export_receipts("receipts"),
+        ):
+            with pytest.raises(NoPrivateStateError, match="rank 0"):
+                call()
+        with pytest.raises(NoPrivateStateError, match="rank 0"):
+            Context().run(each.unlearn, X[5:6])
+        held = pickle.dumps(each)
+        assert len(held) < Path(path).stat().st_size / 2
+        assert b"person" not in held
+    if rank() == 0:
+        assert len(loaded.receipts_) == 1
+    return loaded
+
+
+def refusals():
+    """What rank 0 finds wrong is the same error everywhere, and nothing has changed."""
+    clf = make().fit(X[:60], y[:60])
+    before = clf.decision_function(X)
+    heavy = np.vstack([X[:1], 1e9 * X[1:2], X[2:3]])
+    for error, call in (
+        (UnknownSampleError, lambda: clf.unlearn(np.vstack([X[:2], X[60:]]))),
+        (ForgetsEverythingError, lambda: clf.unlearn(X[:60])),
+        (StateMismatchError, lambda: clf.rebuild(X[:50])),
+        (NoFeaturesError, lambda: clf.rebuild()),
+        (ValueError, lambda: clf.rectify(X[:1], ["none such"])),
+        (HeavyRowError, lambda: clf.partial_fit(heavy, y[:3])),
+    ):
+        with pytest.raises(error) as raised:
+            call()
+        if error is UnknownSampleError:
+            assert raised.value.indices == [2]
+        np.testing.assert_array_equal(clf.decision_function(X), before)
+    return clf.unlearn(X[:5])
 
 
 def any_seed():
