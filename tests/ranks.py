@@ -65,8 +65,8 @@ def ladder():
 
 
 def few():
-    """Fewer rows than ranks: some have none."""
-    return make().fit(X[:3], y[:3])
+    """Fewer rows than ranks: one has none."""
+    return make().fit(X[:2], y[:2])
 
 
 def new_class():
@@ -81,9 +81,11 @@ def new_class():
 
 def kept():
     """Features are kept, and forgotten without any row; what was forgotten is learned again."""
-    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=[f"person {i}" for i in y])
-    clf.unlearn(sample_ids=["person 1"]).partial_fit(X[y == 1], y[y == 1])
-    clf.rebuild(np.vstack([X[y != 1], X[y == 1]])).unlearn(X[:2]).rebuild()
+    names = np.array([f"person {i % 7}" for i in range(61)])
+    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=names)
+    hers = names == "person 1"
+    clf.unlearn(sample_ids=["person 1"]).partial_fit(X[hers], y[hers])
+    clf.rebuild(np.vstack([X[~hers], X[hers]])).unlearn(X[:2]).rebuild()
     if rank() == 0:
         assert clf.find(X[2:3])[0][0]["sample_id"] == "person 2"
     return clf
@@ -91,7 +93,8 @@ def kept():
 
 def private_half():
     """Rank 0 holds it; the others what predicts and takes part, even where they had loaded all of it."""
-    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=range(61))
+    names = [f"person {i}" for i in range(61)]
+    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=names)
     path = Path("state.fastntk")
     if rank() == 0:
         clf.save(path, overwrite=True)
@@ -103,7 +106,6 @@ def private_half():
         assert not hasattr(each, "alpha_")
         for call in (
             lambda each=each: each.save("another.fastntk"),
-            lambda each=each: each.can_unlearn(X[5:6]),
             lambda each=each: each.find(X[5:6]),
             lambda each=each: each.export_receipts("receipts"),
         ):
@@ -111,11 +113,9 @@ def private_half():
                 call()
         with pytest.raises(NoPrivateStateError, match="rank 0"):
             Context().run(each.unlearn, X[5:6])
-        held = pickle.dumps(each)
-        assert len(held) < Path(path).stat().st_size / 2
-        assert b"person" not in held
-    if rank() == 0:
-        assert len(loaded.receipts_) == 1
+    for each in (clf, loaded):
+        assert (b"person 7" in pickle.dumps(each)) == (rank() == 0)
+    assert len(loaded.receipts_) == (rank() == 0)
     return loaded
 
 
@@ -123,18 +123,17 @@ def refusals():
     """What rank 0 finds wrong is the same error everywhere, and nothing has changed."""
     clf = make().fit(X[:60], y[:60])
     before = clf.decision_function(X)
-    heavy = np.vstack([X[:1], 1e9 * X[1:2], X[2:3]])
     for error, call in (
         (UnknownSampleError, lambda: clf.unlearn(np.vstack([X[:2], X[60:]]))),
         (ForgetsEverythingError, lambda: clf.unlearn(X[:60])),
         (StateMismatchError, lambda: clf.rebuild(X[:50])),
         (NoFeaturesError, lambda: clf.rebuild()),
         (ValueError, lambda: clf.rectify(X[:1], ["none such"])),
-        (HeavyRowError, lambda: clf.partial_fit(heavy, y[:3])),
+        (HeavyRowError, lambda: clf.partial_fit(X[:3], y[:3], [1, 1, 1e14])),
     ):
         with pytest.raises(error) as raised:
             call()
-        if error is UnknownSampleError:
+        if error in (UnknownSampleError, HeavyRowError):
             assert raised.value.indices == [2]
         np.testing.assert_array_equal(clf.decision_function(X), before)
     return clf.unlearn(X[:5])

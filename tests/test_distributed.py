@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has 
 SCRIPT = Path(__file__).parent / "ranks.py"
 TWO = ["full", "pseudo", "ladder", "tuned", "any_seed", "different_rows", "broken", "lonely"]
 TWO += ["new_class", "kept", "private_half", "refusals"]
-FOUR = ["full", "few", "kept"]
+THREE = ["full", "few", "kept"]
 
 
 def start(folder, n_ranks, *whats):
@@ -45,9 +45,9 @@ def start(folder, n_ranks, *whats):
 
 @pytest.fixture(scope="module")
 def of_ranks(tmp_path_factory):
-    """What two ranks find, and what four find."""
+    """What two ranks find, and what three find."""
     found = {}
-    for n_ranks, whats in ((2, TWO), (4, FOUR)):
+    for n_ranks, whats in ((2, TWO), (3, THREE)):
         folder = tmp_path_factory.mktemp(f"{n_ranks} ranks")
         codes, printed = start(folder, n_ranks, *whats)
         assert codes == [0] * n_ranks, "\n".join(printed)
@@ -64,9 +64,9 @@ def close(found, expected):
         assert found[name] == expected[name]
 
 
-@pytest.mark.parametrize("key", [*((2, what) for what in TWO), *((4, what) for what in FOUR)])
+@pytest.mark.parametrize("key", [*((2, what) for what in TWO), *((3, what) for what in THREE)])
 def test_ranks_end_with_the_model_of_one_process(of_ranks, key, tmp_path, monkeypatch):
-    """61 rows are not divisible by 2 or 4; of 3 rows some of 4 ranks have none."""
+    """61 rows are not divisible by 2 or 3; of 2 rows one of 3 ranks has none."""
     found, what = of_ranks[key], key[1]
     monkeypatch.chdir(tmp_path)
     for other in found[1:]:
