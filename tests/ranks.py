@@ -21,6 +21,7 @@ from fastntk_sk.exceptions import (
     HeavyRowError,
     NoFeaturesError,
     NoPrivateStateError,
+    PictureError,
     StateMismatchError,
     UnknownSampleError,
 )
@@ -163,16 +164,16 @@ def different_rows():
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Row 50, of the second rank's share, cannot be read."""
+    """One row, by default of the second rank's share, cannot be read."""
 
-    def __init__(self, fail):
-        self.fail = fail
+    def __init__(self, fail, row=50):
+        self.fail, self.row = fail, row
 
     def __len__(self):
         return 61
 
     def __getitem__(self, i):
-        if i == 50:
+        if i == self.row:
             self.fail()
         return np.full((8, 8), i, dtype=np.uint8)
 
@@ -182,15 +183,23 @@ def of_pictures():
 
 
 def die():
-    os._exit(7)
+    if rank():
+        os._exit(7)
 
 
 def dies():
-    started, clf = time.monotonic(), of_pictures()
+    """A rank is lost in a fit or in a deletion: nothing has changed in the one that is left."""
+    clf = of_pictures().fit(Pictures(int), y)
+    before, started = clf.predict_proba(Pictures(int)), time.monotonic()
     with pytest.raises(DistributedError, match="rank"):
-        clf.fit(Pictures(die), y)
+        clf.unlearn(torch.utils.data.Subset(Pictures(die), [3, 50]))
+    fresh = of_pictures()
+    with pytest.raises(DistributedError, match="rank"):
+        fresh.fit(Pictures(int), y)
     assert time.monotonic() - started < 60
-    assert not hasattr(clf, "classes_")
+    assert not hasattr(fresh, "classes_")
+    np.testing.assert_array_equal(clf.predict_proba(Pictures(int)), before)
+    assert (clf.n_samples_learned_, len(clf.receipts_)) == (61, 0)
     os._exit(3)
 
 
@@ -201,8 +210,10 @@ def be_unreadable():
 def broken():
     if dist.is_initialized():
         started = time.monotonic()
-        with pytest.raises(DistributedError if dist.get_rank() == 0 else (OSError, ValueError)):
-            of_pictures().fit(Pictures(be_unreadable), y)
+        with pytest.raises(PictureError, match="10"):
+            of_pictures().fit(Pictures(be_unreadable, 10), y)
+        with pytest.raises(PictureError if rank() else DistributedError):
+            of_pictures().fit(Pictures(be_unreadable, 50), y)
         assert time.monotonic() - started < 20
     return make().fit(X, y)
 

@@ -224,7 +224,8 @@ class Ledger:
         ids = [None] * len(labels) if sample_ids is None else sample_ids
         for digest, label, weight, sample_id in zip(digests, labels, weights, ids, strict=True):
             entry = Entry(int(label), float(weight), segment.owner(sample_id))
-            segment.rows[digest] = segment.rows.get(digest, Counter()) + Counter([entry])
+            segment.rows[digest] = copies = Counter(segment.rows.get(digest))
+            copies[entry] += 1
             changed.n_rows += 1
         return changed
 
