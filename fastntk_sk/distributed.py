@@ -132,11 +132,13 @@ def ranks() -> Ranks:
 
 @contextmanager
 def share_rows(group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """Share the rows of fit, partial_fit, unlearn and rebuild out among the ranks of a process group.
+    """Share the rows of fit, partial_fit, unlearn, rectify and rebuild out among ranks.
 
-    Within this context every rank has to make the same calls with the same arguments. Each reads and
-    learns its share of the rows; the sums are added up, and all ranks end with the same model. Outside
-    of it nothing is shared, whether a process group was initialised or not.
+    Within this context every rank has to make the same calls with the same arguments. Each reads its
+    share of the rows and takes the sums over it; rank 0 adds them up, solves, and hands the model out.
+    Rank 0 alone ends with the private half: sums, ledger and receipts. Other ranks predict and take part
+    in further calls, like an adapter of `from_pretrained`, also where they had loaded a private half.
+    Outside of the context nothing is shared, whether a process group was initialised or not.
 
     Parameters
     ----------
@@ -149,7 +151,8 @@ def share_rows(group: dist.ProcessGroup | None = None) -> Iterator[None]:
         If no process group was initialised.
 
     DistributedError
-        From the calls within, if a rank was lost; nothing was changed.
+        From the calls within, if a rank was lost, or could not read its share; nothing was changed.
+        What rank 0 raises is raised in every rank.
 
     StateMismatchError
         From the calls within, if ranks were called with different rows or parameters.
@@ -160,6 +163,8 @@ def share_rows(group: dist.ProcessGroup | None = None) -> Iterator[None]:
 
         with fastntk_sk.share_rows():
             clf = FastNTKClassifier("resnet18", random_state=0).fit(paths, labels)
+        if torch.distributed.get_rank() == 0:
+            clf.save("model.fastntk")
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
