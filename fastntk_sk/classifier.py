@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -51,11 +52,12 @@ from .publishing.adapter import Adapter
 from .publishing.exactness import exactness
 from .publishing.html import state_table
 from .settings import Settings
-from .state import State, Sums, Tuning, distinct
+from .state import State, Sums, Tuning, distinct, signature
 from .store import persistence
-from .store.ledger import KEY_BYTES, Ledger, Match, Removal
+from .store.ledger import Ledger, Match, Removal, check_unchanged
 from .store.private import Private
 from .store.receipts import chain_heads, export_receipts, lost, make_receipt
+from .store.shares import Asked, follow, hand_out, leading, probes, sum_shares
 from .sums.ridge import number
 from .sums.solvers import coarse
 from .tangents.linearize import linearize
@@ -83,6 +85,7 @@ _AS_GIVEN = (
     "kernel", "n_directions", "n_components", "n_prompts", "lora_rank", "pretrained", "batch_size",
     "precision", "predict_with", "backbone_has_seen", "keep", "augment",
 )  # fmt: skip
+_NOT_PUBLIC = ("alpha_", "alpha_path_", "linearity_", "history_")  # fitted attributes
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
 _ANY = object()
 
@@ -94,6 +97,23 @@ def _can_add(classifier: Any) -> bool:
             "targets, needs its rows together. Call fit first; partial_fit then adds rows there."
         )
     return True
+
+
+def _led(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Within `share_rows`, let rank 0 run a method that forgets or rebuilds; other ranks follow it."""
+
+    @wraps(method)
+    def call(self: FastNTKClassifier, X: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if ranks().size == 1:
+            return method(self, X, *args, **kwargs)
+        check_is_fitted(self)
+        rows = None if X is None else self._rows(X)
+        named = [value for name, value in sorted(kwargs.items()) if name != "redoes"]
+        asked = rows and len(rows), [np.asarray(value).tolist() for value in (*args, *named)]
+        model, classes = self._adapter.model, self.classes_
+        return self._together(lambda: method(self, X, *args, **kwargs), rows, model, classes, asked)
+
+    return call
 
 
 class Training(NamedTuple):
@@ -518,14 +538,18 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         training = self._prepare(X, y, sample_weight, sample_ids, classes)
         state = self._first_state(training)
-        key = ranks().first(secrets.token_bytes(KEY_BYTES))
-        chain = ranks().agree(secrets.token_hex(8))
-        private = Private(state, Ledger(key=key), [], chain)
-        private = self._learn(private, training.rows, training.checked)
-        if state.settings.anchor_has_seen:
-            private = self._with_linearity(private, training.rows)
-        found = training.columns | {"skipped_": training.checked.skipped}
-        return self._commit(private.adapter(training.classes), private, found=found)
+        rows, checked, classes = training.rows, training.checked, training.classes
+        found = training.columns | {"skipped_": checked.skipped}
+
+        def learn() -> FastNTKClassifier:
+            private = Private(state, Ledger(), [], secrets.token_hex(8))
+            private = self._learn(private, rows, checked)
+            if state.settings.anchor_has_seen:
+                private = self._with_linearity(private, rows)
+            return self._commit(private.adapter(classes), private, found=found)
+
+        asked = _asked_of(rows, checked)
+        return self._together(learn, rows, state.model, classes, asked, found)
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
@@ -566,18 +590,24 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         if not hasattr(self, "_adapter"):
             return self.fit(X, y, sample_weight, sample_ids, classes)
-        before, known = self._held, self.classes_
+        model, known = self._adapter.model, self.classes_
+        before = None if ranks().rank else self._held  # rank 0 alone has it
         self._warn_of_changed_parameters()
-        vectors = before.state.settings.n_features is not None
+        vectors = model.settings.n_features is not None
         checked = check_training_rows(
             self, X, y, sample_weight, sample_ids, vectors=vectors, reset=False
         )
-        spec = before.state.model.backbone.spec
-        rows = Rows(checked.X, spec, self.num_workers, checked.numbers)
+        rows = Rows(checked.X, model.backbone.spec, self.num_workers, checked.numbers)
         rows.check_repeatable()
         names = check_classes(checked.y, classes, known)
-        after = self._learn(_with_classes(before, known, names), rows, checked.encoded(names))
-        self._commit(after.adapter(names), after, before=before)
+        checked = checked.encoded(names)
+
+        def learn() -> FastNTKClassifier:
+            assert before is not None
+            after = self._learn(_with_classes(before, known, names), rows, checked)
+            return self._commit(after.adapter(names), after, before=before)
+
+        self._together(learn, rows, model, names, _asked_of(rows, checked))
         self.skipped_ = checked.skipped
         return self
 
@@ -665,6 +695,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         )
 
     @without_modes
+    @_led
     def _forget(
         self,
         X=None,
@@ -693,12 +724,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
-        drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
+        drift = 0.0 if by_features else self._drift(before.state)
         few = len(removals) <= before.state.n_held
         sums = self._sum(before, rows, removals, features, "forgetting", few=few)
         drifted = bool(drift or before.state.model.position_gap)
-        state = _agreed(before.state.subtract(sums, drifted=drifted))
-        after = replace(before, state=state, ledger=ledger)
+        after = replace(before, state=before.state.subtract(sums, drifted=drifted), ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
             reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
@@ -724,6 +754,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return self._commit(after.adapter(self.classes_), after, before=before)
 
     @without_modes
+    @_led
     def rectify(
         self,
         X: Any,
@@ -806,12 +837,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = labels[[removal.row for removal in removals]].tolist()
         features = before.ledger.features(removals)
         by_features = all(row is not None for row in features)
-        drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
+        drift = 0.0 if by_features else self._drift(before.state)
         right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
         old = self._sum(before, rows, removals, features, "forgetting")
         new = self._sum(before, rows, right, features, "learning")
         ledger = before.ledger.rectified(removals, right)
-        after = replace(before, state=_agreed(before.state.exchange(old, new)), ledger=ledger)
+        after = replace(before, state=before.state.exchange(old, new), ledger=ledger)
         n_copies_left = ledger.n_labelled_otherwise(wanted)
         after = self._with_receipt(
             before,
@@ -856,7 +887,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             seconds=time.perf_counter() - started,
             environment=after.state.environment,
         )
-        return after.with_receipt(ranks().agree(receipt))
+        return after.with_receipt(receipt)
 
     @without_modes
     def can_unlearn(
@@ -916,6 +947,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         }
 
     @without_modes
+    @_led
     def rebuild(self, X: Any = None, y: Any = None) -> Self:
         """Make the statistics anew, after numerical drift or on another machine.
 
@@ -964,8 +996,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             ledger = ledger.with_features(removals, sums.features)
             kept = [one for one in ledger.features(removals) if one is not None]
             sums = before.state.with_features(sums, kept, *learned_as(removals))
-        state = _agreed(before.state.rebuild(sums, here=rows is not None))
-        after = replace(before, state=_at_all_places(state, state.probes[0]), ledger=ledger)
+        state = before.state.rebuild(sums, here=rows is not None)
+        if rows is not None:
+            state = replace(state, probes=distinct(probes(ranks(), state, state.probes[0])))
+        after = replace(before, state=state, ledger=ledger)
         return self._commit(after.adapter(self.classes_), after, before=before)
 
     @without_modes
@@ -1652,9 +1686,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         if self._private is None:
             raise NoPrivateStateError(
-                "Expected an estimator with its private state, got a published adapter, which only "
-                "predicts: it holds no statistics, no ledger and no receipts. Load what save() wrote "
-                "with FastNTKClassifier.load."
+                "Expected an estimator with its private state, got one that holds no statistics, no "
+                "ledger and no receipts: a published adapter, or what share_rows() leaves in ranks "
+                "other than 0. Call this in rank 0, or load what save() wrote with "
+                "FastNTKClassifier.load."
             )
         return self._private
 
@@ -1689,10 +1724,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 'Expected predict_with="linear" or "auto" with a ladder, which reads the frozen '
                 'network, got "network". Choose trainable="norm" to displace weights.'
             )
-        if self.keep is not None and (model.sizes[1] or ranks().size > 1):
+        if self.keep is not None and model.sizes[1]:
             raise ValueError(
-                "Expected keep=None where every class has tangents of its own, or in share_rows, got "
-                f'{self.keep!r}. Choose trainable="ladder", "head" or kernel="pseudo", in one process.'
+                f"Expected keep=None where every class has tangents of its own, got {self.keep!r}. "
+                'Choose trainable="ladder", "head" or kernel="pseudo".'
             )
         rows = Rows(checked.X, model.backbone.spec, self.num_workers, checked.numbers)
         rows.check_repeatable()
@@ -1761,29 +1796,47 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         )
         return State.empty(model, Tuning(tuned.W, tuned.history))
 
+    def _together(
+        self,
+        work: Callable[[], Any],
+        rows: Rows | None,
+        model: LinearizedModel,
+        classes: np.ndarray,
+        asked: Any,
+        found: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run what commits a change; where ranks share rows, rank 0 does and others follow it.
+
+        `asked` is what ranks have to be called with alike, and `found` that of `_commit`.
+        """
+        shared = ranks()
+        if shared.size == 1:
+            return work()
+        shared.check_same(repr((signature(model), classes.tolist(), asked)).encode())
+        if shared.rank:
+            return self._commit(follow(shared, model, rows, classes), found=found)
+        with leading(shared):
+            return work()
+
     def _learn(self, private: Private, rows: Rows, checked: CheckedRows) -> Private:
         """Return the private half that has also learned rows: a share of them in every rank."""
-        shared, state = ranks(), private.state
+        shared, state, n = ranks(), private.state, len(rows)
         labels, weights, ids = checked.labels, checked.weights, checked.ids
-        if shared.size > 1:
-            seen = [content(rows[i]) for i in {0, len(rows) // 2, len(rows) - 1}]
-            asked = [labels.tobytes(), weights.tobytes(), repr(ids and [*map(str, ids)]).encode()]
-            shared.check_same(b"".join([*asked, *seen, repr(state.signature()).encode()]))
-        probe = state.probes[0] if not state.n_rows else state.probe()
-        self._drift(state, probe)
-        part, digests = shared.share(len(labels)), list[bytes]()
-        shown = self._progress(rows.read(part), "learning", len(part))
-        noted, numbers = private.ledger.noted(shown, digests), checked.numbers[part]
-        sums = state.sum_rows(noted, labels[part], weights[part], numbers, shared.add_up)
+        places = probes(shared, state, None if state.n_rows else state.probes[0])
+        self._warn_of_drift(state, places)
+        asked = Asked(np.arange(n), labels, weights, np.zeros(n, dtype=np.int64))
+        sums, digests = sum_shares(
+            shared, state, private.ledger, rows, asked, "learning", show=bool(self.verbose)
+        )
         features = None
         if state.settings.keep:
             features = private.ledger.settled(digests, sums.features)
             sums = state.with_features(sums, features, labels, weights)
-        state = _agreed(state.learn(sums, shared.add_up))
-        everyone = b"".join(shared.gather(b"".join(digests)))
-        digests = [everyone[i : i + KEY_BYTES] for i in range(0, len(everyone), KEY_BYTES)]
         ledger = private.ledger.added(digests, labels.tolist(), weights.tolist(), ids, features)
-        return replace(private, state=_at_all_places(state, probe), ledger=ledger)
+        state = state.learn(sums)
+        return replace(
+            private, state=replace(state, probes=distinct([*state.probes, *places])), ledger=ledger
+        )
 
     def _match(self, held: Private, X, y, sample_ids, copies) -> tuple[Rows | None, Match]:
         """Find the learned copies that a request names."""
@@ -1808,10 +1861,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self, private: Private, rows: Rows | None, removals, features, what: str, *, few: bool = False
     ) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
-        shared, state = ranks(), private.state
-        few = few and shared.size == 1
-        if shared.size > 1:
-            shared.check_same(repr((self._adapter.checksum, removals)).encode())
+        state = private.state
+        few = few and ranks().size == 1
         pairs = list(zip(removals, features, strict=True))
         held = [(removal, row) for removal, row in pairs if row is not None]
         if held:
@@ -1822,16 +1873,20 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
-        asked = [others[i] for i in shared.share(len(others))]
-        contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
-        unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
-        learned = *learned_as(asked), np.array(numbers)
-        found = state.sum_rows(unchanged, *learned, shared.add_up, few=few)
+        places, segments = np.array([(one.row, one.segment) for one in others]).T
+        asked, show = Asked(places, *learned_as(others), segments), bool(self.verbose)
+        found, digests = sum_shares(
+            ranks(), state, private.ledger, rows, asked, what, few=few, show=show
+        )
+        check_unchanged(digests, others)
         return found.plus(sums) if held else found
 
-    def _drift(self, state: State, probe: Tensor) -> float:
-        """Measure how far what the backbone gives here is from what was learned, and warn."""
-        drift = ranks().largest(state.drift(probe))
+    def _drift(self, state: State) -> float:
+        """Measure how far what the backbone gives, in any rank, is from what was learned, and warn."""
+        return self._warn_of_drift(state, probes(ranks(), state))
+
+    def _warn_of_drift(self, state: State, places: list[Tensor]) -> float:
+        drift = float(np.max([state.drift(probe) for probe in places]))
         if drift:
             warn(
                 f"What the backbone gives differs by {drift:.1e} (relative) from what was learned: sums "
@@ -1887,6 +1942,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         """
         if private is not None:
             adapter = private.described(adapter)
+            if ranks().leads:
+                hand_out(ranks(), adapter)
         attributes = _attributes(adapter, private) | (found or {})
         with _COMMITTING:
             if before is not _ANY and self._private is not before:
@@ -1902,6 +1959,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 self._mark = None  # it goes on from no file
             if found is not None:
                 for name in {name for name in vars(self) if name.endswith("_")} - attributes.keys():
+                    delattr(self, name)
+            if private is None:
+                for name in vars(self).keys() & set(_NOT_PUBLIC):
                     delattr(self, name)
             self.__dict__.update(attributes)
             self._adapter = adapter
@@ -1987,20 +2047,12 @@ def _attributes(adapter: Adapter, private: Private | None) -> dict[str, Any]:
     return found
 
 
-def _agreed(state: State) -> State:
-    """Return a state with the solution of rank 0: those of other ranks may differ by rounding."""
-    shared, found = ranks(), state.parameters
-    if shared.size == 1:
-        return state
-    shared.take_first([found.W, found.delta])
-    return replace(state, parameters=state.model.parameters(found.W, found.delta))
-
-
-def _at_all_places(state: State, probe: Tensor) -> State:
-    """Return a state that knows what the backbone gives in every rank."""
-    places = ranks().gather(probe.numpy().tobytes())
-    found = [torch.frombuffer(bytearray(place), dtype=torch.float64) for place in places]
-    return replace(state, probes=distinct([*state.probes, *found]))
+def _asked_of(rows: Rows, checked: CheckedRows) -> list[Any]:
+    """Return what ranks that learn rows together have to be called with alike."""
+    if ranks().size == 1:
+        return []
+    seen = [content(rows[i]) for i in sorted({0, len(rows) // 2, len(rows) - 1})]
+    return [seen, checked.labels.tobytes(), checked.weights.tobytes(), checked.ids]
 
 
 def _measured(state: State, drift: float, seen_by=(), searched_by=()) -> dict[str, Any]:

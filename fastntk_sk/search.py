@@ -249,7 +249,7 @@ on_error, device, random_state, verbose
         _warn_of_edges(chosen, alphas, scales)
         settings = {"alpha": number(chosen["alpha"]), "tangent_scale": chosen["tangent_scale"]}
         state = State.empty(model).with_settings(**settings)
-        state = state.learn(rows.sums(whole), ranks().add_up)
+        state = state.learn(rows.sums(whole))
         kept = None if self.keep is None else [row.copy() for row in rows.shared.numpy()]
         ledger = ledger.added(rows.digests, labels.tolist(), checked.weights.tolist(), checked.ids, kept)
         private = Private(state, ledger, [], secrets.token_hex(8))
@@ -338,8 +338,7 @@ class _TangentRows:
         """Return what a state learns: these statistics, of all rows."""
         checked = self.training.checked
         class_rows = np.bincount(checked.labels, minlength=len(self.training.classes))
-        energy = float(self.energies.sum())
-        return Sums(statistics, class_rows, checked.numbers, self.energies, energy, self.seconds_per_row)
+        return Sums(statistics, class_rows, checked.numbers, self.energies, self.seconds_per_row)
 
     def add(self, statistics: Statistics, rows: np.ndarray, sign: float = 1.0) -> None:
         """Add the outer products of some rows, or subtract them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .distributed import Ranks
 from .exceptions import DistributedError, HeavyRowError, SolveError, StateMismatchError
 from .settings import Settings
 from .sums.memory import available_memory, rows_at_once
@@ -27,24 +28,27 @@ from .tangents.model import LinearizedModel, Parameters, relative_gap, row_energ
 
 _AT_ONCE = 512  # rows whose kept features are summed together
 _PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
-AddUp = Callable[[Iterable[Tensor]], None]
 
 
 @dataclass(frozen=True)
 class Sums:
     """Sums over some rows, before they enter a state, or few rows that leave it.
 
-    `class_rows` counts the rows of each class. `numbers` is what errors call the rows that were summed
-    in this rank, and `energies` are their weighted energies w |x|^2; `energy` is the sum over all ranks.
+    `class_rows` counts the rows of each class. `numbers` is what errors call the rows, and `energies`
+    are their weighted energies w |x|^2.
     """
 
     statistics: Any  # Statistics or HeldRows
     class_rows: np.ndarray
     numbers: np.ndarray
     energies: np.ndarray
-    energy: float
     seconds_per_row: float
     features: list[np.ndarray] = field(default_factory=list)  # of the rows, where they are kept
+
+    @property
+    def energy(self) -> float:
+        """Sum of the energies."""
+        return float(self.energies.sum())
 
     def plus(self, other: Sums) -> Sums:
         """Return the sums over these rows and others; these are used up."""
@@ -54,7 +58,6 @@ class Sums:
             class_rows=self.class_rows + other.class_rows,
             numbers=np.concatenate([self.numbers, other.numbers]),
             energies=np.concatenate([self.energies, other.energies]),
-            energy=self.energy + other.energy,
         )
 
 
@@ -132,44 +135,6 @@ class State:
         s = self.settings.tangent_scale
         return coarse(rounding_bound(self.statistics.energy, self.removed, self.alpha, s))
 
-    def sum_rows(
-        self,
-        rows: Iterable[np.ndarray],
-        labels: np.ndarray,
-        weights: np.ndarray,
-        numbers: np.ndarray,
-        add_up: AddUp,
-        *,
-        few: bool = False,
-    ) -> Sums:
-        """Take the sums over rows, with the number of threads that the others were learned with.
-
-        `numbers` is what errors call the rows. `add_up` adds tensors up over the ranks that share rows,
-        in place. `few` holds the rows in place of their sums, where no ranks share them.
-        """
-        started = time.perf_counter()
-        statistics: Any = HeldRows() if few else self.model.empty_statistics(self.place)
-        failed, features = torch.ones(1), list[np.ndarray]()
-        kept = features if self.settings.keep == "features" else None
-        try:
-            energies = self.model.learn(
-                statistics, rows, labels, weights, numbers, self.environment["threads"], kept
-            )
-            statistics = statistics if few else statistics.to("cpu")
-            failed.zero_()
-        finally:
-            add_up([failed])  # so that no rank waits for one that has failed
-        if failed:
-            raise DistributedError(
-                "Another rank failed on its share of the rows, and names the reason. Nothing changed."
-            )
-        seconds = (time.perf_counter() - started) / max(1, len(labels))
-        class_rows = torch.from_numpy(np.bincount(labels, minlength=len(self.class_rows)))
-        energy = torch.tensor(energies.sum())
-        summed = [] if isinstance(statistics, HeldRows) else statistics.tensors().values()
-        add_up([*summed, class_rows, energy])
-        return Sums(statistics, class_rows.numpy(), numbers, energies, float(energy), seconds, features)
-
     def sum_features(
         self,
         features: Iterable[np.ndarray],
@@ -189,8 +154,8 @@ class State:
             statistics.add(h, J, torch.from_numpy(labels[here]), w)
             energies.append(row_energies(h, J, w).numpy())
         class_rows = np.bincount(labels, minlength=len(self.class_rows))
-        every, numbers = np.concatenate(energies), np.arange(len(labels))
-        return Sums(statistics, class_rows, numbers, every, float(every.sum()), self.seconds_per_row)
+        numbers = np.arange(len(labels))
+        return Sums(statistics, class_rows, numbers, np.concatenate(energies), self.seconds_per_row)
 
     def with_features(
         self, sums: Sums, features: list[np.ndarray], labels: np.ndarray, weights: np.ndarray
@@ -203,10 +168,10 @@ class State:
             sums.statistics.merge(part.statistics)
         return replace(sums, features=features)
 
-    def learn(self, sums: Sums, add_up: AddUp) -> State:
+    def learn(self, sums: Sums) -> State:
         """Return the state that has also learned the rows of some sums, which become its own."""
         if self.settings.alpha is not None:
-            self._check_heavy(sums, self.settings.alpha, add_up)
+            self._check_heavy(sums, self.settings.alpha)
         if self.n_rows:
             sums.statistics.merge(self.statistics)
         learned = replace(
@@ -218,25 +183,21 @@ class State:
         try:
             learned = learned.solve()
         except SolveError:
-            self._check_heavy(sums, GRID[0], add_up)
+            self._check_heavy(sums, GRID[0])
             raise
         if self.settings.alpha is None:
-            self._check_heavy(sums, learned.alpha, add_up)
+            self._check_heavy(sums, learned.alpha)
         return learned
 
-    def _check_heavy(self, sums: Sums, alpha: float, add_up: AddUp) -> None:
-        """Raise HeavyRowError, in every rank, where a row by itself forbids an exact deletion."""
+    def _check_heavy(self, sums: Sums, alpha: float) -> None:
+        """Raise HeavyRowError where a row by itself forbids an exact deletion."""
         bounds = sums.energies * rounding_bound(1.0, 0.0, alpha, self.settings.tangent_scale)
         heavy = sums.numbers[bounds > coarse(ROUNDING) / 2]  # as what a receipt would say of it
-        n_heavy = torch.tensor(len(heavy))
-        add_up([n_heavy])
-        if n_heavy:
-            worst = ""
-            if len(heavy):
-                worst = f", {coarse(bounds.max()):.1e} in row {sums.numbers[bounds.argmax()]}"
+        if len(heavy):
+            worst = f"{coarse(bounds.max()):.1e} in row {sums.numbers[bounds.argmax()]}"
             raise HeavyRowError(
                 "Expected eps * weight * |features and Jacobians|^2 / alpha of every row to be at most "
-                f"{ROUNDING:g} (alpha={alpha:g}), got more in {int(n_heavy)} rows{worst}: rounding "
+                f"{ROUNDING:g} (alpha={alpha:g}), got more in {len(heavy)} rows, {worst}: rounding "
                 "would leave traces of such a row when it is forgotten. Scale its features, lower its "
                 "weight, raise alpha, or leave it out.",
                 heavy,
@@ -308,10 +269,10 @@ class State:
 
     def merge(self, others: Sequence[State]) -> State:
         """Return the state that has learned what all have."""
-        mine, statistics, class_rows = self.signature(), self.statistics.copy(), self.class_rows
+        mine, statistics, class_rows = signature(self.model), self.statistics.copy(), self.class_rows
         probes, removed, settings = self.probes, self.removed, self.settings
         for other in others:
-            theirs = other.signature()
+            theirs = signature(other.model)
             differing = [name for name, value in mine.items() if theirs[name] != value]
             if differing:
                 raise StateMismatchError(
@@ -382,27 +343,72 @@ class State:
         """Return the largest relative difference between a probe and what was learned."""
         return float(np.max([relative_gap(probe, learned) for learned in self.probes]))
 
-    def signature(self) -> dict[str, Any]:
-        """Return what two states must share so that their statistics can be added."""
-        model, settings = self.model, self.settings
-        return {
-            "random_state": settings.seed,
-            "backbone weights": model.backbone.digest(),
-            "trainable": model.tangent.subset.names,
-            "n_components": model.projection.digest(),
-            "ladder": None if model.ladder is None else model.ladder.digest(),
-            "number of classes": settings.n_classes,
-            "kernel": (settings.kernel, len(model.directions)),
-            "probe directions": blake2b(model.directions.cpu().numpy().tobytes()).hexdigest(),
-            "energy units": (model.scale_h, model.scale_J),
-            "preprocessing": model.backbone.spec,
-            "augment": settings.augment,
-            "precision": settings.precision,
-            "batch_size": settings.batch_size,
-            "alpha": settings.alpha,
-            "tangent_scale": settings.tangent_scale,
-            "target_scale": settings.target_scale,
-        }
+
+def sum_rows(
+    model: LinearizedModel,
+    rows: Iterable[np.ndarray],
+    labels: np.ndarray,
+    weights: np.ndarray,
+    numbers: np.ndarray,
+    n_threads: int,
+    shared: Ranks,
+    *,
+    few: bool = False,
+) -> Sums:
+    """Take the sums over rows, with the number of threads that others were learned with.
+
+    `labels`, `weights` and `numbers`, which errors call the rows, are those of all ranks, and `rows`
+    this rank's share. Rank 0 gets the sums over all of them, others nothing that can be used. `few`
+    holds the rows in place of their sums, where no ranks share them.
+    """
+    started, part, place = time.perf_counter(), shared.share(len(labels)), place_of_sums(model.device)
+    statistics: Any = HeldRows() if few else model.empty_statistics(place)
+    failed, features = True, list[np.ndarray]()
+    kept = features if model.settings.keep == "features" else None
+    mine = labels[part], weights[part], numbers[part]
+    try:
+        energies = model.learn(statistics, rows, *mine, n_threads, kept)
+        statistics = statistics if few else statistics.to("cpu")
+        failed = False
+    finally:
+        failed = shared.any(failed)  # so that no rank waits for one that has failed
+    if failed:
+        raise DistributedError(
+            "Another rank failed on its share of the rows, and names the reason. Nothing changed."
+        )
+    seconds = (time.perf_counter() - started) / max(1, len(part))
+    if not few:
+        shared.add_up(statistics.tensors().values())
+    every = np.frombuffer(b"".join(shared.gather(energies.tobytes())))
+    if kept is not None and shared.size > 1:
+        everyone = bytearray().join(shared.gather(b"".join(map(bytes, features))))
+        table = np.frombuffer(everyone, model.directions.cpu().numpy().dtype)
+        features = [row.copy() for row in table.reshape(-1, model.sizes[0] + 1)]
+    class_rows = np.bincount(labels, minlength=model.settings.n_classes)
+    return Sums(statistics, class_rows, numbers, every, seconds, features)
+
+
+def signature(model: LinearizedModel) -> dict[str, Any]:
+    """Return what two models must share so that their statistics can be added."""
+    settings = model.settings
+    return {
+        "random_state": settings.seed,
+        "backbone weights": model.backbone.digest(),
+        "trainable": model.tangent.subset.names,
+        "n_components": model.projection.digest(),
+        "ladder": None if model.ladder is None else model.ladder.digest(),
+        "number of classes": settings.n_classes,
+        "kernel": (settings.kernel, len(model.directions)),
+        "probe directions": blake2b(model.directions.cpu().numpy().tobytes()).hexdigest(),
+        "energy units": (model.scale_h, model.scale_J),
+        "preprocessing": model.backbone.spec,
+        "augment": settings.augment,
+        "precision": settings.precision,
+        "batch_size": settings.batch_size,
+        "alpha": settings.alpha,
+        "tangent_scale": settings.tangent_scale,
+        "target_scale": settings.target_scale,
+    }
 
 
 @cache

@@ -1,9 +1,11 @@
 """What every rank of test_distributed.py runs: python ranks.py FOLDER WHAT ..., as torchrun would."""
 
 import os
+import pickle
 import sys
 import time
 from contextlib import nullcontext
+from contextvars import Context
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +15,16 @@ import torch
 import torch.distributed as dist
 
 from fastntk_sk import FastNTKClassifier, share_rows
-from fastntk_sk.exceptions import DistributedError, StateMismatchError
+from fastntk_sk.exceptions import (
+    DistributedError,
+    ForgetsEverythingError,
+    HeavyRowError,
+    NoFeaturesError,
+    NoPrivateStateError,
+    PictureError,
+    StateMismatchError,
+    UnknownSampleError,
+)
 
 draws = np.random.default_rng(0)
 y = np.arange(61) % 3
@@ -31,8 +42,12 @@ def facts(clf):
         "displacement": clf.displacement_,
         "scores": clf.decision_function(X),
         "learned": clf.n_samples_learned_,
-        "receipts": [receipt["checksum"] for receipt in clf.receipts_],
+        "forgotten": clf.n_samples_forgotten_,
     }
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def full(**changes):
@@ -51,8 +66,78 @@ def ladder():
 
 
 def few():
-    """Fewer rows than ranks: some have none."""
-    return make().fit(X[:3], y[:3])
+    """Fewer rows than ranks: one has none."""
+    return make().fit(X[:2], y[:2])
+
+
+def new_class():
+    """A class that comes later, labels that were wrong, and a state that rank 0 alone has changed."""
+    clf = make(trainable="ladder").fit(X[:30], y[:30] % 2, sample_ids=range(30))
+    clf.partial_fit(X[30:], y[30:])
+    clf.rectify(X[:30], y[:30])
+    if rank() == 0:
+        Context().run(clf.unlearn, X[:1])
+    return clf.unlearn(X[1:4])
+
+
+def kept():
+    """Features are kept, and forgotten without any row; what was forgotten is learned again."""
+    names = np.array([f"person {i % 7}" for i in range(61)])
+    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=names)
+    hers = names == "person 1"
+    clf.unlearn(sample_ids=["person 1"]).partial_fit(X[hers], y[hers])
+    clf.rebuild(np.vstack([X[~hers], X[hers]])).unlearn(X[:2]).rebuild()
+    if rank() == 0:
+        assert clf.find(X[2:3])[0][0]["sample_id"] == "person 2"
+    return clf
+
+
+def private_half():
+    """Rank 0 holds it; the others what predicts and takes part, even where they had loaded all of it."""
+    names = [f"person {i}" for i in range(61)]
+    clf = make(trainable="ladder", keep="features").fit(X, y, sample_ids=names)
+    path = Path("state.fastntk")
+    if rank() == 0:
+        clf.save(path, overwrite=True)
+    if dist.is_initialized():
+        dist.barrier()
+    loaded = FastNTKClassifier.load(path).unlearn(X[:3])
+    for each in (clf, loaded) if rank() else ():
+        assert each.receipts_ == []
+        assert not hasattr(each, "alpha_")
+        for call in (
+            lambda each=each: each.save("another.fastntk"),
+            lambda each=each: each.find(X[5:6]),
+            lambda each=each: each.export_receipts("receipts"),
+        ):
+            with pytest.raises(NoPrivateStateError, match="rank 0"):
+                call()
+        with pytest.raises(NoPrivateStateError, match="rank 0"):
+            Context().run(each.unlearn, X[5:6])
+    for each in (clf, loaded):
+        assert (b"person 7" in pickle.dumps(each)) == (rank() == 0)
+    assert len(loaded.receipts_) == (rank() == 0)
+    return loaded
+
+
+def refusals():
+    """What rank 0 finds wrong is the same error everywhere, and nothing has changed."""
+    clf = make().fit(X[:60], y[:60])
+    before = clf.decision_function(X)
+    for error, call in (
+        (UnknownSampleError, lambda: clf.unlearn(np.vstack([X[:2], X[60:]]))),
+        (ForgetsEverythingError, lambda: clf.unlearn(X[:60])),
+        (StateMismatchError, lambda: clf.rebuild(X[:50])),
+        (NoFeaturesError, lambda: clf.rebuild()),
+        (ValueError, lambda: clf.rectify(X[:1], ["none such"])),
+        (HeavyRowError, lambda: clf.partial_fit(X[:3], y[:3], [1, 1, 1e14])),
+    ):
+        with pytest.raises(error) as raised:
+            call()
+        if error in (UnknownSampleError, HeavyRowError):
+            assert raised.value.indices == [2]
+        np.testing.assert_array_equal(clf.decision_function(X), before)
+    return clf.unlearn(X[:5])
 
 
 def any_seed():
@@ -79,16 +164,16 @@ def different_rows():
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Row 50, of the second rank's share, cannot be read."""
+    """One row, by default of the second rank's share, cannot be read."""
 
-    def __init__(self, fail):
-        self.fail = fail
+    def __init__(self, fail, row=50):
+        self.fail, self.row = fail, row
 
     def __len__(self):
         return 61
 
     def __getitem__(self, i):
-        if i == 50:
+        if i == self.row:
             self.fail()
         return np.full((8, 8), i, dtype=np.uint8)
 
@@ -98,15 +183,23 @@ def of_pictures():
 
 
 def die():
-    os._exit(7)
+    if rank():
+        os._exit(7)
 
 
 def dies():
-    started, clf = time.monotonic(), of_pictures()
+    """A rank is lost in a fit or in a deletion: nothing has changed in the one that is left."""
+    clf = of_pictures().fit(Pictures(int), y)
+    before, started = clf.predict_proba(Pictures(int)), time.monotonic()
     with pytest.raises(DistributedError, match="rank"):
-        clf.fit(Pictures(die), y)
+        clf.unlearn(torch.utils.data.Subset(Pictures(die), [3, 50]))
+    fresh = of_pictures()
+    with pytest.raises(DistributedError, match="rank"):
+        fresh.fit(Pictures(int), y)
     assert time.monotonic() - started < 60
-    assert not hasattr(clf, "classes_")
+    assert not hasattr(fresh, "classes_")
+    np.testing.assert_array_equal(clf.predict_proba(Pictures(int)), before)
+    assert (clf.n_samples_learned_, len(clf.receipts_)) == (61, 0)
     os._exit(3)
 
 
@@ -117,8 +210,10 @@ def be_unreadable():
 def broken():
     if dist.is_initialized():
         started = time.monotonic()
-        with pytest.raises(DistributedError if dist.get_rank() == 0 else (OSError, ValueError)):
-            of_pictures().fit(Pictures(be_unreadable), y)
+        with pytest.raises(PictureError, match="10"):
+            of_pictures().fit(Pictures(be_unreadable, 10), y)
+        with pytest.raises(PictureError if rank() else DistributedError):
+            of_pictures().fit(Pictures(be_unreadable, 50), y)
         assert time.monotonic() - started < 20
     return make().fit(X, y)
 

@@ -10,7 +10,14 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 DEVICE = torch.device("lazy:0")
 # what waits for a device: a number, or a shape that depends on values
-_WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "repeat_interleave.Tensor")
+_WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "_unique2",
+    "repeat_interleave.Tensor",
+)
 
 
 class Held(torch.Tensor):

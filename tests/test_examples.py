@@ -1,8 +1,8 @@
 """The quickstart, the front pages and the examples run."""
 
 import functools
-import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +11,8 @@ import time
 import tomllib
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,6 +28,7 @@ QUICKSTART = ROOT / "examples" / "quickstart" / "plot_forget.py"
 LONG = (
     "choose_a_subset", "choose_alpha_and_tangent_scale", "distributed", "evaluate_with_oracles",
     "image_folder", "push_an_unlearned_adapter", "scaling", "thousands_of_deletions", "trained_model",
+    "wrong_labels",
 )  # fmt: skip
 EXAMPLES = [
     pytest.param(path, marks=[pytest.mark.slow] if path.stem.endswith(LONG) else [])
@@ -33,16 +36,28 @@ EXAMPLES = [
 ]
 
 
-def test_quickstart(tmp_path):
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """What runs a script in this process and in a folder of its own; another one would import again."""
+
+    def call(script, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        monkeypatch.setattr(sys, "path", [str(Path(script).parent), *sys.path])
+        with matplotlib.rc_context():
+            runpy.run_path(str(script), run_name="__main__")
+        plt.close("all")
+
+    return call
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_quickstart(run, tmp_path, capsys):
     picture = tmp_path / "forget.png"
-    command = [sys.executable, "-W", "error", "-W", "ignore::FutureWarning"]
-    command += [str(QUICKSTART), "--out", str(picture)]
-    done = subprocess.run(
-        [*command, "--rows", "150", "--pixels", "32"], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert "'exact': True" in done.stdout
-    difference = float(re.search(r"difference to the refit: (\S+)", done.stdout)[1])
+    run(QUICKSTART, "--out", str(picture), "--rows", "150", "--pixels", "32")
+    printed = capsys.readouterr().out
+    assert "'exact': True" in printed
+    difference = float(re.search(r"difference to the refit: (\S+)", printed)[1])
     assert difference < 1e-5
     assert picture.stat().st_size > 10_000
 
@@ -98,14 +113,10 @@ def test_code_of_the_zoo_page_prints_its_own_numbers(capsys):
     assert [*map(int, capsys.readouterr().out.split())] == [*expected, recipe["trainable"]["norm"]]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_ends_in_a_picture(script, tmp_path):
-    copied = shutil.copy(script, tmp_path)  # it writes its picture beside itself
-    command = [sys.executable, "-W", "error", "-W", "ignore::FutureWarning", copied]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg"}
-    )
-    assert done.returncode == 0, done.stderr
+def test_an_example_ends_in_a_picture(script, run, tmp_path):
+    run(shutil.copy(script, tmp_path))  # it writes its picture beside itself
     assert (tmp_path / script.name).with_suffix(".png").stat().st_size > 10_000
 
 

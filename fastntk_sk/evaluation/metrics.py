@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ..classifier import FastNTKClassifier
+from ..state import signature
 from ..validation import class_indices
 from ._checks import Classifier, check_dataset, check_fitted, check_oracle, check_rows, check_sets
 
@@ -258,7 +259,7 @@ def algebraic_gap(unlearned: Any, refit: Any) -> float:
     for model in (unlearned, refit):
         if not isinstance(model, FastNTKClassifier):
             raise TypeError(f"Expected a FastNTKClassifier, got {type(model).__name__}.")
-    ours, theirs = unlearned._state.signature(), refit._state.signature()
+    ours, theirs = signature(unlearned._state.model), signature(refit._state.model)
     differing = [name for name, value in ours.items() if theirs[name] != value]
     if differing:
         raise ValueError(

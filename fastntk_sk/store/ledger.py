@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -149,9 +150,6 @@ class Ledger:
     segments : list of Segment, default=None
         One fresh segment by default. New rows enter the first.
 
-    key : bytes, default=None
-        Of the fresh segment; drawn by default.
-
     n_rows : int, default=None
         Number of rows in the segments, if it is known.
 
@@ -170,15 +168,8 @@ class Ledger:
     1
     """
 
-    def __init__(
-        self,
-        segments: list[Segment] | None = None,
-        *,
-        key: bytes | None = None,
-        n_rows: int | None = None,
-    ) -> None:
-        fresh = Segment() if key is None else Segment(key)
-        self.segments = [fresh] if segments is None else segments
+    def __init__(self, segments: list[Segment] | None = None, *, n_rows: int | None = None) -> None:
+        self.segments = [Segment()] if segments is None else segments
         if n_rows is None:
             n_rows = sum(sum(c.values()) for s in self.segments for c in s.rows.values())
         self.n_rows = n_rows
@@ -187,10 +178,12 @@ class Ledger:
         """Return the keyed digest under which a new row is entered."""
         return self.segments[0].digest(content)
 
-    def noted(self, rows: Iterable[np.ndarray], digests: list[bytes]) -> Iterator[np.ndarray]:
-        """Yield new rows, and append the digests under which they are entered."""
-        for row in rows:
-            digests.append(self.digest(content(row)))
+    def noted(
+        self, rows: Iterable[np.ndarray], digests: list[bytes], segments: Iterable[int] = repeat(0)
+    ) -> Iterator[np.ndarray]:
+        """Yield rows, and append their digests in these segments; new rows enter the first."""
+        for row, s in zip(rows, segments, strict=False):
+            digests.append(self.segments[s].digest(content(row)))
             yield row
 
     def added(
@@ -231,7 +224,8 @@ class Ledger:
         ids = [None] * len(labels) if sample_ids is None else sample_ids
         for digest, label, weight, sample_id in zip(digests, labels, weights, ids, strict=True):
             entry = Entry(int(label), float(weight), segment.owner(sample_id))
-            segment.rows[digest] = segment.rows.get(digest, Counter()) + Counter([entry])
+            segment.rows[digest] = copies = Counter(segment.rows.get(digest))
+            copies[entry] += 1
             changed.n_rows += 1
         return changed
 
@@ -422,19 +416,9 @@ class Ledger:
         return everywhere, found
 
     def unchanged(self, rows: Iterable[np.ndarray], removals: Sequence[Removal]) -> Iterator[np.ndarray]:
-        """Yield rows that are read again for the sums.
-
-        Raises
-        ------
-        StateMismatchError
-            If a row is not what was matched when it was read before: a random transform, say.
-        """
+        """Yield matched rows that are read again; see `check_unchanged`."""
         for row, removal in zip(rows, removals, strict=True):
-            if self.segments[removal.segment].digest(content(row)) != removal.digest:
-                raise StateMismatchError(
-                    f"Expected row {removal.row} of the request to be the same each time it is read, "
-                    "got another content. Nothing was changed. Pass rows without random transforms."
-                )
+            check_unchanged([self.segments[removal.segment].digest(content(row))], [removal])
             yield row
 
     def removed(self, removals: Sequence[Removal]) -> Ledger:
@@ -488,6 +472,16 @@ class Ledger:
                 n for c in segment.rows.values() for entry, n in c.items() if entry.owner in owners
             )
         return total
+
+
+def check_unchanged(digests: Sequence[bytes], removals: Sequence[Removal]) -> None:
+    """Raise StateMismatchError if a row that was read again is not what was matched."""
+    for digest, removal in zip(digests, removals, strict=True):
+        if digest != removal.digest:
+            raise StateMismatchError(
+                f"Expected row {removal.row} of the request to be the same each time it is read, got "
+                "another content. Nothing was changed. Pass rows without random transforms."
+            )
 
 
 def _either(name: str | int) -> list[str | int]:

@@ -87,7 +87,9 @@ def test_a_pass_is_made_where_it_is_asked_for(kind, monkeypatch):
         pixels, scales = ((BATCH, 3, SIDE, SIDE), torch.uint8), ((BATCH,), torch.float32)
         assert came(log, "in").count(pixels) == came(log, "in").count(scales) == N / BATCH
         labels_and_weights = [each for each in came(log, "in") if each not in (pixels, scales)]
-        blocks = [((size,), dtype) for size in (2 * BATCH, BATCH) for dtype in (torch.float64, torch.int64)]
+        blocks = [
+            ((size,), dtype) for size in (2 * BATCH, BATCH) for dtype in (torch.float64, torch.int64)
+        ]
         assert labels_and_weights == blocks
         assert came(log, "out") == [((N,), torch.float64)]  # the energies
 
