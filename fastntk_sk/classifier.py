@@ -693,8 +693,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
-        drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
-        sums = self._sum(before, rows, removals, features, "forgetting")
+        size, drift = self._proven(before.state, features)
+        sums = self._sum(before, rows, removals, features, "forgetting", size)
         after = replace(before, state=_agreed(before.state.subtract(sums)), ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
@@ -803,10 +803,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = labels[[removal.row for removal in removals]].tolist()
         features = before.ledger.features(removals)
         by_features = all(row is not None for row in features)
-        drift = 0.0 if by_features else self._drift(before.state, before.state.probe())
+        size, drift = self._proven(before.state, features)
         right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
-        old = self._sum(before, rows, removals, features, "forgetting")
-        new = self._sum(before, rows, right, features, "learning")
+        old = self._sum(before, rows, removals, features, "forgetting", size)
+        new = self._sum(before, rows, right, features, "learning", size)
         ledger = before.ledger.rectified(removals, right)
         after = replace(before, state=_agreed(before.state.exchange(old, new)), ledger=ledger)
         n_copies_left = ledger.n_labelled_otherwise(wanted)
@@ -901,14 +901,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             indices = error.indices if isinstance(error, SampleError) else []
             verdict = {"exact": False, "reasons": [str(error)]}
             return report | {"reason": str(error), "indices": indices, "exactness": verdict}
-        state, batch_size = held.state, held.state.settings.batch_size
-        n_passes = math.ceil(sum(row is None for row in features) / batch_size)
-        drift = state.drift(state.probe()) if n_passes else 0.0
+        state, n_passing, drift = held.state, sum(row is None for row in features), 0.0
+        if n_passing:
+            size, probe = state.proven_size(n_passing)
+            n_passing, drift = size * math.ceil(n_passing / size), state.drift(probe)
         return report | {
             "possible": True,
             "n_rows": len(match.removals),
             "n_bytes": state.model.memory_needed(),
-            "seconds": n_passes * batch_size * state.seconds_per_row + state.seconds_per_solve,
+            "seconds": n_passing * state.seconds_per_row + state.seconds_per_solve,
             "exactness": _measured(state, drift)["exactness"],
         }
 
@@ -1801,7 +1802,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         contents = (content(row) for row in rows)
         return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
-    def _sum(self, private: Private, rows: Rows | None, removals, features, what: str) -> Sums:
+    def _sum(self, private: Private, rows: Rows | None, removals, features, what: str, size=None) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
         shared, state = ranks(), private.state
         if shared.size > 1:
@@ -1817,8 +1818,18 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         asked = [others[i] for i in shared.share(len(others))]
         contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
         unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
-        found = state.sum_rows(unchanged, *learned_as(asked), np.array(numbers), shared.add_up)
+        found = state.sum_rows(unchanged, *learned_as(asked), np.array(numbers), shared.add_up, size)
         return found.plus(sums) if held else found
+
+    def _proven(self, state: State, features: Sequence[np.ndarray | None]) -> tuple[int | None, float]:
+        """Return the size of the batches that rows without kept features pass in, and its drift."""
+        n_passing = sum(row is None for row in features)
+        if not n_passing:
+            return None, 0.0
+        if ranks().size > 1:
+            return None, self._drift(state, state.probe())
+        size, probe = state.proven_size(n_passing)
+        return size, self._drift(state, probe)
 
     def _drift(self, state: State, probe: Tensor) -> float:
         """Measure how far what the backbone gives here is from what was learned, and warn."""
