@@ -228,9 +228,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     pretrained : bool, default=True
         Load pretrained weights; False gives random ones, seeded by `random_state`.
 
-    batch_size : int, default=32
-        Rows in a pass. Every batch is padded to it, so that a row's Jacobian is the same when it is
-        learned and when it is forgotten.
+    batch_size : int or "auto", default="auto"
+        Rows in a pass, the same when a row is learned and when it is forgotten: smaller batches are
+        padded to it, or to a size that is shown, each time, to give bitwise the same. "auto" is a power
+        of two from 8 to 32 on the CPU, and up to 512 on a GPU: it depends on the backbone, the size of
+        its input and the kind of device, not on free memory. A model that is moved keeps its own.
 
     max_epochs : int, default=15
         Epochs of fine-tuning.
@@ -413,7 +415,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         lora_rank: int = 4,
         image_size: int | tuple[int, int] | None = None,
         pretrained: bool = True,
-        batch_size: int = 32,
+        batch_size: int | str = "auto",
         max_epochs: int = 15,
         learning_rate: float = 2e-3,
         finetune_params: dict[str, Any] | None = None,
@@ -1698,7 +1700,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return Training(rows, checked.encoded(names), names, model, columns, readout)
 
     def _settings(self, source: Any, n_features: int | None, n_classes: int) -> Settings:
-        """Resolve what the parameters leave open; `trainable` and `n_components` need the network."""
+        """Resolve what the parameters leave open, but for what `linearize` resolves."""
         chosen: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN}
         name = source if isinstance(source, str) else None
         anchor: Any = self.anchor if isinstance(self.anchor, str) else "trained"
@@ -1802,7 +1804,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         contents = (content(row) for row in rows)
         return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
-    def _sum(self, private: Private, rows: Rows | None, removals, features, what: str, size=None) -> Sums:
+    def _sum(
+        self, private: Private, rows: Rows | None, removals, features, what: str, size=None
+    ) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
         shared, state = ranks(), private.state
         if shared.size > 1:
