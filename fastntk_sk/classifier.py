@@ -248,9 +248,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     pretrained : bool, default=True
         Load pretrained weights; False gives random ones, seeded by `random_state`.
 
-    batch_size : int, default=32
-        Rows in a pass. Every batch is padded to it, so that a row's Jacobian is the same when it is
-        learned and when it is forgotten.
+    batch_size : int or "auto", default="auto"
+        Rows in a pass, the same when a row is learned and when it is forgotten: smaller batches are
+        padded to it, or to a size that is shown, each time, to give bitwise the same. "auto" is a power
+        of two from 8 to 32 on the CPU, and up to 512 on a GPU: it depends on the backbone, the size of
+        its input and the kind of device, not on free memory. A model that is moved keeps its own.
 
     max_epochs : int, default=15
         Epochs of fine-tuning.
@@ -433,7 +435,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         lora_rank: int = 4,
         image_size: int | tuple[int, int] | None = None,
         pretrained: bool = True,
-        batch_size: int = 32,
+        batch_size: int | str = "auto",
         max_epochs: int = 15,
         learning_rate: float = 2e-3,
         finetune_params: dict[str, Any] | None = None,
@@ -724,11 +726,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
+<<<<<<< HEAD
         drift = 0.0 if by_features else self._drift(before.state)
         few = len(removals) <= before.state.n_held
         sums = self._sum(before, rows, removals, features, "forgetting", few=few)
         drifted = bool(drift or before.state.model.position_gap)
         after = replace(before, state=before.state.subtract(sums, drifted=drifted), ledger=ledger)
+=======
+        size, drift = self._proven(before.state, features)
+        sums = self._sum(before, rows, removals, features, "forgetting", size)
+        after = replace(before, state=_agreed(before.state.subtract(sums)), ledger=ledger)
+>>>>>>> w22B
         measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
             reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
@@ -837,10 +845,14 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = labels[[removal.row for removal in removals]].tolist()
         features = before.ledger.features(removals)
         by_features = all(row is not None for row in features)
+<<<<<<< HEAD
         drift = 0.0 if by_features else self._drift(before.state)
+=======
+        size, drift = self._proven(before.state, features)
+>>>>>>> w22B
         right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
-        old = self._sum(before, rows, removals, features, "forgetting")
-        new = self._sum(before, rows, right, features, "learning")
+        old = self._sum(before, rows, removals, features, "forgetting", size)
+        new = self._sum(before, rows, right, features, "learning", size)
         ledger = before.ledger.rectified(removals, right)
         after = replace(before, state=before.state.exchange(old, new), ledger=ledger)
         n_copies_left = ledger.n_labelled_otherwise(wanted)
@@ -935,14 +947,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             indices = error.indices if isinstance(error, SampleError) else []
             verdict = {"exact": False, "reasons": [str(error)]}
             return report | {"reason": str(error), "indices": indices, "exactness": verdict}
-        state, batch_size = held.state, held.state.settings.batch_size
-        n_passes = math.ceil(sum(row is None for row in features) / batch_size)
-        drift = state.drift(state.probe()) if n_passes else 0.0
+        state, n_passing, drift = held.state, sum(row is None for row in features), 0.0
+        if n_passing:
+            size, probe = state.proven_size(n_passing)
+            n_passing, drift = size * math.ceil(n_passing / size), state.drift(probe)
         return report | {
             "possible": True,
             "n_rows": len(match.removals),
             "n_bytes": state.model.memory_needed(),
-            "seconds": n_passes * batch_size * state.seconds_per_row + state.seconds_per_solve,
+            "seconds": n_passing * state.seconds_per_row + state.seconds_per_solve,
             "exactness": _measured(state, drift)["exactness"],
         }
 
@@ -1735,7 +1748,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return Training(rows, checked.encoded(names), names, model, columns, readout)
 
     def _settings(self, source: Any, n_features: int | None, n_classes: int) -> Settings:
-        """Resolve what the parameters leave open; `trainable` and `n_components` need the network."""
+        """Resolve what the parameters leave open, but for what `linearize` resolves."""
         chosen: dict[str, Any] = {name: getattr(self, name) for name in _AS_GIVEN}
         name = source if isinstance(source, str) else None
         anchor: Any = self.anchor if isinstance(self.anchor, str) else "trained"
@@ -1858,7 +1871,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
     def _sum(
+<<<<<<< HEAD
         self, private: Private, rows: Rows | None, removals, features, what: str, *, few: bool = False
+=======
+        self, private: Private, rows: Rows | None, removals, features, what: str, size=None
+>>>>>>> w22B
     ) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
         state = private.state
@@ -1873,6 +1890,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
+<<<<<<< HEAD
         places, segments = np.array([(one.row, one.segment) for one in others]).T
         asked, show = Asked(places, *learned_as(others), segments), bool(self.verbose)
         found, digests = sum_shares(
@@ -1887,6 +1905,27 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     def _warn_of_drift(self, state: State, places: list[Tensor]) -> float:
         drift = float(np.max([state.drift(probe) for probe in places]))
+=======
+        asked = [others[i] for i in shared.share(len(others))]
+        contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
+        unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
+        found = state.sum_rows(unchanged, *learned_as(asked), np.array(numbers), shared.add_up, size)
+        return found.plus(sums) if held else found
+
+    def _proven(self, state: State, features: Sequence[np.ndarray | None]) -> tuple[int | None, float]:
+        """Return the size of the batches that rows without kept features pass in, and its drift."""
+        n_passing = sum(row is None for row in features)
+        if not n_passing:
+            return None, 0.0
+        if ranks().size > 1:
+            return None, self._drift(state, state.probe())
+        size, probe = state.proven_size(n_passing)
+        return size, self._drift(state, probe)
+
+    def _drift(self, state: State, probe: Tensor) -> float:
+        """Measure how far what the backbone gives here is from what was learned, and warn."""
+        drift = ranks().largest(state.drift(probe))
+>>>>>>> w22B
         if drift:
             warn(
                 f"What the backbone gives differs by {drift:.1e} (relative) from what was learned: sums "

@@ -140,7 +140,7 @@ on_error, device, random_state, verbose
         lora_rank: int = 4,
         image_size: int | tuple[int, int] | None = None,
         pretrained: bool = True,
-        batch_size: int = 32,
+        batch_size: int | str = "auto",
         predict_with: str = "auto",
         precision: str = "auto",
         backbone_has_seen: bool | str = "auto",

@@ -19,8 +19,9 @@ Scale = Annotated[float, Meta(gt=0, le=MAX_SCALE)]
 class Settings:
     """Parameters of the estimator as they were at fit; `set_params` does not reach them.
 
-    `linearize` takes them with `trainable` and `n_components` perhaps "auto", and returns a model that
-    holds them resolved. The constraints are those of a saved file; nothing checks them in memory.
+    `linearize` takes them with `trainable`, `n_components` and `batch_size` perhaps "auto", and returns
+    a model that holds them resolved. The constraints are those of a saved file; nothing checks them in
+    memory.
     """
 
     seed: Annotated[int, Meta(ge=0, le=2**31)]  # drawn from random_state

@@ -45,7 +45,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "lora_rank": [_COUNT],
     "image_size": [Interval(Integral, 1, MAX_SIDE, closed="both"), tuple, list, None],
     "pretrained": ["boolean"],
-    "batch_size": [Interval(Integral, 1, MAX_BATCH, closed="both")],
+    "batch_size": [Interval(Integral, 1, MAX_BATCH, closed="both"), StrOptions({"auto"})],
     "max_epochs": [_COUNT],
     "learning_rate": [Interval(Real, 0, None, closed="neither")],
     "finetune_params": [dict, None],

@@ -244,21 +244,13 @@ def outline(name: str, size: tuple[int, int] | None) -> Outline:
             return torch.empty(1, spec.channels, *spec.size)
 
         picture = draw(for_channels(net, spec, draw))
-    numbers = [0]  # of each activation of a row
-
-    def count(module: nn.Module, inputs: Any, out: Any) -> None:
-        if isinstance(out, Tensor):
-            numbers.append(out.numel())
-
-    for module in net.modules():
-        if not list(module.children()):
-            module.register_forward_hook(count)
     with torch.no_grad():
-        out = net(picture)
+        with outputs.activations(net) as numbers:
+            out = net(picture)
         features = outputs.find_features(net, out, picture.shape, name)(net, (), out)
     weights = sum(tensor.numel() for tensor in net.state_dict().values())
     n_bytes = torch.float32.itemsize * (weights + _KEPT * sum(numbers))
-    return Outline(features.shape[-1], n_bytes, torch.float32.itemsize * _LIVE * max(numbers))
+    return Outline(features.shape[-1], n_bytes, torch.float32.itemsize * _LIVE * max(numbers, default=0))
 
 
 def _named(

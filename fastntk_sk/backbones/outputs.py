@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,24 @@ def find_features(net: nn.Module, out: Any, shape: Sequence[int], name: str) -> 
             last = found.ndim == 4 and is_channels_last(net, found.shape, shape[2:])
             return Features(keys[0], () if found.ndim == 2 else (1, 2) if last else (2, 3))
     raise BackboneError(_advice(name, type(out).__name__, tensors, shape[0]))
+
+
+@contextmanager
+def activations(net: nn.Module) -> Iterator[list[int]]:
+    """Yield how many numbers each module without children gives, in the passes that happen meanwhile."""
+    numbers: list[int] = []
+
+    def count(module: nn.Module, given: Any, out: Any) -> None:
+        if isinstance(out, Tensor):
+            numbers.append(out.numel())
+
+    leaves = [module for module in net.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    try:
+        yield numbers
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def is_channels_last(net: nn.Module, shape: Sequence[int], size: Sequence[int]) -> bool:

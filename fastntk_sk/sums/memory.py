@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,12 @@ LIMIT = "FASTNTK_SK_MEMORY_LIMIT"
 AUTO_COMPONENTS = 4096  # of tangents, and of a ladder
 _AUTO_NUMBERS = 2**29  # at most 4 GiB of float64 in the class blocks, whatever the machine
 _BUFFER_NUMBERS = 2**24
+_BATCHES = {  # bytes, fewest and most rows of a batch
+    "cpu": (2**31, 8, 32),  # more are hardly faster there, and few rows are padded to a batch
+    "mps": (2**31, 8, 128),
+    "cuda": (2**32, 8, 512),
+    "xpu": (2**32, 8, 512),
+}
 _WORK_SPACE = 2**25  # of threads and libraries
 
 
@@ -39,6 +46,21 @@ def choose_components(n_components: int | str | None, p: int, kernel: str, d: in
     if kernel == "pseudo":
         return min(p, max(1, AUTO_COMPONENTS // n_rows))
     return min(p, AUTO_COMPONENTS, max(64, _AUTO_NUMBERS // (n_rows * (d + 1))))
+
+
+def choose_batch_size(activations: Sequence[int], n_trained: int, itemsize: int, device: str) -> int:
+    """Return the rows of a batch: a function of the network, its input and the kind of device only.
+
+    It is the largest power of two whose memory fits a budget, between bounds. `activations` are the
+    numbers that each module gives for a row: forward, a few of them are held at a time; a backward pass
+    to `n_trained` parameters holds all of them, their gradients, and Jacobians of every row.
+    """
+    budget, fewest, most = _BATCHES[device.partition(":")[0]]
+    numbers = 4 * max(activations, default=0)
+    if n_trained:
+        numbers += 2 * sum(activations) + 5 * n_trained
+    fitting = budget // max(1, numbers * itemsize)
+    return min(most, max(fewest, 1 << fitting.bit_length() >> 1))
 
 
 def rows_at_once(width: int, components: int, n_classes: int, batch_size: int) -> int:

@@ -133,7 +133,7 @@ class Ladder(nn.Module):
         parts = zip(self.pooled(x), self.scales, strict=True)
         numbers = torch.cat([part.T / scale for part, scale in parts])  # each row of the batch a column
         groups = numbers.index_select(0, self._gathered.flatten()).unflatten(0, self._gathered.shape)
-        return (groups * self._factors[:, :, None]).sum(1).T
+        return (groups * self._factors).sum(0).T
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the scales from the mean energy (squared norm) of each rung on synthetic inputs."""
@@ -183,16 +183,17 @@ class Ladder(nn.Module):
                 f"Expected the sketch of a ladder of {len(self.widths)} rungs and {n_places} numbers, "
                 "got that of another one. Load with the backbone that was saved: backbone=..."
             )
-        # groups as rows of a table; those that are shorter than the longest are filled up with zeros
-        places = torch.arange(int(sizes.max()))
-        inside = places < sizes[:, None]
-        at = torch.where(inside, (sizes.cumsum(0) - sizes)[:, None] + places, 0)
+        # groups as columns of a table, so that the order of a sum over the first axis does not depend on
+        # the size of the batch; those that are shorter than the longest are filled up with zeros
+        places = torch.arange(int(sizes.max()))[:, None]
+        inside = places < sizes
+        at = torch.where(inside, sizes.cumsum(0) - sizes + places, 0)
         device = next(iter(self.net.parameters()), scales).device
         for name, tensor in zip(TENSORS, (scales, order, signs, sizes), strict=True):
             self.register_buffer(name, tensor.to(device))
         self.register_buffer("_gathered", order.long()[at].to(device), persistent=False)
         factors = torch.where(inside, signs[at], 0).to(scales.dtype)
-        self.register_buffer("_factors", factors.to(device), persistent=False)
+        self.register_buffer("_factors", factors[:, :, None].to(device), persistent=False)
 
     def digest(self) -> str:
         """Return a fingerprint of rungs, scales and sketch."""

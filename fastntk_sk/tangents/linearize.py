@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..backbones.loading import Backbone, load_backbone, origin
 from ..backbones.modules import check_finite
-from ..backbones.outputs import settle
+from ..backbones.outputs import activations, settle
 from ..exceptions import JacobianError, PrecisionError, StateMismatchError, SubsetError
 from ..randomness import generator
 from ..settings import Settings
-from ..sums.memory import AUTO_COMPONENTS, check_memory, choose_components
+from ..sums.memory import AUTO_COMPONENTS, check_memory, choose_batch_size, choose_components
 from .jacobians import TangentNetwork
 from .ladder import Ladder
 from .lora import LORA_A, insert_lora, lora_layers
@@ -86,8 +86,8 @@ def _check_saved(what: str, expected: object, got: object) -> None:
 def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> LinearizedModel:
     """Load the backbone, choose the subset and measure the energy units; or take those that were saved.
 
-    `trainable` and `n_components` of the settings may be "auto"; those of the model are resolved. Memory
-    is checked before the statistics are allocated.
+    `trainable`, `n_components` and `batch_size` of the settings may be "auto"; those of the model are
+    resolved. Memory is checked before the statistics are allocated.
     """
     dtype = working_dtype(settings.precision)
     loaded = backbone
@@ -118,6 +118,7 @@ def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> 
         draws = generator(settings.seed, "lora")
         insert_lora(loaded.net, layers, settings.lora_rank, draws)
     subset = select(loaded.net, entries)
+    settings = replace(settings, batch_size=_batch_size(loaded.net, probe, subset.size, settings))
     if saved is not None:
         saved.install(loaded, subset)
     if not subset.size and settings.anchor == "pretrained":
@@ -154,6 +155,18 @@ def linearize(backbone: Any, settings: Settings, saved: Saved | None = None) -> 
         _check_precision(model)
         _measure(model)
     return model
+
+
+@torch.no_grad()
+def _batch_size(net: nn.Module, probe: Tensor, n_trained: int, settings: Settings) -> int:
+    """Return the size of batches; "auto" chooses it by the activations in one pass of the probe."""
+    asked: Any = settings.batch_size
+    if asked != "auto":
+        return int(asked)
+    with activations(net) as numbers:
+        net(probe)
+    of_row = [number // len(probe) for number in numbers]
+    return choose_batch_size(of_row, n_trained, probe.itemsize, settings.device)
 
 
 def _ladder(

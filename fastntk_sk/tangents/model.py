@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
+<<<<<<< HEAD
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+=======
+from dataclasses import dataclass, field, replace
+>>>>>>> w22B
 from functools import partial
 from itertools import islice
 
@@ -29,6 +33,8 @@ from .taps import shared_copy
 from .threads import exact_kernels, kept_heap, passing, settled_threads
 
 _PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
+_LIKELY = 16  # rows in whose batches convolutions of small maps round as in one of 32 more often
+_TELLING = 256  # numbers of a probe: fewer may agree by chance where kernels differ
 
 
 @dataclass(frozen=True)
@@ -258,18 +264,40 @@ class LinearizedModel:
         drawn = self.backbone.synthetic(n, self.settings.seed, self.settings.n_features, dtype)
         return drawn.to(self.device)
 
-    def probe(self, n_threads: int | None = None) -> Tensor:
+    def probe(self, n_threads: int | None = None, size: int | None = None) -> Tensor:
         """Return what shows drift between two machines, float64 of shape (n_probe,).
 
         These are features, and Jacobians of at most ten directions, of up to four rows that are spread
-        over a full synthetic batch.
+        over a full synthetic batch. In a smaller batch of `size` rows, a multiple of four, they fill all
+        places, again and again, and so do their numbers in what is returned.
         """
+<<<<<<< HEAD
         size = self.settings.batch_size
         with passing(self.device, n_threads) as call:
             h, J = call(self.passes, self.synthetic(size))
         rows = torch.linspace(0, size - 1, min(size, _PROBED_ROWS)).long().to(self.device)
+=======
+        model, batch = self, self.synthetic(self.settings.batch_size)
+        rows = torch.linspace(0, len(batch) - 1, min(len(batch), _PROBED_ROWS)).long()
+        if size is not None:
+            model, batch = self.in_batches(size), batch[rows.repeat(size // len(rows))]
+            rows = torch.arange(size)
+        with own_thread(n_threads) as call:
+            h, J = call(model.passes, batch)
+>>>>>>> w22B
         h, J = h[rows] / self.scale_h, J[rows, :_PROBED_DIRECTIONS] / self.scale_J
         return torch.cat([h, J.flatten(1)], 1).flatten().cpu().double()
+
+    def in_batches(self, size: int) -> LinearizedModel:
+        """Return the model with batches of another size, in which rows may come out otherwise."""
+        return replace(self, settings=replace(self.settings, batch_size=size))
+
+    def smaller_sizes(self, n_rows: int) -> list[int]:
+        """Return sizes of batches worth a try for so few rows, smallest first."""
+        if self.n_probe < _TELLING:
+            return []
+        size = max(_PROBED_ROWS, 2 ** (n_rows - 1).bit_length())
+        return [each for each in sorted({size, max(size, _LIKELY)}) if each < self.settings.batch_size]
 
     @property
     def n_probe(self) -> int:
