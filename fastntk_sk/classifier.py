@@ -726,17 +726,11 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
-<<<<<<< HEAD
-        drift = 0.0 if by_features else self._drift(before.state)
+        size, drift = self._proven(before.state, features)
         few = len(removals) <= before.state.n_held
-        sums = self._sum(before, rows, removals, features, "forgetting", few=few)
+        sums = self._sum(before, rows, removals, features, "forgetting", size, few=few)
         drifted = bool(drift or before.state.model.position_gap)
         after = replace(before, state=before.state.subtract(sums, drifted=drifted), ledger=ledger)
-=======
-        size, drift = self._proven(before.state, features)
-        sums = self._sum(before, rows, removals, features, "forgetting", size)
-        after = replace(before, state=_agreed(before.state.subtract(sums)), ledger=ledger)
->>>>>>> w22B
         measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
             reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
@@ -845,11 +839,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = labels[[removal.row for removal in removals]].tolist()
         features = before.ledger.features(removals)
         by_features = all(row is not None for row in features)
-<<<<<<< HEAD
-        drift = 0.0 if by_features else self._drift(before.state)
-=======
         size, drift = self._proven(before.state, features)
->>>>>>> w22B
         right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
         old = self._sum(before, rows, removals, features, "forgetting", size)
         new = self._sum(before, rows, right, features, "learning", size)
@@ -1871,11 +1861,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         return rows, ledger.find(contents, labels, check_ids(sample_ids, len(rows)), copies)
 
     def _sum(
-<<<<<<< HEAD
-        self, private: Private, rows: Rows | None, removals, features, what: str, *, few: bool = False
-=======
-        self, private: Private, rows: Rows | None, removals, features, what: str, size=None
->>>>>>> w22B
+        self,
+        private: Private,
+        rows: Rows | None,
+        removals,
+        features,
+        what: str,
+        size: int | None = None,
+        *,
+        few: bool = False,
     ) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
         state = private.state
@@ -1890,26 +1884,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
-<<<<<<< HEAD
         places, segments = np.array([(one.row, one.segment) for one in others]).T
         asked, show = Asked(places, *learned_as(others), segments), bool(self.verbose)
         found, digests = sum_shares(
-            ranks(), state, private.ledger, rows, asked, what, few=few, show=show
+            ranks(), state, private.ledger, rows, asked, what, size, few=few, show=show
         )
         check_unchanged(digests, others)
-        return found.plus(sums) if held else found
-
-    def _drift(self, state: State) -> float:
-        """Measure how far what the backbone gives, in any rank, is from what was learned, and warn."""
-        return self._warn_of_drift(state, probes(ranks(), state))
-
-    def _warn_of_drift(self, state: State, places: list[Tensor]) -> float:
-        drift = float(np.max([state.drift(probe) for probe in places]))
-=======
-        asked = [others[i] for i in shared.share(len(others))]
-        contents = self._progress(rows.read([removal.row for removal in asked]), what, len(asked))
-        unchanged, numbers = private.ledger.unchanged(contents, asked), [one.row for one in asked]
-        found = state.sum_rows(unchanged, *learned_as(asked), np.array(numbers), shared.add_up, size)
         return found.plus(sums) if held else found
 
     def _proven(self, state: State, features: Sequence[np.ndarray | None]) -> tuple[int | None, float]:
@@ -1918,14 +1898,13 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         if not n_passing:
             return None, 0.0
         if ranks().size > 1:
-            return None, self._drift(state, state.probe())
+            return None, self._warn_of_drift(state, probes(ranks(), state))
         size, probe = state.proven_size(n_passing)
-        return size, self._drift(state, probe)
+        return size, self._warn_of_drift(state, [probe])
 
-    def _drift(self, state: State, probe: Tensor) -> float:
-        """Measure how far what the backbone gives here is from what was learned, and warn."""
-        drift = ranks().largest(state.drift(probe))
->>>>>>> w22B
+    def _warn_of_drift(self, state: State, places: list[Tensor]) -> float:
+        """Measure how far what the backbone gives, in any rank, is from what was learned, and warn."""
+        drift = float(np.max([state.drift(probe) for probe in places]))
         if drift:
             warn(
                 f"What the backbone gives differs by {drift:.1e} (relative) from what was learned: sums "

@@ -140,51 +140,12 @@ class State:
         features: Iterable[np.ndarray],
         labels: np.ndarray,
         weights: np.ndarray,
-<<<<<<< HEAD
         *,
         few: bool = False,
     ) -> Sums:
         """Take the sums over rows whose features were kept, or hold the rows, without the backbone."""
         statistics = HeldRows() if few else self.model.empty_statistics()
         energies = [np.zeros(0)]
-=======
-        numbers: np.ndarray,
-        add_up: AddUp,
-        size: int | None = None,
-    ) -> Sums:
-        """Take the sums over rows, with the number of threads that the others were learned with.
-
-        `numbers` is what errors call the rows. `add_up` adds tensors up over the ranks that share rows,
-        in place. `size` is that of the batches, where it is `proven_size`.
-        """
-        model = self.model if size is None else self.model.in_batches(size)
-        started, statistics = time.perf_counter(), self.model.empty_statistics()
-        failed, features = torch.ones(1), list[np.ndarray]()
-        kept = features if self.settings.keep == "features" else None
-        try:
-            energies = model.learn(
-                statistics, rows, labels, weights, numbers, self.environment["threads"], kept
-            )
-            failed.zero_()
-        finally:
-            add_up([failed])  # so that no rank waits for one that has failed
-        if failed:
-            raise DistributedError(
-                "Another rank failed on its share of the rows, and names the reason. Nothing changed."
-            )
-        n_padded = -len(labels) % model.settings.batch_size
-        seconds = (time.perf_counter() - started) / max(1, len(labels) + n_padded)
-        class_rows = torch.from_numpy(np.bincount(labels, minlength=len(self.class_rows)))
-        energy = torch.tensor(energies.sum())
-        add_up([*statistics.tensors().values(), class_rows, energy])
-        return Sums(statistics, class_rows.numpy(), numbers, energies, float(energy), seconds, features)
-
-    def sum_features(
-        self, features: Iterable[np.ndarray], labels: np.ndarray, weights: np.ndarray
-    ) -> Sums:
-        """Take the sums over rows whose features were kept, without the backbone."""
-        statistics, energies = self.model.empty_statistics(), [np.zeros(0)]
->>>>>>> w22B
         rows = iter(features)
         for start in range(0, len(labels), _AT_ONCE):
             h = torch.from_numpy(np.stack([*islice(rows, _AT_ONCE)]))
@@ -428,7 +389,9 @@ def sum_rows(
         raise DistributedError(
             "Another rank failed on its share of the rows, and names the reason. Nothing changed."
         )
-    seconds = (time.perf_counter() - started) / max(1, len(part))
+    size = model.settings.batch_size
+    n_passed = -(-len(part) // size) * size  # with what fills the last batch
+    seconds = (time.perf_counter() - started) / max(1, n_passed)
     if not few:
         shared.add_up(statistics.tensors().values())
     every = np.frombuffer(b"".join(shared.gather(energies.tobytes())))

@@ -49,11 +49,15 @@ def sum_shares(
     rows: Rows,
     asked: Asked,
     what: str,
+    size: int | None = None,
     *,
     few: bool = False,
     show: bool,
 ) -> tuple[Sums, list[bytes]]:
-    """Take the sums over rows, and the digests of what was read; every rank reads its share."""
+    """Take the sums over rows, and the digests of what was read; every rank reads its share.
+
+    Where no ranks share them, `size` is that of batches which is proven, and `few` holds the rows.
+    """
     n_threads = state.environment["threads"]
     shared.agree(
         {
@@ -65,7 +69,8 @@ def sum_shares(
         }
     )
     shared.take_first(map(torch.tensor, asked))
-    return _sum_share(shared, state.model, ledger, rows, asked, n_threads, what, few=few, show=show)
+    model = state.model if size is None else state.model.in_batches(size)
+    return _sum_share(shared, model, ledger, rows, asked, n_threads, what, few=few, show=show)
 
 
 def _sum_share(

@@ -5,12 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-<<<<<<< HEAD
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-=======
 from dataclasses import dataclass, field, replace
->>>>>>> w22B
 from functools import partial
 from itertools import islice
 
@@ -271,20 +267,13 @@ class LinearizedModel:
         over a full synthetic batch. In a smaller batch of `size` rows, a multiple of four, they fill all
         places, again and again, and so do their numbers in what is returned.
         """
-<<<<<<< HEAD
-        size = self.settings.batch_size
-        with passing(self.device, n_threads) as call:
-            h, J = call(self.passes, self.synthetic(size))
-        rows = torch.linspace(0, size - 1, min(size, _PROBED_ROWS)).long().to(self.device)
-=======
         model, batch = self, self.synthetic(self.settings.batch_size)
-        rows = torch.linspace(0, len(batch) - 1, min(len(batch), _PROBED_ROWS)).long()
+        rows = torch.linspace(0, len(batch) - 1, min(len(batch), _PROBED_ROWS)).long().to(self.device)
         if size is not None:
             model, batch = self.in_batches(size), batch[rows.repeat(size // len(rows))]
-            rows = torch.arange(size)
-        with own_thread(n_threads) as call:
+            rows = torch.arange(size, device=self.device)
+        with passing(self.device, n_threads) as call:
             h, J = call(model.passes, batch)
->>>>>>> w22B
         h, J = h[rows] / self.scale_h, J[rows, :_PROBED_DIRECTIONS] / self.scale_J
         return torch.cat([h, J.flatten(1)], 1).flatten().cpu().double()
 
