@@ -40,6 +40,21 @@ def test_benchmark_scripts_import(name, monkeypatch):
     assert importlib.import_module(name).__doc__
 
 
+@pytest.mark.parametrize(("trainable", "kernel"), [("ladder", "full"), ("norm", "pseudo")])
+def test_parts_of_a_pass_add_up_to_it(monkeypatch, trainable, kernel):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    pass_cost = importlib.import_module("pass_cost")
+    smaller = lambda *args, **given: linearized(*args, **given | {"n_components": 8})  # noqa: E731
+    linearized = pass_cost.linearized
+    monkeypatch.setattr(pass_cost, "linearized", smaller)
+    found = pass_cost.measure(32, torch.get_num_threads(), 3, 1, trainable, kernel)
+    assert min(found.values()) > 0
+    if trainable == "ladder":
+        parts = pass_cost.profile(found, 3)
+        assert sum(parts.values()) == pytest.approx(1000 * found["learn"] / 3)
+        assert parts["input"] == pytest.approx(1000 * found["input"] / 3)
+
+
 def test_results_of_a_recipe_stay_with_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     scripts = importlib.import_module("zoo_results")

@@ -108,7 +108,7 @@ def main() -> None:
         'With "auto" the reduction that a solve has kept serves one deletion; the next one makes a new '
         f"one. Peak {peak / 2**30:.1f} GiB of the process, the images included. Accuracy on "
         f"{args.tests:,} test images {100 * found['accuracy']:.1f} % (alpha_ {found['alpha']:.3g}), "
-        f"after the deletions with alpha = {ALPHA}, at that alpha, {100 * found['after, constant']:.1f} %, "
+        f"after those with alpha = {ALPHA}, at that alpha, {100 * found['after, constant']:.1f} %, "
         f'after those with "auto" too {100 * found["after, auto"]:.1f} %. lite0 at {args.pixels} px, '
         "default ladder, other defaults.",
     )

@@ -1,12 +1,13 @@
-"""What learning and predicting a row cost in forward passes of the backbone, with the default ladder.
+"""What learning and predicting a row cost in forward passes of the backbone, and where that time goes.
 
-lite0 with its ImageNet weights, 10 classes, k = 4,096. Pictures are resized before: what counts is
-passes, and the sums where rows are learned.
+lite0 with its ImageNet weights, 10 classes, the default numbers of components. Pictures are resized
+before: what counts is passes, and the sums where rows are learned.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,17 +15,32 @@ from _common import in_new_process, interleaved, linearized, publish, table
 
 from fastntk_sk.tangents.model import Parameters
 
-BATCH, CLASSES, K = 32, 10, 4096
+BATCH, CLASSES = 32, 10
+LEARNED = [
+    ("ladder", "full", "ladder"),
+    ("norm", "pseudo", "norm, pseudo kernel, r = 3"),
+    ("norm", "full", f"norm, full kernel, {CLASSES} classes"),
+]
+# each call of `measure` does what the one before does, and this too
+PARTS = {"input": "input", "forward": "backbone", "pooled": "pooling", "ladder": "sketch", "learn": "sums"}
 
 
-def measure(pixels: int, threads: int, rows: int, repeats: int) -> dict[str, float]:
-    """Return median seconds of all rows, measured in turns."""
+def measure(
+    pixels: int,
+    threads: int,
+    rows: int,
+    repeats: int,
+    trainable: str = "ladder",
+    kernel: str = "full",
+) -> dict[str, float]:
+    """Return median seconds of all rows, measured in turns; of tangents only the passes that learn."""
     torch.set_num_threads(threads)
     model = linearized(
         "tf_efficientnet_lite0",
-        trainable="ladder",
+        trainable=trainable,
+        kernel=kernel,
         pixels=pixels,
-        n_components=K,
+        n_components="auto",
         n_classes=CLASSES,
         batch_size=BATCH,
     )
@@ -36,17 +52,29 @@ def measure(pixels: int, threads: int, rows: int, repeats: int) -> dict[str, flo
     parameters = Parameters(readout, torch.zeros(0))
 
     @torch.no_grad()
-    def forward(net: torch.nn.Module) -> None:
+    def each(function: Callable[[torch.Tensor], object]) -> None:
         for batch in model.batches(pictures):  # within kept_heap, as all the library's passes are
-            net(batch)
+            function(batch)
 
     calls = {
-        "timm": lambda: forward(model.backbone.net),
-        "forward": lambda: forward(model.tangent.net),  # convolutions as the ladder has them
+        "forward": lambda: each(model.tangent.net),  # convolutions as the ladder has them
         "learn": lambda: model.learn(statistics, pictures, labels, weights),
-        "predict": lambda: model.scores(parameters, pictures),
     }
+    if model.ladder is not None:
+        calls |= {
+            "timm": lambda: each(model.backbone.net),
+            "predict": lambda: model.scores(parameters, pictures),
+            "input": lambda: each(lambda batch: None),
+            "pooled": lambda: each(model.ladder.pooled),
+            "ladder": lambda: each(model.ladder),
+        }
     return interleaved(calls, repeats)
+
+
+def profile(found: dict[str, float], rows: int) -> dict[str, float]:
+    """Return the milliseconds that a row takes in each part of the pass that learns it."""
+    until = [1000 * found[call] / rows for call in PARTS]
+    return dict(zip(PARTS.values(), np.diff(until, prepend=0).tolist(), strict=True))
 
 
 def main() -> None:
@@ -56,24 +84,30 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    lines = []
+    fewer = max(BATCH, args.rows // 8)  # where a row of tangents takes many passes
+    lines, profiles, learned = [], [], []
     for pixels in args.pixels:
         for threads in args.threads:
-            found, _ = in_new_process(
-                "pass_cost",
-                "measure",
-                pixels=pixels,
-                threads=threads,
-                rows=args.rows,
-                repeats=args.repeats,
-            )
-            lines.append([pixels, threads, *(f"{found[name]:.2f}" for name in found)])
+            seconds = []
+            for trainable, kernel, _ in LEARNED:
+                given = {"pixels": pixels, "threads": threads, "repeats": args.repeats}
+                given |= {"trainable": trainable, "kernel": kernel}
+                given["rows"] = args.rows if trainable == "ladder" else fewer
+                seconds.append(in_new_process("pass_cost", "measure", **given)[0])
+                print(given, seconds[-1], flush=True)
+            found = seconds[0]
+            names = ("timm", "forward", "learn", "predict")
+            lines.append([pixels, threads, *(f"{found[name]:.2f}" for name in names)])
             lines[-1] += [
                 f"{found[what] / found[unit]:.2f}"
                 for what in ("learn", "predict")
                 for unit in ("forward", "timm")
             ]
-            print(lines[-1], flush=True)
+            parts = profile(found, args.rows)
+            total = sum(parts.values())
+            shares = (f"{part:.3f} ({part / total:.0%})" for part in parts.values())
+            profiles.append([pixels, threads, f"{total:.2f}", *shares])
+            learned.append([pixels, threads, *(f"{s['learn'] / s['forward']:.2f}" for s in seconds)])
     header = ["pixels", "threads", "forward, timm's", "forward", "learn", "predict"]
     header += [f"{what} / {unit}" for what in ("learn", "predict") for unit in ("forward", "timm's")]
     publish(
@@ -83,7 +117,13 @@ def main() -> None:
         "Learning is the pass of the ladder and the sums; predicting is the same pass and the readout "
         f"of {CLASSES} classes. timm's network is as it is loaded; that of the other columns has the "
         "same weights and does without the padded copies that timm makes for TensorFlow's convolutions. "
-        f"All in batches of {BATCH}, normalising included, with freed memory kept.",
+        f"All in batches of {BATCH}, normalising included, with freed memory kept.\n\n"
+        + table(["pixels", "threads", "learn", *PARTS.values()], profiles)
+        + "\n\nMilliseconds of a row that the ladder learns, and the share of each part: differences of "
+        "medians. Pooling includes roots, and sums the check for numbers that are not finite.\n\n"
+        + table(["pixels", "threads", *(name for *_, name in LEARNED)], learned)
+        + "\n\nForward passes of the same network that learning a row costs, sums included; tangents of "
+        f"{fewer} pictures.",
     )
 
 

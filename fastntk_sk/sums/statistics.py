@@ -115,15 +115,19 @@ class Statistics:
         h, J, weights = h.double(), J.double(), weights.double()
         n_classes = self.H.shape[1]
         onehot = torch.nn.functional.one_hot(labels, n_classes).double()
-        weighted = h * weights[:, None]
-        add_gram(self.A, weighted, h)
-        self.H += weighted.T @ onehot
+        self.H += ((onehot * weights[:, None]).T @ h).T
+        # rows of one weight, as most are, need no copy that is multiplied by it
+        same = bool((weights == weights[:1]).all())
+        sign = float(weights[:1].sum()) if same else 1.0
+        weighted = h if same else h * weights[:, None]
+        add_gram(self.A, weighted, h, sign)
         if not len(self.r):
             return
         for c in range(n_classes):
-            self.B[c].addmm_(weighted.T, J[:, c])
+            self.B[c].addmm_(weighted.T, J[:, c], alpha=sign)
         flat = J.reshape(-1, J.shape[-1])
-        add_gram(self.G, flat * weights.repeat_interleave(n_classes)[:, None], flat)
+        weighted = flat if same else flat * weights.repeat_interleave(n_classes)[:, None]
+        add_gram(self.G, weighted, flat, sign)
         self.r += weights @ J[torch.arange(len(J), device=J.device), labels]
 
     def merge(self, other: Statistics) -> None:
@@ -216,15 +220,20 @@ def place_of_sums(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
 
 
-def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = _BLOCK) -> None:
+def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = 128) -> None:
     """Add `sign * left.T @ right`, known to be symmetric, to the lower triangle of `out`.
 
-    `out` has shape (k, k), the others (n, k). Row blocks take little more than half of the operations of
-    the full product; within the diagonal blocks, entries above the diagonal are changed too.
+    `out` has shape (k, k), the others (n, k). Halving down to `block` columns takes little more than half
+    of the operations of the full product, in large products; within the diagonal blocks, entries above
+    the diagonal are changed too.
     """
-    for start in range(0, len(out), block):
-        stop = min(start + block, len(out))
-        out[start:stop, :stop].addmm_(left[:, start:stop].T, right[:, :stop], alpha=sign)
+    if len(out) <= block:
+        out.addmm_(left.T, right, alpha=sign)
+        return
+    half = len(out) // 2
+    add_gram(out[:half, :half], left[:, :half], right[:, :half], sign, block)
+    out[half:, :half].addmm_(left[:, half:].T, right[:, :half], alpha=sign)
+    add_gram(out[half:, half:], left[:, half:], right[:, half:], sign, block)
 
 
 def multiply_symmetric(lower: Tensor, right: Tensor) -> Tensor:

@@ -125,15 +125,19 @@ class Ladder(nn.Module):
     @staticmethod
     def root(pooled: Tensor) -> Tensor:
         """Return the signed square root."""
-        # the sign makes zeros zeros again, whose own root takes much longer and has no derivative
-        return pooled.sign() * pooled.abs().clamp_min(1e-30).sqrt()
+        # the sign makes zeros zeros again, whose own root takes much longer and has no derivative;
+        # in place, since fresh memory takes as long as the arithmetic
+        return pooled.sign().mul_(pooled.abs().clamp_min_(1e-30).sqrt_())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of a batch, of shape (n, k)."""
-        parts = zip(self.pooled(x), self.scales, strict=True)
-        numbers = torch.cat([part.T / scale for part, scale in parts])  # each row of the batch a column
-        groups = numbers.index_select(0, self._gathered.flatten()).unflatten(0, self._gathered.shape)
-        return (groups * self._factors).sum(0).T
+        numbers = torch.cat([part.T for part in self.pooled(x)])  # each row of the batch a column
+        # one number of every group at a time: all groups at once would not fit the caches. Products and
+        # sums are apart, since a kernel for both may round otherwise at the end of a row
+        features = torch.zeros_like(numbers[: self.width])
+        for places, factors in zip(self._gathered, self._factors, strict=True):
+            features += numbers.index_select(0, places).mul_(factors)
+        return features.T
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the scales from the mean energy (squared norm) of each rung on synthetic inputs."""
@@ -141,7 +145,8 @@ class Ladder(nn.Module):
         pooled = (torch.cat(part).cpu().double() for part in parts)
         energies = torch.stack([part.square().sum(1).mean() for part in pooled])
         scales = (len(energies) * energies).sqrt()
-        self.scales = torch.where(scales > 0, scales, 1.0).to(self.scales)
+        scales = torch.where(scales > 0, scales, 1.0).to(self.scales)
+        self.install(self.tensors() | {"scales": scales})
 
     def draw_sketch(self, k: int, seed: int) -> None:
         """Draw S for k features, at least one a side, and at most one for each number."""
@@ -183,17 +188,18 @@ class Ladder(nn.Module):
                 f"Expected the sketch of a ladder of {len(self.widths)} rungs and {n_places} numbers, "
                 "got that of another one. Load with the backbone that was saved: backbone=..."
             )
-        # groups as columns of a table, so that the order of a sum over the first axis does not depend on
-        # the size of the batch; those that are shorter than the longest are filled up with zeros
+        # groups as columns of a table; those that are shorter than the longest are filled up with zeros
         places = torch.arange(int(sizes.max()))[:, None]
         inside = places < sizes
         at = torch.where(inside, sizes.cumsum(0) - sizes + places, 0)
         device = next(iter(self.net.parameters()), scales).device
         for name, tensor in zip(TENSORS, (scales, order, signs, sizes), strict=True):
             self.register_buffer(name, tensor.to(device))
-        self.register_buffer("_gathered", order.long()[at].to(device), persistent=False)
-        factors = torch.where(inside, signs[at], 0).to(scales.dtype)
-        self.register_buffer("_factors", factors[:, :, None].to(device), persistent=False)
+        gathered = order.long()[at]
+        divisors = scales.repeat_interleave(torch.tensor(self.widths))[gathered]
+        factors = (torch.where(inside, signs[at], 0) / divisors)[:, :, None]
+        self.register_buffer("_gathered", gathered.to(device), persistent=False)
+        self.register_buffer("_factors", factors.to(device), persistent=False)
 
     def digest(self) -> str:
         """Return a fingerprint of rungs, scales and sketch."""

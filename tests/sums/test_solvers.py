@@ -138,6 +138,23 @@ def test_statistics_are_additive():
     assert not torch.equal(copy.A, whole.A)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_rows_of_one_weight_are_those_that_are_multiplied_by_it(weight):
+    h, J, labels, _ = problem(20, 4, 6, 3)
+    one, each = (Statistics.zeros(4, 6, 3, constant=float(h[0, -1])) for _ in "ab")
+    one.add(h, J, labels, torch.full((20,), weight))
+    for i in (slice(0, 7), slice(7, 8), slice(8, 20)):
+        each.add(h[i], J[i], labels[i], torch.full((len(h[i]),), weight))
+    double = torch.tensor([weight + 1.0, *[weight] * 19])
+    mixed = Statistics.zeros(4, 6, 3, constant=float(h[0, -1]))
+    mixed.add(h, J, labels, double)
+    mixed.add(h[:1], J[:1], labels[:1], -torch.ones(1))
+    for name, tensor in one.tensors().items():
+        lower = torch.tril if name in "AG" else torch.clone
+        for other in (each, mixed):
+            torch.testing.assert_close(lower(other.tensors()[name]), lower(tensor))
+
+
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_products_of_a_lower_triangle(block):
     left, right = torch.randn(5, 10, dtype=torch.float64), torch.randn(10, 2, dtype=torch.float64)

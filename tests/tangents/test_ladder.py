@@ -201,14 +201,27 @@ def test_the_sketch_adds_every_number_once_with_a_sign():
     assert counts == [1] * (len(counts) - n_features) + [2] * n_features
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
-def test_a_row_is_the_same_in_any_batch(name):
+def test_a_row_is_the_same_in_any_batch(name, dtype):
     net = timm.create_model(name, num_classes=0, **({"img_size": 48} if "vit" in name else {})).eval()
-    x = torch.randn(8, 3, 48, 48).contiguous(memory_format=torch.channels_last)
+    low = dtype == torch.bfloat16  # within the pass only
+    x = torch.randn(13, 3, 48, 48).contiguous(memory_format=torch.channels_last)
+    net, x = (each.to(torch.float32 if low else dtype) for each in (net, x))
     ladder = Ladder(net, SIDES, x)
+    ladder.calibrate([x])
     ladder.draw_sketch(64, seed=0)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=low):
         assert torch.equal(ladder(x), ladder(x.roll(3, 0)).roll(-3, 0))
+
+
+def test_scales_divide_the_rungs_before_the_sketch():
+    x = torch.randn(5, 3, 16, 16)
+    ladder = Ladder(plain(), SIDES, x)
+    ladder.calibrate([x])
+    numbers = torch.cat([p / s for p, s in zip(ladder.pooled(x), ladder.scales, strict=True)], 1)
+    torch.testing.assert_close(ladder(x), numbers)
+    torch.testing.assert_close(numbers.double().square().sum(1).mean(), torch.tensor(1.0).double())
 
 
 @pytest.mark.parametrize(
