@@ -141,7 +141,8 @@ class Statistics:
 
     def to(self, device: torch.device | str) -> Statistics:
         """Return the sums on a device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return Statistics(**moved, constant=self.constant, n_tangents=self.n_tangents)
 
     def copy(self) -> Statistics:
         """Return an independent copy."""

@@ -29,7 +29,7 @@ _EXACT = (
     (torch.backends, "fp32_precision", "ieee"),
     (torch.backends.cudnn, "fp32_precision", "ieee"),
     (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
     (torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
     (torch.backends.cudnn, "benchmark", False),
     (torch.backends.cudnn, "deterministic", True),
