@@ -313,7 +313,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Predictions and deletions always raise a `PictureError`. For 2-D X it has no effect.
 
     device : str, default="cpu"
-        Device of the backbone's passes; "auto" takes a GPU if there is one.
+        Device of the backbone's passes and, if it has float64, of the sums over their rows; "auto"
+        takes a GPU if there is one.
 
     random_state : int, RandomState instance or None, default=None
         Seeds the probe directions V, the subspace Q, prompts, the A of "lora", random weights and

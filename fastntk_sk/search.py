@@ -328,9 +328,9 @@ class _TangentRows:
         shown = ledger.noted(estimator._progress(training.rows, "learning", n), self.digests)
         for shared, own in model.all_tangents(shown, training.checked.numbers):
             here = slice(start, start + len(shared))
-            self.shared[here], self.own[here] = shared, own  # from the device
-            here_too = self.shared[here], self.own[here], self.weights[here]
-            self.energies[here] = row_energies(*here_too).numpy()
+            shared, own = shared.cpu(), own.cpu()
+            self.shared[here], self.own[here] = shared, own
+            self.energies[here] = row_energies(shared, own, self.weights[here]).numpy()
             start = here.stop
         self.seconds_per_row = (time.perf_counter() - started) / n
 

@@ -6,18 +6,12 @@ passes in the calling thread, so that everything an accelerator would be asked f
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+aten = torch.ops.aten
 DEVICE = torch.device("lazy:0")
-# what waits for a device: a number, or a shape that depends on values
-_WAITS = (
-    "_local_scalar_dense",
-    "nonzero",
-    "equal",
-    "masked_select",
-    "_unique2",
-    "repeat_interleave.Tensor",
-)
+# they give numbers, or shapes that depend on values: a device is waited for
+_WAITS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "repeat_interleave")
 
 
 class Held(torch.Tensor):
@@ -42,43 +36,7 @@ class Held(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        return run(func, args, kwargs or {}, None)
-
-
-def run(func, args, kwargs, log):
-    """Run an operation on the values, and return what it gives where it would be."""
-    name = func.__name__
-    flat, _ = tree_flatten((args, kwargs))
-    tensors = [each for each in flat if isinstance(each, torch.Tensor)]
-    held = [each for each in tensors if isinstance(each, Held)]
-    target = kwargs.get("device")
-    kwargs = dict(kwargs)
-    if target is not None:
-        kwargs["device"] = torch.device("cpu")
-    there = bool(held) if target is None else torch.device(target).type == DEVICE.type
-    moves = len(held) < len(tensors) and bool(held)
-    if func is torch.ops.aten._to_copy.default or name.startswith("copy_"):
-        moved = there != bool(held) if not name.startswith("copy_") else moves
-        there = bool(held) if name.startswith("copy_") else there
-        if moved and log is not None:
-            log.append(("in" if there else "out", tuple(tensors[-1].shape), tensors[-1].dtype))
-    elif moves and any(not isinstance(each, Held) and each.ndim for each in tensors):
-        shapes = [(type(each).__name__, tuple(each.shape)) for each in tensors]
-        raise RuntimeError(f"{name} got tensors of two devices: {shapes}")
-    if held and log is not None and name.startswith(_WAITS):
-        log.append(("wait", name, None))
-    if func is torch.ops.aten._efficientzerotensor.default:
-        func = torch.ops.aten.zeros.default  # the other one has no values
-    inner_args, inner_kwargs = tree_map_only(Held, lambda t: t.inner, (args, kwargs))
-    out = func(*inner_args, **inner_kwargs)
-    if not there:
-        return out
-    own = {id(each.inner): each for each in held}  # what is changed in place stays what it is
-
-    def wrap(t):
-        return own.get(id(t)) if id(t) in own else Held(t)
-
-    return tree_map_only(torch.Tensor, wrap, out)
+        raise RuntimeError(f"{func} of a tensor whose device is gone")
 
 
 class Simulated(TorchDispatchMode):
@@ -92,7 +50,32 @@ class Simulated(TorchDispatchMode):
         self.log, self.rounds_up = [], rounds_up
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = run(func, args, kwargs or {}, self.log)
-        if self.rounds_up and func is torch.ops.aten.convolution.default and isinstance(out, Held):
-            return Held(out.inner.nextafter(torch.tensor(torch.inf)))
-        return out
+        kwargs = dict(kwargs or {})
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        held = [each for each in tensors if isinstance(each, Held)]
+        if kwargs.get("device") is not None:
+            there = torch.device(kwargs["device"]).type == DEVICE.type
+            kwargs["device"] = torch.device("cpu")
+        else:
+            there = isinstance(args[0], Held) if func is aten.copy_.default else bool(held)
+        if func in (aten._to_copy.default, aten.copy_.default):
+            source = tensors[-1]
+            if there is not isinstance(source, Held):
+                self.log.append(("in" if there else "out", tuple(source.shape), source.dtype))
+        elif held and any(each.ndim for each in tensors if not isinstance(each, Held)):
+            shapes = [(type(each).__name__, tuple(each.shape)) for each in tensors]
+            raise RuntimeError(f"{func} got tensors of two devices: {shapes}")
+        elif held and func.__name__.startswith(_WAITS):
+            self.log.append(("wait", func.__name__, None))
+        if func is aten._efficientzerotensor.default:  # has no values
+            func = aten.zeros.default
+        args, kwargs = tree_map_only(Held, lambda each: each.inner, (args, kwargs))
+        found = func(*args, **kwargs)
+        if not there:
+            return found
+        if self.rounds_up and func is aten.convolution.default:
+            found = found.nextafter(torch.tensor(torch.inf))
+        changed = {id(each.inner): each for each in held}  # in place
+        return tree_map_only(
+            torch.Tensor, lambda each: changed[id(each)] if id(each) in changed else Held(each), found
+        )

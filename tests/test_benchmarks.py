@@ -88,6 +88,21 @@ def test_one_pass_gives_what_each_estimator_reads(monkeypatch):
         assert torch.equal(found[linear], torch.stack(views))
 
 
+def test_an_accelerator_is_asked_for_or_missed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    accelerator = importlib.import_module("accelerator")
+    monkeypatch.setattr(accelerator, "NETWORKS", {"tiny": ("test_resnet", False)})
+    small = "--device cpu --rows 16 --forgotten 2 --batch-size 8 --pixels 32 --networks tiny"
+    monkeypatch.setattr(sys, "argv", ["accelerator.py", *small.split()])
+    accelerator.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [line.count("|") for line in rows] == [8] * 3
+    monkeypatch.setattr(sys, "argv", ["accelerator.py"])
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="No accelerator is here"):
+        accelerator.main()
+
+
 def _rows(model, X):
     batches = model.batches(Rows(X, model.backbone.spec))
     return torch.cat([model.tangents(batch)[0] for batch in batches])

@@ -137,6 +137,7 @@ class Adapter:
         """
         W = self.parameters.W.clone()
         W[torch.from_numpy(self.empty), -1] = -math.inf
+        W = W.to(self.model.device)
         if self.model.ladder is not None:
             module = with_readout(copy.deepcopy(self.model.ladder), W)
         else:

@@ -307,9 +307,9 @@ class LinearizedModel:
         r"""Add the rows' outer products to the statistics, in place and where these are.
 
         Rows are read in the calling thread; on the CPU, the passes run in one of their own with
-        `n_threads`, by default as many as the calling thread has. Errors call the rows by their `numbers`, by default
-        0 to n - 1. The rows' augmented features, of shape (width + 1,), are appended to `kept`, if it
-        is given. Return the rows' energies, float64 of shape (n,),
+        `n_threads`, by default as many as the calling thread has. Errors call the rows by their
+        `numbers`, by default 0 to n - 1. The rows' augmented features, of shape (width + 1,), are
+        appended to `kept`, if it is given. Return the rows' energies, float64 of shape (n,),
         :math:`w_i (\|\tilde h_i\|^2 + \sum_c \|J_{ic}\|^2)`.
         """
         place, start = statistics.device, 0

@@ -37,7 +37,7 @@ class Projection:
 
     def __init__(self, p: int, k: int, seed: int, dtype: torch.dtype = torch.float64) -> None:
         self.p, self.k = p, k
-        self._drawn: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        self._drawn: dict[torch.device, tuple[Tensor, ...]] = {}
         if k == p:
             return
         draws = generator(seed, "projection")
@@ -46,13 +46,12 @@ class Projection:
         signs = (torch.randint(0, 2, (p,), generator=draws) * 2 - 1).to(dtype)
         sizes = torch.full((k,), p // k)
         sizes[: p % k] += 1
-        self._drawn[_CPU] = order, signs, sizes
+        self._drawn[_CPU] = order, signs, sizes, sizes.cumsum(0) - sizes
 
-    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return order and signs of the coordinates, and the sizes of their groups, on a device."""
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return order and signs of the coordinates, and sizes and starts of the groups, on a device."""
         if device not in self._drawn:
-            order, signs, sizes = self._drawn[_CPU]
-            self._drawn[device] = order.to(device), signs.to(device), sizes.to(device)
+            self._drawn[device] = tuple(tensor.to(device) for tensor in self._drawn[_CPU])
         return self._drawn[device]
 
     def project(self, rows: Tensor) -> Tensor:
@@ -63,10 +62,10 @@ class Projection:
         """
         if not self._drawn:
             return rows
-        order, signs, sizes = self._on(rows.device)
+        order, signs, sizes, starts = self._on(rows.device)
         # coordinates are the rows of a table of embeddings, groups are bags of them
         sums = torch.nn.functional.embedding_bag(
-            order, rows.T.contiguous(), sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=signs
+            order, rows.T.contiguous(), starts, mode="sum", per_sample_weights=signs
         )
         return sums.T / sizes.to(rows.dtype).sqrt()
 
@@ -74,7 +73,7 @@ class Projection:
         """Return `Q @ z`, the displacement of all p parameters."""
         if not self._drawn:
             return z.clone()
-        order, signs, sizes = self._on(z.device)
+        order, signs, sizes, _ = self._on(z.device)
         by_group = z / sizes.to(z.dtype).sqrt()
         spread = signs.to(z.dtype) * by_group.repeat_interleave(sizes, output_size=self.p)
         return z.new_zeros(self.p).index_copy_(0, order, spread)
@@ -83,7 +82,7 @@ class Projection:
         """Return a fingerprint of Q, which is checked when a saved state is loaded."""
         state = hashlib.blake2b(repr((self.p, self.k)).encode(), digest_size=16)
         if self._drawn:
-            order, signs, _ = self._drawn[_CPU]
+            order, signs, *_ = self._drawn[_CPU]
             state.update(order.numpy().tobytes())
             state.update(signs.to(torch.int8).numpy().tobytes())
         return state.hexdigest()

@@ -21,15 +21,16 @@ _DEFAULT_MMAP = 2**25  # up to which glibc raises its own threshold; the other o
 _heap_lock = threading.Lock()
 _heap_users = 0
 
-# A setting of precision that was not set follows the one before it, and is left alone then. Not
-# torch.use_deterministic_algorithms: it raises or warns at every product unless CUBLAS_WORKSPACE_CONFIG
-# was set before the first one of the process, although torch gives cuBLAS a workspace for every stream,
-# so that its products repeat bitwise. A backward pass that adds in any order shows as position_gap.
+# From general to special: a precision that nobody has set follows those before it, and goes on doing so.
+# torch.use_deterministic_algorithms is not among them: it raises or warns at every product unless
+# CUBLAS_WORKSPACE_CONFIG was set before the process's first one, although torch gives cuBLAS a workspace
+# for every stream, so that products repeat bitwise. A backward pass that adds in any order shows as
+# position_gap.
 _EXACT = (
     (torch.backends, "fp32_precision", "ieee"),
     (torch.backends.cudnn, "fp32_precision", "ieee"),
     (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
     (torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
     (torch.backends.cudnn, "benchmark", False),
     (torch.backends.cudnn, "deterministic", True),

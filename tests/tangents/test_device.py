@@ -10,8 +10,10 @@ from cases import gap
 from simulated import DEVICE, Simulated
 from torch import nn
 
-from fastntk_sk import FastNTKClassifier
+from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
+from fastntk_sk.evaluation import shadow_margins
 from fastntk_sk.exceptions import JacobianError, NumericalDriftWarning
+from fastntk_sk.inspection import label_issues
 from fastntk_sk.tangents.threads import exact_kernels
 
 CUDA = torch.device("cuda")
@@ -20,8 +22,12 @@ N, SIDE, BATCH = 60, 8, 20
 KINDS = {
     "ladder": {},
     "full kernel": {"trainable": "norm"},
-    "pseudo kernel, mirrored": {"trainable": "norm", "kernel": "pseudo", "augment": "flip"},
-    "ladder beside tangents": {"trainable": ["ladder", "norm"], "kernel": "pseudo", "n_directions": 1},
+    "ladder and pseudo kernel, mirrored": {
+        "trainable": ["ladder", "norm"],
+        "kernel": "pseudo",
+        "n_directions": 2,
+        "augment": "flip",
+    },
     "generic taps, displaced network": {"trainable": "full", "predict_with": "network"},
 }
 
@@ -68,7 +74,7 @@ def came(log, way):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pass_is_made_where_it_is_asked_for(kind, monkeypatch):
-    """On a simulated device: pictures, labels and weights go in, and it comes out what does on the CPU."""
+    """On a simulated device pictures, labels and weights go in, and what comes out is the CPU's."""
     monkeypatch.setattr("fastntk_sk.tangents.model.rows_at_once", lambda *sizes: 2 * BATCH)
     on_cpu, expected = life("cpu", **KINDS[kind])
     with Simulated() as device:
@@ -87,10 +93,8 @@ def test_a_pass_is_made_where_it_is_asked_for(kind, monkeypatch):
         pixels, scales = ((BATCH, 3, SIDE, SIDE), torch.uint8), ((BATCH,), torch.float32)
         assert came(log, "in").count(pixels) == came(log, "in").count(scales) == N / BATCH
         labels_and_weights = [each for each in came(log, "in") if each not in (pixels, scales)]
-        blocks = [
-            ((size,), dtype) for size in (2 * BATCH, BATCH) for dtype in (torch.float64, torch.int64)
-        ]
-        assert labels_and_weights == blocks
+        kinds = torch.float64, torch.int64
+        assert labels_and_weights == [((size,), kind) for size in (2 * BATCH, BATCH) for kind in kinds]
         assert came(log, "out") == [((N,), torch.float64)]  # the energies
 
         kept = []
@@ -114,6 +118,24 @@ def test_sums_leave_the_device_once():
         shapes = [tuple(tensor.shape) for tensor in sums.statistics.tensors().values()]
         assert [shape for shape, _ in came(device.log, "out")] == [(40,), *shapes]
     assert all(type(tensor) is torch.Tensor for tensor in sums.statistics.tensors().values())
+
+
+def test_what_reads_a_model_on_a_device(blobs):
+    X, y = pictures()
+    with Simulated():
+        clf = classifier(DEVICE, keep="features").fit(X, y, sample_ids=[*range(N)])
+        assert clf.find(X[3:4])[0][0]["sample_id"] == 3
+        assert len(label_issues(clf, X, y)["indices"]) <= N
+        rows = clf._adapter.model.backbone.spec.normalise(list(clf._rows(X)), torch.float32, DEVICE)
+        with torch.no_grad():
+            found = clf.to_module()(rows).cpu()
+        np.testing.assert_allclose(found, clf.decision_function(X), rtol=1e-4, atol=1e-5)
+        params = {"n_components": 8, "alphas": [0.1, 1.0], "batch_size": BATCH, "random_state": 0}
+        search = FastNTKClassifierCV(trainable="norm", device=str(DEVICE), **params).fit(*blobs)
+        scores, margins = search.decision_function(blobs[0]), shadow_margins(search, *blobs, n_models=2)
+    expected = FastNTKClassifierCV(trainable="norm", **params).fit(*blobs)
+    np.testing.assert_allclose(scores, expected.decision_function(blobs[0]), rtol=1e-10)
+    np.testing.assert_array_equal(margins, shadow_margins(expected, *blobs, n_models=2))
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -200,23 +222,27 @@ def chosen(owner, name, value):
         (BACKENDS.cuda.matmul, "fp32_precision", "tf32"),
         (BACKENDS.cuda.matmul, "allow_tf32", True),
     ],
-    ids=str,
+    ids=["benchmark", "deterministic", "all", "cudnn", "products", "products, by the old name"],
 )
 def test_the_flags_of_the_process_come_back_as_they_were(choice):
     with chosen(*choice):
         before = flags()
-        with pytest.raises(KeyboardInterrupt), exact_kernels(CUDA), exact_kernels(CUDA):
-            assert are_exact()
-            nn.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))
-            raise KeyboardInterrupt
-        assert flags() == before
         entered, leave = threading.Event(), threading.Event()
+
+        def interrupted():
+            with exact_kernels(CUDA), exact_kernels(CUDA):
+                assert are_exact()
+                nn.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))
+                raise KeyboardInterrupt
 
         def other():
             with exact_kernels(CUDA):
                 entered.set()
                 leave.wait(10)
 
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert flags() == before
         thread = threading.Thread(target=other)
         with exact_kernels(CUDA):
             thread.start()
