@@ -37,7 +37,7 @@ EXPECTED_FAILURES: dict[str, dict[str, str]] = {
 @parametrize_with_checks(
     [
         FastNTKClassifier(random_state=0),
-        FastNTKClassifier(anchor="finetuned", max_epochs=8, n_components=200, random_state=0),
+        FastNTKClassifier(anchor="finetuned", max_epochs=8, n_components=50, random_state=0),
     ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES[estimator.anchor],
 )

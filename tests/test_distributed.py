@@ -1,10 +1,7 @@
 """Ranks of a process group (gloo) learn their shares and end with the model of one process."""
 
-import os
+import multiprocessing
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +12,9 @@ from fastntk_sk import share_rows
 from fastntk_sk.distributed import Ranks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no process groups")
-SCRIPT = Path(__file__).parent / "ranks.py"
 TWO = ["full", "pseudo", "ladder", "tuned", "any_seed", "different_rows", "broken", "lonely"]
 TWO += ["new_class", "kept", "private_half", "refusals"]
+IMPORTED = ["fastntk_sk.classifier", "pytest", "skorch", "timm", "torch._dynamo"]  # once for all ranks
 THREE = ["full", "few", "kept"]
 
 
@@ -26,21 +23,18 @@ def start(folder, n_ranks, *whats):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = []
-    for rank in range(n_ranks):
-        place = {"RANK": rank, "WORLD_SIZE": n_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), *whats],
-                env=os.environ | {key: str(value) for key, value in place.items()},
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    printed = [process.communicate(timeout=240)[0] for process in started]
-    return [process.returncode for process in started], printed
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(IMPORTED)
+    started = [
+        forks.Process(target=ranks.main, args=(folder, rank, n_ranks, port, whats))
+        for rank in range(n_ranks)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=240)
+    printed = [(folder / f"printed-{rank}").read_text() for rank in range(n_ranks)]
+    return [process.exitcode for process in started], printed
 
 
 @pytest.fixture(scope="module")

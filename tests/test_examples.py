@@ -120,7 +120,8 @@ def test_an_example_ends_in_a_picture(script, run, tmp_path):
     assert (tmp_path / script.name).with_suffix(".png").stat().st_size > 10_000
 
 
-def test_the_paper_table_takes_other_data_and_networks(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_the_paper_table_takes_other_data_and_networks(run, tmp_path):
     (tmp_path / "plugins.py").write_text(
         textwrap.dedent(
             """
@@ -138,11 +139,9 @@ def test_the_paper_table_takes_other_data_and_networks(tmp_path):
         )
     )
     task = "plugins:even_or_odd, plugins:network, 100 images, random"
-    command = [sys.executable, "-W", "ignore", str(ROOT / "examples/paper/reproduce.py")]
-    command += ["--data", "plugins:even_or_odd", "--network", "plugins:network", "--images", "100"]
-    command += ["--seeds", "0", "--groups", "pretrained anchor", "--tasks", task]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    arguments = ["--data", "plugins:even_or_odd", "--network", "plugins:network", "--images", "100"]
+    arguments += ["--seeds", "0", "--groups", "pretrained anchor", "--tasks", task]
+    run(ROOT / "examples/paper/reproduce.py", *arguments)
     results = pd.read_csv(tmp_path / "results/results.csv").set_index("model")
     assert (results["task"] == task).all()
     assert results.loc["ours", "algebraic_gap"] < 1e-6

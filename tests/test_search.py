@@ -22,7 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:The best:UserWarning")
 GRID = {"alpha": [0.01, 5.0], "tangent_scale": [0.0, 1.0, 3.0]}
 
 
-@parametrize_with_checks([FastNTKClassifierCV(alphas=(0.1, 1.0), tangent_scales=(1.0,), random_state=0)])
+@parametrize_with_checks(
+    [FastNTKClassifierCV(alphas=(0.1, 1.0), tangent_scales=(1.0,), n_components=32, random_state=0)]
+)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
@@ -54,7 +56,7 @@ def test_it_is_the_grid_search(blobs, kernel, cv, scoring, n_classes):
     X, y = noisy(blobs)
     X, y = X[y < n_classes], np.array(["a", "b", "c"])[y[y < n_classes]]
     w = None if callable(scoring) else np.linspace(0.5, 2, len(y))
-    params = {"kernel": kernel, "trainable": "norm", "n_components": 50, "batch_size": 8}
+    params = {"kernel": kernel, "trainable": "norm", "n_components": 50}
     fast = search(cv=cv, scoring=scoring, **params).fit(X, y, sample_weight=w)
     slow = GridSearchCV(FastNTKClassifier(random_state=0, **params), GRID, cv=cv, scoring=scoring).fit(
         X, y, sample_weight=w

@@ -33,7 +33,7 @@ WEIGHTS = np.linspace(0.5, 2, 60)
 
 
 def make(**changes):
-    return FastNTKClassifier(**({"random_state": 0, "alpha": 0.05} | changes))
+    return FastNTKClassifier(**({"random_state": 0, "alpha": 0.05, "n_components": 64} | changes))
 
 
 def without(clf, X):
