@@ -28,7 +28,7 @@ from .threads import own_thread
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8
 _LARGEST_ERROR = 0.05  # of Jacobians in bfloat16: transformers have 1-2 %, batch norms 20-40 %
-_LARGEST_CHANGE = 0.1  # of predictions; at 0.05 of lite0's ladder the accuracy is the same
+LARGEST_CHANGE = 0.1  # of predictions; at 0.05 of lite0's ladder the accuracy is the same
 _LABELLED, _RIDGE = 10, 0.1  # random targets, and the ridge, of what is learned to see that change
 
 
@@ -256,7 +256,7 @@ def _check_precision(model: LinearizedModel) -> None:
         what, most = "features or Jacobians", _LARGEST_ERROR
         error = max(relative_gap(coarse, fine) for coarse, fine in parts)
     else:
-        what, most, error = "predictions", _LARGEST_CHANGE, _change_of_predictions(model)
+        what, most, error = "predictions", LARGEST_CHANGE, change_of_predictions(model)
     if not error < most:
         raise PrecisionError(
             f'Expected precision="float32" for backbone {model.backbone.name!r}, got "bfloat16", which '
@@ -265,7 +265,7 @@ def _check_precision(model: LinearizedModel) -> None:
         )
 
 
-def _change_of_predictions(model: LinearizedModel) -> float:
+def change_of_predictions(model: LinearizedModel) -> float:
     """Return the relative change of scores where synthetic rows with random labels are learned coarsely.
 
     Other rows are predicted, in full precision: so does the estimator.
@@ -281,7 +281,9 @@ def _change_of_predictions(model: LinearizedModel) -> float:
 
     def scores(learned: Tensor) -> Tensor:
         gram = unit * learned @ learned.T + 1  # the constant
-        return (unit * fine[n:] @ learned.T + 1) @ torch.linalg.solve(gram + _RIDGE * torch.eye(n), labels)
+        return (unit * fine[n:] @ learned.T + 1) @ torch.linalg.solve(
+            gram + _RIDGE * torch.eye(n), labels
+        )
 
     return relative_gap(scores(coarse[:n]), scores(fine[:n]))
 
