@@ -249,10 +249,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Load pretrained weights; False gives random ones, seeded by `random_state`.
 
     batch_size : int or "auto", default="auto"
-        Rows in a pass, the same when a row is learned and when it is forgotten: smaller batches are
-        padded to it, or to a size that is shown, each time, to give bitwise the same. "auto" is a power
-        of two from 8 to 32 on the CPU, and up to 512 on a GPU: it depends on the backbone, the size of
-        its input and the kind of device, not on free memory. A model that is moved keeps its own.
+        Rows in a pass. Smaller batches are padded to it, or, where few rows are forgotten, to a smaller
+        size that gives synthetic rows bitwise as they were learned. "auto" is a power of two from 8 to
+        32 on the CPU, and up to 512 on a GPU: it depends on the backbone, the subset, the size of the
+        input and the kind of device, never on free memory.
 
     max_epochs : int, default=15
         Epochs of fine-tuning.
@@ -277,10 +277,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     precision : {"auto", "float32", "float64", "bfloat16"}, default="auto"
         Precision of the backbone's passes. "auto" is float64 for "mlp" and float32 for others.
-        "bfloat16" learns and forgets in torch's autocast: faster for transformers on processors that
-        know it, with Jacobians a percent or two off, and deletion as exact. Where they would be off by
-        more than 5 %, as in batch norms, it is an error. Predictions, fine-tuning, sums and solves are
-        never in bfloat16.
+        "bfloat16" learns and forgets in torch's autocast: faster on processors that know it, and
+        deletion is as exact. It is an error where Jacobians would be off by more than 5 %, as in batch
+        norms, or where the predictions of a ladder, or of the head, that has learned synthetic rows
+        would change by more than 10 %. Predictions, fine-tuning, sums and solves are never in bfloat16.
 
     backbone_has_seen : bool, "unknown" or "auto", default="auto"
         Whether the backbone was trained on rows that are learned here, which no deletion takes back:

@@ -28,6 +28,8 @@ from .threads import exact_kernels, passing
 _SYNTHETIC_ROWS = 100
 _PRECISION_ROWS = 8
 _LARGEST_ERROR = 0.05  # of Jacobians in bfloat16: transformers have 1-2 %, batch norms 20-40 %
+LARGEST_CHANGE = 0.1  # of predictions: 0.05 of lite0's ladder, and its accuracy was the same
+_TARGETS, _RIDGE = 10, 0.1  # what is learned to see that change
 
 
 @dataclass(frozen=True)
@@ -246,18 +248,44 @@ def _measure(model: LinearizedModel) -> None:
 
 
 def _check_precision(model: LinearizedModel) -> None:
-    """Raise PrecisionError where bfloat16 changes features or Jacobians by more than a few percent."""
+    """Raise PrecisionError where learning in bfloat16 changes Jacobians, or predictions, by too much."""
     if model.settings.precision != "bfloat16":
         return
-    batch = model.synthetic(_PRECISION_ROWS)
-    parts = zip(*(model.passes(batch, full_precision=full) for full in (False, True)), strict=True)
-    error = max(relative_gap(coarse, fine) for coarse, fine in parts)
-    if not error < _LARGEST_ERROR:
+    if model.projection.k:
+        batch = model.synthetic(_PRECISION_ROWS)
+        parts = zip(*(model.passes(batch, full_precision=full) for full in (False, True)), strict=True)
+        what, most = "features or Jacobians", _LARGEST_ERROR
+        error = max(relative_gap(coarse, fine) for coarse, fine in parts)
+    else:
+        what, most, error = "predictions", LARGEST_CHANGE, change_of_predictions(model)
+    if not error < most:
         raise PrecisionError(
             f'Expected precision="float32" for backbone {model.backbone.name!r}, got "bfloat16", in '
-            f"which its features or Jacobians are off by {error:.0%} on synthetic inputs (at most "
-            f"{_LARGEST_ERROR:.0%} are accepted). It is for transformers."
+            f"which its {what} are off by {error:.0%} on synthetic inputs (at most {most:.0%} are "
+            "accepted). It is for transformers, and for ladders."
         )
+
+
+def change_of_predictions(model: LinearizedModel) -> float:
+    """Return the relative change of scores if a ladder learns in bfloat16.
+
+    It learns random targets of synthetic rows, and scores others in full precision, as the estimator
+    does. 0 for a model in full precision.
+    """
+    batches = model.synthetic(_SYNTHETIC_ROWS).split(model.settings.batch_size)
+    coarse, fine = (
+        torch.cat([model.passes(batch, full_precision=full)[0] for batch in batches]).cpu().double()
+        for full in (False, True)
+    )
+    n, unit = len(fine) // 2, fine.square().sum(1).mean().sqrt()  # rows have energy 1 in the sums
+    targets = draw_directions(model.settings.seed, n, _TARGETS)
+
+    def scores(learned: Tensor) -> Tensor:
+        gram = learned @ learned.T / unit**2 + 1  # with the constant
+        gram.diagonal().add_(_RIDGE)
+        return (fine[n:] @ learned.T / unit**2 + 1) @ torch.linalg.solve(gram, targets)
+
+    return relative_gap(scores(coarse[:n]), scores(fine[:n]))
 
 
 def _power_of_two(energy: float) -> float:

@@ -185,3 +185,28 @@ def test_where_bfloat16_is_too_coarse_it_is_an_error(digits):
     clf = FastNTKClassifier("tf_efficientnet_lite0", **settings)
     with pytest.raises(ValueError, match=r'Expected precision="float32" .* off by \d+%'):
         clf.fit(digits[0][:20], digits[1][:20])
+
+
+def rounded(scale):
+    """Return a network whose features lose digits in bfloat16: differences of large numbers."""
+
+    class Differences(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow = torch.nn.Conv2d(3, 16, 3)
+
+        def forward(self, x):
+            h = self.narrow(x + scale).mean((2, 3))
+            return h - self.narrow(torch.full_like(x, scale)).mean((2, 3))
+
+    return Differences
+
+
+def test_the_head_learns_in_bfloat16_where_predictions_stay(digits):
+    settings = {"trainable": "head", "precision": "bfloat16", "image_size": 16, "random_state": 0}
+    clf = FastNTKClassifier(rounded(0.0), **settings).fit(digits[0][:20], digits[1][:20])
+    full = FastNTKClassifier(rounded(0.0), **settings | {"precision": "float32"})
+    full.fit(digits[0][:20], digits[1][:20])
+    assert 0 < gap(clf, full) < 0.2
+    with pytest.raises(ValueError, match=r"its predictions are off by \d+%"):
+        FastNTKClassifier(rounded(100.0), **settings).fit(digits[0][:20], digits[1][:20])
