@@ -22,7 +22,13 @@ LEARNED = [
     ("norm", "full", f"norm, full kernel, {CLASSES} classes"),
 ]
 # each call of `measure` does what the one before does, and this too
-PARTS = {"input": "input", "forward": "backbone", "pooled": "pooling", "ladder": "sketch", "learn": "sums"}
+PARTS = {
+    "input": "input",
+    "forward": "backbone",
+    "pooled": "pooling",
+    "ladder": "sketch",
+    "learn": "sums",
+}
 
 
 def measure(
