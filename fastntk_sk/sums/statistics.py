@@ -223,9 +223,9 @@ def place_of_sums(device: torch.device) -> torch.device:
 def add_gram(out: Tensor, left: Tensor, right: Tensor, sign: float = 1.0, block: int = 128) -> None:
     """Add `sign * left.T @ right`, known to be symmetric, to the lower triangle of `out`.
 
-    `out` has shape (k, k), the others (n, k). Halving down to `block` columns takes little more than
-    half of the operations of the full product, in large products; within the diagonal blocks, entries
-    above the diagonal are changed too.
+    `out` has shape (k, k), the others (n, k). Halves, down to `block` columns, take little more than
+    half of the operations of the full product, and most of them in large products; within the
+    diagonal blocks, entries above the diagonal are changed too.
     """
     if len(out) <= block:
         out.addmm_(left.T, right, alpha=sign)

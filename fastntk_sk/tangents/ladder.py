@@ -134,7 +134,7 @@ class Ladder(nn.Module):
         numbers = torch.cat([part.T for part in self.pooled(x)])  # each row of the batch a column
         # one number of every group at a time: all groups at once would not fit the caches. Products and
         # sums are apart, since a kernel for both may round otherwise at the end of a row
-        features = torch.zeros_like(numbers[: self.width])
+        features = numbers.new_zeros(self.width, numbers.shape[1])
         for places, factors in zip(self._gathered, self._factors, strict=True):
             features += numbers.index_select(0, places).mul_(factors)
         return features.T

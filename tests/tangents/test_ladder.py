@@ -217,7 +217,7 @@ def test_a_row_is_the_same_in_any_batch(name, dtype):
 
 def test_scales_divide_the_rungs_before_the_sketch():
     x = torch.randn(5, 3, 16, 16)
-    ladder = Ladder(plain(), SIDES, x)
+    ladder = Ladder(plain(), ["ladder-grid"], x)
     ladder.calibrate([x])
     numbers = torch.cat([p / s for p, s in zip(ladder.pooled(x), ladder.scales, strict=True)], 1)
     torch.testing.assert_close(ladder(x), numbers)
