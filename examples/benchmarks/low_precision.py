@@ -16,7 +16,6 @@ from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.sums.ridge import solve
 from fastntk_sk.tangents import linearize
 
-CLASSES, K = 10, 4096
 NETWORKS = {
     "tf_efficientnet_lite0": {},
     "resnet18": {"pretrained": False},
@@ -25,7 +24,7 @@ NETWORKS = {
 }
 
 
-def measure(network: str, pixels: int, n_rows: int, n_test: int, repeats: int) -> list[str]:
+def measure(network: str, pixels: int, k: int, n_rows: int, n_test: int, repeats: int) -> list[str]:
     """Return what one network gives at one size."""
     X, y, X_test, y_test = fashion_mnist()
     scores, calls = {}, {}
@@ -34,7 +33,7 @@ def measure(network: str, pixels: int, n_rows: int, n_test: int, repeats: int) -
             network,
             trainable="ladder",
             pixels=pixels,
-            n_components=K,
+            n_components=k,
             precision=precision,
             **NETWORKS[network],
         )
@@ -62,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--pixels", type=int, nargs="+", default=[64, 224])
     parser.add_argument("--networks", nargs="+", default=[*NETWORKS], choices=[*NETWORKS])
+    parser.add_argument("--components", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--test-rows", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
@@ -69,7 +69,7 @@ def main() -> None:
     lines = []
     for network in args.networks:
         for pixels in args.pixels:
-            found = measure(network, pixels, args.rows, args.test_rows, args.repeats)
+            found = measure(network, pixels, args.components, args.rows, args.test_rows, args.repeats)
             lines.append([network, pixels, *found])
             print(lines[-1], flush=True)
     header = ["backbone", "pixels", "images / s, float32", "bfloat16", "accuracy, float32", "bfloat16"]
@@ -77,9 +77,9 @@ def main() -> None:
     publish(
         "low_precision",
         table(header, lines)
-        + f'\n\nA ladder with k = {K:,} and alpha="auto", learned from {args.rows:,} pictures and '
-        f"tested on {args.test_rows:,}. Images a second are of learning, sums included, medians of "
-        f"{args.repeats} turns. Changes are relative; that on synthetic rows is what "
+        + f"\n\nA ladder with k = {args.components:,} and alpha='auto', learned from {args.rows:,} "
+        f"pictures and tested on {args.test_rows:,}. Images a second are of learning, sums included, "
+        f"medians of {args.repeats} turns. Changes are relative; that on synthetic rows is what "
         "FastNTKClassifier looks at: bfloat16 is refused above "
         f"{linearize.LARGEST_CHANGE:.0%}. torch uses {torch.get_num_threads()} thread(s), "
         f"{torch.backends.cpu.get_cpu_capability()}.",

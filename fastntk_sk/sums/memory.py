@@ -17,7 +17,7 @@ AUTO_COMPONENTS = 4096  # of tangents, and of a ladder
 _AUTO_NUMBERS = 2**29  # at most 4 GiB of float64 in the class blocks, whatever the machine
 _BUFFER_NUMBERS = 2**24
 _BATCHES = {  # bytes, fewest and most rows of a batch
-    "cpu": (2**31, 8, 32),  # more are hardly faster there, and few rows are padded to a batch
+    "cpu": (2**28, 8, 32),  # more are no faster there, where they leave the caches
     "mps": (2**31, 8, 128),
     "cuda": (2**32, 8, 512),
     "xpu": (2**32, 8, 512),
