@@ -10,7 +10,7 @@ import argparse
 
 import numpy as np
 import torch
-from _common import fashion_mnist, interleaved, linearized, publish, table
+from _common import interleaved, linearized, publish, table, training_images
 
 from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.sums.ridge import solve
@@ -26,7 +26,7 @@ NETWORKS = {
 
 def measure(network: str, pixels: int, k: int, n_rows: int, n_test: int, repeats: int) -> list[str]:
     """Return what one network gives at one size."""
-    X, y, X_test, y_test = fashion_mnist()
+    X, y = training_images(n_rows + n_test)
     scores, calls = {}, {}
     for precision in ("float32", "bfloat16"):
         model = linearized(
@@ -37,9 +37,7 @@ def measure(network: str, pixels: int, k: int, n_rows: int, n_test: int, repeats
             precision=precision,
             **NETWORKS[network],
         )
-        rows, held_out = (
-            list(Rows(part, model.backbone.spec)) for part in (X[:n_rows], X_test[:n_test])
-        )
+        rows, held_out = (list(Rows(part, model.backbone.spec)) for part in (X[:n_rows], X[n_rows:]))
         sums = model.empty_statistics()
         model.learn(sums, rows, y[:n_rows], np.ones(n_rows))
         solution = solve(sums, alpha=None, tangent_scale=1.0, target_scale=1.0)
@@ -49,7 +47,7 @@ def measure(network: str, pixels: int, k: int, n_rows: int, n_test: int, repeats
         calls[precision] = lambda m=model, s=empty, r=some, t=labels: m.learn(s, r, t, np.ones(len(r)))
     fine, coarse = scores["float32"], scores["bfloat16"]
     seconds = interleaved(calls, repeats)
-    accuracies = [f"{np.mean(each.argmax(1) == y_test[:n_test]):.2%}" for each in (fine, coarse)]
+    accuracies = [f"{np.mean(each.argmax(1) == y[n_rows:]):.2%}" for each in (fine, coarse)]
     speeds = [f"{min(256, n_rows) / seconds[precision]:.0f}" for precision in calls]
     changed = np.linalg.norm(coarse - fine) / np.linalg.norm(fine)
     other = np.mean(coarse.argmax(1) != fine.argmax(1))
@@ -78,8 +76,8 @@ def main() -> None:
         "low_precision",
         table(header, lines)
         + f"\n\nA ladder with k = {args.components:,} and alpha='auto', learned from {args.rows:,} "
-        f"pictures and tested on {args.test_rows:,}. Images a second are of learning, sums included, "
-        f"medians of {args.repeats} turns. Changes are relative; that on synthetic rows is what "
+        f"training images and scored on {args.test_rows:,} others of them. Images a second are of "
+        f"learning, sums included, medians of {args.repeats} turns. Changes are relative; that on synthetic rows is what "
         "FastNTKClassifier looks at: bfloat16 is refused above "
         f"{linearize.LARGEST_CHANGE:.0%}. torch uses {torch.get_num_threads()} thread(s), "
         f"{torch.backends.cpu.get_cpu_capability()}.",
