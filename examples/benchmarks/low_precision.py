@@ -77,8 +77,8 @@ def main() -> None:
         table(header, lines)
         + f"\n\nA ladder with k = {args.components:,} and alpha='auto', learned from {args.rows:,} "
         f"training images and scored on {args.test_rows:,} others of them. Images a second are of "
-        f"learning, sums included, medians of {args.repeats} turns. Changes are relative; that on synthetic rows is what "
-        "FastNTKClassifier looks at: bfloat16 is refused above "
+        f"learning, sums included, medians of {args.repeats} turns. Changes are relative; that on "
+        "synthetic rows is what FastNTKClassifier looks at: bfloat16 is refused above "
         f"{linearize.LARGEST_CHANGE:.0%}. torch uses {torch.get_num_threads()} thread(s), "
         f"{torch.backends.cpu.get_cpu_capability()}.",
     )
