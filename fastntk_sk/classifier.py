@@ -727,9 +727,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
-        size, drift = self._proven(before.state, features)
-        few = len(removals) <= before.state.n_held
-        sums = self._sum(before, rows, removals, features, "forgetting", size, few=few)
+        model, drift = self._proven(before.state, features)
+        hold = len(removals) <= before.state.most_held
+        sums = self._sum(before, model, rows, removals, features, "forgetting", hold=hold)
         drifted = bool(drift or before.state.model.position_gap)
         after = replace(before, state=before.state.subtract(sums, drifted=drifted), ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
@@ -840,10 +840,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = labels[[removal.row for removal in removals]].tolist()
         features = before.ledger.features(removals)
         by_features = all(row is not None for row in features)
-        size, drift = self._proven(before.state, features)
+        model, drift = self._proven(before.state, features)
         right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
-        old = self._sum(before, rows, removals, features, "forgetting", size)
-        new = self._sum(before, rows, right, features, "learning", size)
+        old = self._sum(before, model, rows, removals, features, "forgetting")
+        new = self._sum(before, model, rows, right, features, "learning")
         ledger = before.ledger.rectified(removals, right)
         after = replace(before, state=before.state.exchange(old, new), ledger=ledger)
         n_copies_left = ledger.n_labelled_otherwise(wanted)
@@ -940,7 +940,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             return report | {"reason": str(error), "indices": indices, "exactness": verdict}
         state, n_passing, drift = held.state, sum(row is None for row in features), 0.0
         if n_passing:
-            size, probe = state.proven_size(n_passing)
+            model, probe = state.proven(n_passing)
+            size = model.settings.batch_size
             n_passing, drift = size * math.ceil(n_passing / size), state.drift(probe)
         return report | {
             "possible": True,
@@ -995,7 +996,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         if rows is not None:
             features = [None] * len(removals)  # the backbone gives them anew
-        sums = self._sum(before, rows, removals, features, "rebuilding")
+        sums = self._sum(before, before.state.model, rows, removals, features, "rebuilding")
         if rows is not None and before.state.settings.keep:
             ledger = ledger.with_features(removals, sums.features)
             kept = [one for one in ledger.features(removals) if one is not None]
@@ -1829,9 +1830,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         places = probes(shared, state, None if state.n_rows else state.probes[0])
         self._warn_of_drift(state, places)
         asked = Asked(np.arange(n), labels, weights, np.zeros(n, dtype=np.int64))
-        sums, digests = sum_shares(
-            shared, state, private.ledger, rows, asked, "learning", show=bool(self.verbose)
-        )
+        sums, digests = self._sum_shares(private, state.model, rows, asked, "learning")
         features = None
         if state.settings.keep:
             features = private.ledger.settled(digests, sums.features)
@@ -1864,44 +1863,58 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _sum(
         self,
         private: Private,
+        model: LinearizedModel,
         rows: Rows | None,
         removals,
         features,
         what: str,
-        size: int | None = None,
         *,
-        few: bool = False,
+        hold: bool = False,
     ) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
         state = private.state
-        few = few and ranks().size == 1
+        hold = hold and ranks().size == 1
         pairs = list(zip(removals, features, strict=True))
         held = [(removal, row) for removal, row in pairs if row is not None]
         if held:
             kept, known = zip(*held, strict=True)
-            sums = state.sum_features(
-                self._progress(known, what, len(known)), *learned_as(kept), few=few
-            )
+            shown = self._progress(known, what, len(known))
+            sums = state.sum_features(shown, *learned_as(kept), hold=hold)
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
         places, segments = np.array([(one.row, one.segment) for one in others]).T
-        asked, show = Asked(places, *learned_as(others), segments), bool(self.verbose)
-        found, digests = sum_shares(
-            ranks(), state, private.ledger, rows, asked, what, size, few=few, show=show
-        )
+        asked = Asked(places, *learned_as(others), segments)
+        found, digests = self._sum_shares(private, model, rows, asked, what, hold=hold)
         check_unchanged(digests, others)
         return found.plus(sums) if held else found
 
-    def _proven(self, state: State, features: Sequence[np.ndarray | None]) -> tuple[int | None, float]:
-        """Return the size of the batches that rows without kept features pass in, and its drift."""
+    def _sum_shares(
+        self,
+        private: Private,
+        model: LinearizedModel,
+        rows: Rows,
+        asked: Asked,
+        what: str,
+        *,
+        hold: bool = False,
+    ) -> tuple[Sums, list[bytes]]:
+        n_threads, show = private.state.environment["threads"], bool(self.verbose)
+        return sum_shares(
+            ranks(), model, private.ledger, rows, asked, n_threads, what, hold=hold, show=show
+        )
+
+    def _proven(
+        self, state: State, features: Sequence[np.ndarray | None]
+    ) -> tuple[LinearizedModel, float]:
+        """Return the model that rows without kept features pass through, and its drift."""
         n_passing = sum(row is None for row in features)
         if not n_passing:
-            return None, 0.0
+            return state.model, 0.0
         if ranks().size > 1:
-            return None, self._warn_of_drift(state, probes(ranks(), state))
-        size, probe = state.proven_size(n_passing)
-        return size, self._warn_of_drift(state, [probe])
+            return state.model, self._warn_of_drift(state, probes(ranks(), state))
+        model, probe = state.proven(n_passing)
+        return model, self._warn_of_drift(state, [probe])
 
     def _warn_of_drift(self, state: State, places: list[Tensor]) -> float:
         """Measure how far what the backbone gives, in any rank, is from what was learned, and warn."""
