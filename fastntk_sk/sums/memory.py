@@ -55,7 +55,7 @@ def choose_batch_size(activations: Sequence[int], n_trained: int, itemsize: int,
     numbers that each module gives for a row: forward, a few of them are held at a time; a backward pass
     to `n_trained` parameters holds all of them, their gradients, and Jacobians of every row.
     """
-    budget, fewest, most = _BATCHES[device.partition(":")[0]]
+    budget, fewest, most = _BATCHES.get(device.partition(":")[0], _BATCHES["cpu"])
     numbers = 4 * max(activations, default=0)
     if n_trained:
         numbers += 2 * sum(activations) + 5 * n_trained
