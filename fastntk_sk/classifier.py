@@ -85,7 +85,7 @@ _AS_GIVEN = (
     "kernel", "n_directions", "n_components", "n_prompts", "lora_rank", "pretrained", "batch_size",
     "precision", "predict_with", "backbone_has_seen", "keep", "augment",
 )  # fmt: skip
-_NOT_PUBLIC = ("alpha_", "alpha_path_", "linearity_", "history_")  # fitted attributes
+_NOT_PUBLIC = ("alpha_", "alpha_path_", "linearity_", "history_")  # come with the private half
 _COMMITTING = threading.Lock()  # one for all estimators: pickle and deepcopy take no lock of an instance
 _ANY = object()
 
@@ -108,10 +108,12 @@ def _led(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, X, *args, **kwargs)
         check_is_fitted(self)
         rows = None if X is None else self._rows(X)
+        # what `redoes` names is looked up by rank 0, and need not be there elsewhere
         named = [value for name, value in sorted(kwargs.items()) if name != "redoes"]
-        asked = rows and len(rows), [np.asarray(value).tolist() for value in (*args, *named)]
+        others = [np.asarray(value).tolist() for value in (*args, *named)]
+        alike = None if rows is None else len(rows), others
         model, classes = self._adapter.model, self.classes_
-        return self._together(lambda: method(self, X, *args, **kwargs), rows, model, classes, asked)
+        return self._together(lambda: method(self, X, *args, **kwargs), rows, model, classes, alike)
 
     return call
 
@@ -313,8 +315,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Predictions and deletions always raise a `PictureError`. For 2-D X it has no effect.
 
     device : str, default="cpu"
-        Device of the backbone's passes and, if it has float64, of the sums over their rows; "auto"
-        takes a GPU if there is one.
+        Device of the backbone's passes and, if it has float64, of the sums over their rows and of
+        solves; "auto" takes a GPU if there is one.
 
     random_state : int, RandomState instance or None, default=None
         Seeds the probe directions V, the subspace Q, prompts, the A of "lora", random weights and
@@ -343,7 +345,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         features, tangent features and a constant.
 
     alpha_ : float
-        The ridge in force. Private, and so is the next attribute: absent after :meth:`from_pretrained`.
+        The ridge in force. Private, and so is the next attribute.
 
     alpha_path_ : dict of float to float
         Where the sums chose `alpha_`: minus twice the log evidence for each class, by value of alpha
@@ -372,7 +374,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     receipts_ : list of dict
         One for each deletion: time, number of rows, "exactness" ({"exact": bool, "reasons": list of
         str}) and the numbers that decide it, versions, device, precision, threads, and the checksum of
-        the receipt before it. Private: empty after :meth:`from_pretrained`.
+        the receipt before it. Private.
 
     skipped_ : list of dict
         "row" and "reason" of what the last :meth:`fit` or :meth:`partial_fit` left out, as `on_error`
@@ -388,8 +390,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     Parameters that are set after fit take effect at the next fit; :meth:`unlearn` and
     :meth:`partial_fit` warn of them. `verbose`, `num_workers` and `on_error` take effect at once.
 
-    After :meth:`from_pretrained`, methods that need more than what predicts raise a
-    `NoPrivateStateError`.
+    After :meth:`from_pretrained`, and in ranks other than 0 that have learned within
+    :func:`share_rows`, methods that need more than what predicts raise a `NoPrivateStateError`, and
+    private attributes are absent or empty.
 
     A pickle, and what :meth:`save` writes, hold the statistics and the ledger, which describe the
     remaining training data, and a trained anchor, which has seen forgotten rows too: they are
@@ -551,8 +554,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
                 private = self._with_linearity(private, rows)
             return self._commit(private.adapter(classes), private, found=found)
 
-        asked = _asked_of(rows, checked)
-        return self._together(learn, rows, state.model, classes, asked, found)
+        alike = _alike(rows, checked)
+        return self._together(learn, rows, state.model, classes, alike, found)
 
     @available_if(_can_add)
     @_fit_context(prefer_skip_nested_validation=True)
@@ -610,7 +613,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             after = self._learn(_with_classes(before, known, names), rows, checked)
             return self._commit(after.adapter(names), after, before=before)
 
-        self._together(learn, rows, model, names, _asked_of(rows, checked))
+        self._together(learn, rows, model, names, _alike(rows, checked))
         self.skipped_ = checked.skipped
         return self
 
@@ -727,9 +730,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         # what was kept is what was learned, whatever the backbone gives by now
         by_features = all(row is not None for row in features)
-        size, drift = self._proven(before.state, features)
-        few = len(removals) <= before.state.n_held
-        sums = self._sum(before, rows, removals, features, "forgetting", size, few=few)
+        model, drift = self._proven(before.state, features)
+        hold = len(removals) <= before.state.most_held
+        sums = self._sum(before, model, rows, removals, features, "forgetting", hold=hold)
         drifted = bool(drift or before.state.model.position_gap)
         after = replace(before, state=before.state.subtract(sums, drifted=drifted), ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
@@ -840,10 +843,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         labels = labels[[removal.row for removal in removals]].tolist()
         features = before.ledger.features(removals)
         by_features = all(row is not None for row in features)
-        size, drift = self._proven(before.state, features)
+        model, drift = self._proven(before.state, features)
         right = [removal.labelled(label) for removal, label in zip(removals, labels, strict=True)]
-        old = self._sum(before, rows, removals, features, "forgetting", size)
-        new = self._sum(before, rows, right, features, "learning", size)
+        old = self._sum(before, model, rows, removals, features, "forgetting")
+        new = self._sum(before, model, rows, right, features, "learning")
         ledger = before.ledger.rectified(removals, right)
         after = replace(before, state=before.state.exchange(old, new), ledger=ledger)
         n_copies_left = ledger.n_labelled_otherwise(wanted)
@@ -940,7 +943,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             return report | {"reason": str(error), "indices": indices, "exactness": verdict}
         state, n_passing, drift = held.state, sum(row is None for row in features), 0.0
         if n_passing:
-            size, probe = state.proven_size(n_passing)
+            model, probe = state.proven(n_passing)
+            size = model.settings.batch_size
             n_passing, drift = size * math.ceil(n_passing / size), state.drift(probe)
         return report | {
             "possible": True,
@@ -995,7 +999,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         check_summable(rows, removals, features)
         if rows is not None:
             features = [None] * len(removals)  # the backbone gives them anew
-        sums = self._sum(before, rows, removals, features, "rebuilding")
+        sums = self._sum(before, before.state.model, rows, removals, features, "rebuilding")
         if rows is not None and before.state.settings.keep:
             ledger = ledger.with_features(removals, sums.features)
             kept = [one for one in ledger.features(removals) if one is not None]
@@ -1806,17 +1810,17 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         rows: Rows | None,
         model: LinearizedModel,
         classes: np.ndarray,
-        asked: Any,
+        alike: Any,
         found: dict[str, Any] | None = None,
     ) -> Any:
         """Run what commits a change; where ranks share rows, rank 0 does and others follow it.
 
-        `asked` is what ranks have to be called with alike, and `found` that of `_commit`.
+        `alike` is what all ranks have to be called with, and `found` that of `_commit`.
         """
         shared = ranks()
         if shared.size == 1:
             return work()
-        shared.check_same(repr((signature(model), classes.tolist(), asked)).encode())
+        shared.check_same(repr((signature(model), classes.tolist(), alike)).encode())
         if shared.rank:
             return self._commit(follow(shared, model, rows, classes), found=found)
         with leading(shared):
@@ -1829,9 +1833,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         places = probes(shared, state, None if state.n_rows else state.probes[0])
         self._warn_of_drift(state, places)
         asked = Asked(np.arange(n), labels, weights, np.zeros(n, dtype=np.int64))
-        sums, digests = sum_shares(
-            shared, state, private.ledger, rows, asked, "learning", show=bool(self.verbose)
-        )
+        sums, digests = self._sum_shares(private, state.model, rows, asked, "learning")
         features = None
         if state.settings.keep:
             features = private.ledger.settled(digests, sums.features)
@@ -1864,44 +1866,58 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
     def _sum(
         self,
         private: Private,
+        model: LinearizedModel,
         rows: Rows | None,
         removals,
         features,
         what: str,
-        size: int | None = None,
         *,
-        few: bool = False,
+        hold: bool = False,
     ) -> Sums:
         """Take the sums over matched rows: kept features, and a share of other rows in every rank."""
         state = private.state
-        few = few and ranks().size == 1
+        hold = hold and ranks().size == 1
         pairs = list(zip(removals, features, strict=True))
         held = [(removal, row) for removal, row in pairs if row is not None]
         if held:
             kept, known = zip(*held, strict=True)
-            sums = state.sum_features(
-                self._progress(known, what, len(known)), *learned_as(kept), few=few
-            )
+            shown = self._progress(known, what, len(known))
+            sums = state.sum_features(shown, *learned_as(kept), hold=hold)
         others = [removal for removal, row in pairs if row is None]
         if rows is None or not others:
             return sums
         places, segments = np.array([(one.row, one.segment) for one in others]).T
-        asked, show = Asked(places, *learned_as(others), segments), bool(self.verbose)
-        found, digests = sum_shares(
-            ranks(), state, private.ledger, rows, asked, what, size, few=few, show=show
-        )
+        asked = Asked(places, *learned_as(others), segments)
+        found, digests = self._sum_shares(private, model, rows, asked, what, hold=hold)
         check_unchanged(digests, others)
         return found.plus(sums) if held else found
 
-    def _proven(self, state: State, features: Sequence[np.ndarray | None]) -> tuple[int | None, float]:
-        """Return the size of the batches that rows without kept features pass in, and its drift."""
+    def _sum_shares(
+        self,
+        private: Private,
+        model: LinearizedModel,
+        rows: Rows,
+        asked: Asked,
+        what: str,
+        *,
+        hold: bool = False,
+    ) -> tuple[Sums, list[bytes]]:
+        n_threads, show = private.state.environment["threads"], bool(self.verbose)
+        return sum_shares(
+            ranks(), model, private.ledger, rows, asked, n_threads, what, hold=hold, show=show
+        )
+
+    def _proven(
+        self, state: State, features: Sequence[np.ndarray | None]
+    ) -> tuple[LinearizedModel, float]:
+        """Return the model that rows without kept features pass through, and its drift."""
         n_passing = sum(row is None for row in features)
         if not n_passing:
-            return None, 0.0
+            return state.model, 0.0
         if ranks().size > 1:
-            return None, self._warn_of_drift(state, probes(ranks(), state))
-        size, probe = state.proven_size(n_passing)
-        return size, self._warn_of_drift(state, [probe])
+            return state.model, self._warn_of_drift(state, probes(ranks(), state))
+        model, probe = state.proven(n_passing)
+        return model, self._warn_of_drift(state, [probe])
 
     def _warn_of_drift(self, state: State, places: list[Tensor]) -> float:
         """Measure how far what the backbone gives, in any rank, is from what was learned, and warn."""
@@ -2066,8 +2082,8 @@ def _attributes(adapter: Adapter, private: Private | None) -> dict[str, Any]:
     return found
 
 
-def _asked_of(rows: Rows, checked: CheckedRows) -> list[Any]:
-    """Return what ranks that learn rows together have to be called with alike."""
+def _alike(rows: Rows, checked: CheckedRows) -> list[Any]:
+    """Return what all ranks that learn rows together have to be called with."""
     if ranks().size == 1:
         return []
     seen = [content(rows[i]) for i in sorted({0, len(rows) // 2, len(rows) - 1})]

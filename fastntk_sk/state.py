@@ -141,10 +141,10 @@ class State:
         labels: np.ndarray,
         weights: np.ndarray,
         *,
-        few: bool = False,
+        hold: bool = False,
     ) -> Sums:
         """Take the sums over rows whose features were kept, or hold the rows, without the backbone."""
-        statistics = HeldRows() if few else self.model.empty_statistics()
+        statistics = HeldRows() if hold else self.model.empty_statistics()
         energies = [np.zeros(0)]
         rows = iter(features)
         for start in range(0, len(labels), _AT_ONCE):
@@ -209,8 +209,8 @@ class State:
         return place_of_sums(self.model.device)
 
     @property
-    def n_held(self) -> int:
-        """How many rows may be held in place of their sums: what a pass holds too."""
+    def most_held(self) -> int:
+        """How many rows may be held in place of their sums: as many as wait in a pass."""
         return rows_at_once(*self.model.sizes, self.settings.n_classes, self.settings.batch_size)
 
     def subtract(self, sums: Sums, *, drifted: bool = False) -> State:
@@ -339,8 +339,8 @@ class State:
         """Return what the backbone gives here for the synthetic rows."""
         return self.model.probe(self.environment["threads"])
 
-    def proven_size(self, n_rows: int) -> tuple[int, Tensor]:
-        """Return the smallest batch found that gives few rows as they were learned, and its probe.
+    def proven(self, n_rows: int) -> tuple[LinearizedModel, Tensor]:
+        """Return the model in the smallest batches that are exact for few rows, and its probe.
 
         Kernels are chosen by the shape of a batch and not by the values in it: where a smaller one gives
         the rows of the probe, in all of its places, bitwise as they were learned, it does so for others.
@@ -348,8 +348,8 @@ class State:
         for size in self.model.smaller_sizes(n_rows):
             probe = self.model.probe(self.environment["threads"], size)
             if not self.drift(probe):
-                return size, probe
-        return self.settings.batch_size, self.probe()
+                return self.model.in_batches(size), probe
+        return self.model, self.probe()
 
     def drift(self, probe: Tensor) -> float:
         """Return the largest relative difference between a probe and what was learned."""
@@ -366,22 +366,22 @@ def sum_rows(
     n_threads: int,
     shared: Ranks,
     *,
-    few: bool = False,
+    hold: bool = False,
 ) -> Sums:
     """Take the sums over rows, with the number of threads that others were learned with.
 
     `labels`, `weights` and `numbers`, which errors call the rows, are those of all ranks, and `rows`
-    this rank's share. Rank 0 gets the sums over all of them, others nothing that can be used. `few`
-    holds the rows in place of their sums, where no ranks share them.
+    this rank's share. Rank 0 gets the sums over all of them, others nothing that can be used. `hold`
+    keeps the rows in place of their sums, where no ranks share them.
     """
     started, part, place = time.perf_counter(), shared.share(len(labels)), place_of_sums(model.device)
-    statistics: Any = HeldRows() if few else model.empty_statistics(place)
+    statistics: Any = HeldRows() if hold else model.empty_statistics(place)
     failed, features = True, list[np.ndarray]()
     kept = features if model.settings.keep == "features" else None
     mine = labels[part], weights[part], numbers[part]
     try:
         energies = model.learn(statistics, rows, *mine, n_threads, kept)
-        statistics = statistics if few else statistics.to("cpu")
+        statistics = statistics if hold else statistics.to("cpu")
         failed = False
     finally:
         failed = shared.any(failed)  # so that no rank waits for one that has failed
@@ -392,7 +392,7 @@ def sum_rows(
     size = model.settings.batch_size
     n_passed = -(-len(part) // size) * size  # with what fills the last batch
     seconds = (time.perf_counter() - started) / max(1, n_passed)
-    if not few:
+    if not hold:
         shared.add_up(statistics.tensors().values())
     every = np.frombuffer(b"".join(shared.gather(energies.tobytes())))
     if kept is not None and shared.size > 1:

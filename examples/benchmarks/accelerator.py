@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from _common import linearized, publish, table
 
+from fastntk_sk.distributed import Ranks
 from fastntk_sk.exceptions import WeightsUnavailableError
-from fastntk_sk.state import State
+from fastntk_sk.state import State, Sums, sum_rows
 from fastntk_sk.tangents.threads import passing
 
 NETWORKS = {"lite0": ("tf_efficientnet_lite0", True), "ViT-B/32": ("vit_base_patch32_224", False)}
@@ -57,11 +58,9 @@ def measure(state: State, rows: int, forgotten: int) -> list[str]:
     pictures = np.random.default_rng(0).integers(256, size=(rows, 3, *side), dtype=np.uint8)
     labels, ones, numbers = np.arange(rows) % 10, np.ones(rows), np.arange(rows)
 
-    def alone(tensors: Any) -> None:
-        """Add nothing up: this process has all rows."""
-
-    def sums(n: int) -> Any:
-        return state.sum_rows(pictures[:n], labels[:n], ones[:n], numbers[:n], alone)
+    def sums(n: int) -> Sums:
+        given = pictures[:n], labels[:n], ones[:n], numbers[:n]
+        return sum_rows(model, *given, state.environment["threads"], Ranks())
 
     def forget(learned: State) -> State:
         learned.drift(learned.probe())
@@ -82,7 +81,7 @@ def measure(state: State, rows: int, forgotten: int) -> list[str]:
     with passing(model.device) as call:
         call(backbone)
         computing, _ = timed(device, lambda: call(backbone))
-    fitting, learned = timed(device, lambda: state.learn(sums(rows), alone))
+    fitting, learned = timed(device, lambda: state.learn(sums(rows)))
     deleting, _ = timed(device, lambda: forget(learned))
     predicting, _ = timed(device, lambda: model.scores(learned.parameters, pictures))
     speeds = [(rows, computing), (rows, fitting), (forgotten, deleting), (rows, predicting)]

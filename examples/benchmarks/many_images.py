@@ -44,10 +44,10 @@ def forget(
 ) -> None:
     """Forget rows, and note the seconds of the whole and of its parts."""
     state, rows = clf._private.state, clf._rows(X)
-    size, _ = timed(seconds, "probe", lambda: state.proven_size(len(X)))
+    model, _ = timed(seconds, "probe", lambda: state.proven(len(X)))
     given = rows, y, np.ones(len(y)), np.arange(len(y)), state.environment["threads"], Ranks()
-    few = len(X) <= state.n_held
-    sums = timed(seconds, "passes", lambda: sum_rows(state.model.in_batches(size), *given, few=few))
+    hold = len(X) <= state.most_held
+    sums = timed(seconds, "passes", lambda: sum_rows(model, *given, hold=hold))
     timed(seconds, "sums and solve", lambda: state.subtract(sums))
     timed(seconds, "whole", lambda: clf.unlearn(X))
 

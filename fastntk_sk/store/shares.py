@@ -44,33 +44,31 @@ class Asked(NamedTuple):
 
 def sum_shares(
     shared: Ranks,
-    state: State,
+    model: LinearizedModel,
     ledger: Ledger,
     rows: Rows,
     asked: Asked,
+    n_threads: int,
     what: str,
-    size: int | None = None,
     *,
-    few: bool = False,
+    hold: bool = False,
     show: bool,
 ) -> tuple[Sums, list[bytes]]:
     """Take the sums over rows, and the digests of what was read; every rank reads its share.
 
-    Where no ranks share them, `size` is that of batches which is proven, and `few` holds the rows.
+    `hold` is that of `sum_rows`.
     """
-    n_threads = state.environment["threads"]
     shared.agree(
         {
             "do": "sum",
             "n": len(asked.places),
             "keys": [segment.key.hex() for segment in ledger.segments],
             "n_threads": n_threads,
-            "settings": msgspec.to_builtins(state.settings),
+            "settings": msgspec.to_builtins(model.settings),
         }
     )
     shared.take_first(map(torch.tensor, asked))
-    model = state.model if size is None else state.model.in_batches(size)
-    return _sum_share(shared, model, ledger, rows, asked, n_threads, what, few=few, show=show)
+    return _sum_share(shared, model, ledger, rows, asked, n_threads, what, hold=hold, show=show)
 
 
 def _sum_share(
@@ -82,7 +80,7 @@ def _sum_share(
     n_threads: int,
     what: str = "",
     *,
-    few: bool = False,
+    hold: bool = False,
     show: bool = False,
 ) -> tuple[Sums, list[bytes]]:
     part, digests = shared.share(len(asked.places)), list[bytes]()
@@ -90,7 +88,7 @@ def _sum_share(
     reading = progress(rows.read(places), what, len(places), unit="row", show=show)
     noted = ledger.noted(reading, digests, asked.segments[part])
     numbers = rows.numbers[asked.places]
-    sums = sum_rows(model, noted, asked.labels, asked.weights, numbers, n_threads, shared, few=few)
+    sums = sum_rows(model, noted, asked.labels, asked.weights, numbers, n_threads, shared, hold=hold)
     everyone = b"".join(shared.gather(b"".join(digests)))
     return sums, [everyone[i : i + KEY_BYTES] for i in range(0, len(everyone), KEY_BYTES)]
 

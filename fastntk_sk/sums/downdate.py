@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .reduction import Reduced
-from .statistics import Statistics, empty_matrix
+from .statistics import Statistics, zero_matrix
 
 _BLOCK = 64
 
@@ -19,7 +19,7 @@ _BLOCK = 64
 def downdate(L: Tensor, U: Tensor) -> Tensor | None:
     r"""Return the lower Cholesky factor of :math:`L L^T - U U^T`, or None where there is none.
 
-    `L` has shape (k, k) and U (k, m). With the panels :math:`L_{jj}` on the diagonal and
+    `L` has shape (k, k) and U (k, m), both float64. With the panels :math:`L_{jj}` on the diagonal and
     :math:`L_{ij}` below them, and :math:`P = L_{jj}^{-1} U_j`, the hyperbolic rotation of a panel is
 
     .. math::
@@ -35,11 +35,12 @@ def downdate(L: Tensor, U: Tensor) -> Tensor | None:
     --------
     >>> import torch
     >>> from fastntk_sk.sums.downdate import downdate
-    >>> downdate(torch.tensor([[5.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0], [0.0]]))
+    >>> L, U = torch.tensor([[5.0, 0.0], [0.0, 1.0]]), torch.tensor([[3.0], [0.0]])
+    >>> downdate(L.double(), U.double())
     tensor([[4., 0.],
-            [0., 1.]])
+            [0., 1.]], dtype=torch.float64)
     """
-    out, U = empty_matrix(L).T, U.clone()  # by columns, as LAPACK returns L
+    out, U = zero_matrix(len(L), L.device).T, U.clone()  # by columns, as LAPACK returns L
     eye = torch.eye(max(_BLOCK, U.shape[1]), dtype=L.dtype, device=L.device)
     for start in range(0, len(L), _BLOCK):
         here, below = slice(start, start + _BLOCK), slice(start + _BLOCK, None)

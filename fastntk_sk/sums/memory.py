@@ -55,7 +55,7 @@ def choose_batch_size(activations: Sequence[int], n_trained: int, itemsize: int,
     numbers that each module gives for a row: forward, a few of them are held at a time; a backward pass
     to `n_trained` parameters holds all of them, their gradients, and Jacobians of every row.
     """
-    budget, fewest, most = _BATCHES[device.partition(":")[0]]
+    budget, fewest, most = _BATCHES.get(device.partition(":")[0], _BATCHES["cpu"])
     numbers = 4 * max(activations, default=0)
     if n_trained:
         numbers += 2 * sum(activations) + 5 * n_trained
@@ -77,7 +77,8 @@ def memory_needed(width: int, components: int, n_classes: int, batch_bytes: int,
     """
     A, G, X = (width + 1) ** 2, components**2, (width + 1) * components
     rows = rows_at_once(width, components, n_classes, batch_size) + batch_size
-    # batches and their concatenation in float64; that times weights, if they differ, is before the solve
+    # batches and their concatenation in float64; a copy that is multiplied by weights, where these
+    # differ, is gone before the solve
     buffer = 2 * 8 * rows * (width + 1 + n_classes * components)
     # solve_schur: the factor of A, then one X or S and the two matrices of its factorisation; without
     # class blocks S and two matrices of its factorisation or reduction, beside the one that is kept

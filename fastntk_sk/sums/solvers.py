@@ -154,8 +154,8 @@ def smallest_eigenvalue(L: Tensor) -> float:
     """
     # A Cholesky of M - alpha / 2 would be certain, but costs as much as the first; this costs a fifth to
     # a third of it (measured at k = 1024 and 4096). Eight columns cost about twice what one does.
-    start = torch.Generator(L.device).manual_seed(0)
-    v = torch.randn(len(L), 8, generator=start, dtype=L.dtype, device=L.device)
+    start = torch.Generator().manual_seed(0)
+    v = torch.randn(len(L), 8, generator=start, dtype=L.dtype).to(L.device)
     for _ in range(10):
         v = torch.linalg.solve_triangular(L, v / v.norm(dim=0), upper=False)
         v = torch.linalg.solve_triangular(L.T, v, upper=True)

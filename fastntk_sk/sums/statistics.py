@@ -11,7 +11,7 @@ from torch import Tensor
 
 _BLOCK = 512  # rows of a symmetric matrix that are worked on together
 _FIELDS = ("A", "B", "G", "H", "r")
-_WITHOUT_FLOAT64 = ("mps", "xpu")  # all, and some
+_WITHOUT_FLOAT64 = ("mps", "xpu")  # no device of the first kind has it, and some of the second lack it
 
 
 @dataclass(eq=False)
@@ -248,17 +248,17 @@ def multiply_symmetric(lower: Tensor, right: Tensor) -> Tensor:
     return out
 
 
-def empty_matrix(like: Tensor) -> Tensor:
-    """Return zeros like a square matrix."""
-    if like.device.type != "cpu":
-        return torch.zeros_like(like)
+def zero_matrix(n: int, device: torch.device) -> Tensor:
+    """Return float64 zeros of shape (n, n)."""
+    if device.type != "cpu":
+        return torch.zeros(n, n, dtype=torch.float64, device=device)
     # numpy asks Linux for huge pages, which halves the time that the first touch of fresh memory takes
-    return torch.from_numpy(np.zeros(like.shape))
+    return torch.from_numpy(np.zeros((n, n)))
 
 
 def _copied(lower: Tensor) -> Tensor:
     """Return a copy of a symmetric matrix as `add_gram` leaves it."""
-    out = empty_matrix(lower)
+    out = zero_matrix(len(lower), lower.device)
     for start in range(0, len(lower), _BLOCK):
         stop = start + _BLOCK
         out[start:stop, :stop] = lower[start:stop, :stop]

@@ -262,7 +262,7 @@ def _check_precision(model: LinearizedModel) -> None:
         raise PrecisionError(
             f'Expected precision="float32" for backbone {model.backbone.name!r}, got "bfloat16", in '
             f"which its {what} are off by {error:.0%} on synthetic inputs (at most {most:.0%} are "
-            "accepted). It is for transformers, and for ladders."
+            "accepted)."
         )
 
 

@@ -83,10 +83,10 @@ def _begin(n_threads: int) -> None:
 
 @contextmanager
 def passing(device: torch.device, n_threads: int | None = None) -> Iterator[Callable[..., Any]]:
-    """Yield a function that calls others as passes on a device run.
+    """Yield a function that calls others where passes on a device run.
 
-    On the CPU that is `own_thread`. Elsewhere it is the calling thread, whose stream of the device also
-    takes what they return, with `exact_kernels`.
+    On the CPU that is `own_thread`. Elsewhere it is the calling thread, with `exact_kernels`: whatever
+    uses what they return is queued in the same stream of the device.
     """
     if device.type == "cpu":
         with own_thread(n_threads) as call:

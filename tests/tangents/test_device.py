@@ -11,9 +11,11 @@ from simulated import DEVICE, Simulated
 from torch import nn
 
 from fastntk_sk import FastNTKClassifier, FastNTKClassifierCV
+from fastntk_sk.distributed import Ranks
 from fastntk_sk.evaluation import shadow_margins
 from fastntk_sk.exceptions import JacobianError, NumericalDriftWarning
 from fastntk_sk.inspection import label_issues
+from fastntk_sk.state import sum_rows
 from fastntk_sk.tangents.threads import exact_kernels
 
 CUDA = torch.device("cuda")
@@ -89,7 +91,8 @@ def test_a_pass_is_made_where_it_is_asked_for(kind, monkeypatch):
         rows, ones = list(clf._rows(X)), np.ones(N)
         log.clear()
         model.learn(model.empty_statistics(DEVICE), rows, y, ones)
-        assert len(came(log, "wait")) == 2  # for the check that all is finite, once a block
+        # once a block: whether all is finite, whether its rows have one weight, and which
+        assert len(came(log, "wait")) == 2 * 3
         pixels, scales = ((BATCH, 3, SIDE, SIDE), torch.uint8), ((BATCH,), torch.float32)
         assert came(log, "in").count(pixels) == came(log, "in").count(scales) == N / BATCH
         labels_and_weights = [each for each in came(log, "in") if each not in (pixels, scales)]
@@ -112,9 +115,9 @@ def test_sums_leave_the_device_once():
     X, y = pictures(40)
     with Simulated() as device:
         clf = classifier(DEVICE, trainable="norm").fit(X, y)
-        state, rows = clf._private.state, list(clf._rows(X))
+        model, rows = clf._private.state.model, list(clf._rows(X))
         device.log.clear()
-        sums = state.sum_rows(rows, y, np.ones(40), np.arange(40), lambda tensors: None)
+        sums = sum_rows(model, rows, y, np.ones(40), np.arange(40), 1, Ranks())
         shapes = [tuple(tensor.shape) for tensor in sums.statistics.tensors().values()]
         assert [shape for shape, _ in came(device.log, "out")] == [(40,), *shapes]
     assert all(type(tensor) is torch.Tensor for tensor in sums.statistics.tensors().values())
