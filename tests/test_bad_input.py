@@ -258,6 +258,7 @@ def test_a_failed_solve_leaves_everything_as_it_was(fitted, blobs, monkeypatch):
 
     before = snapshot(fitted)
     monkeypatch.setattr(state, "solve", fail)
+    monkeypatch.setattr(state, "solve_without", fail)
     for call in (fitted.unlearn, fitted.rebuild):
         with pytest.raises(SolveError):
             call(blobs[0][:5] if call == fitted.unlearn else blobs[0])
