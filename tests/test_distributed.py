@@ -19,7 +19,7 @@ THREE = ["full", "few", "kept"]
 
 
 def start(folder, n_ranks, *whats):
-    """Run scripts in every rank; return exit codes and what they printed."""
+    """Run functions of ranks.py in every rank; return exit codes and what they printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

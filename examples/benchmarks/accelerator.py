@@ -19,6 +19,7 @@ from _common import linearized, publish, table
 from fastntk_sk.distributed import Ranks
 from fastntk_sk.exceptions import WeightsUnavailableError
 from fastntk_sk.state import State, Sums, sum_rows
+from fastntk_sk.tangents.model import LinearizedModel
 from fastntk_sk.tangents.threads import passing
 
 NETWORKS = {"lite0": ("tf_efficientnet_lite0", True), "ViT-B/32": ("vit_base_patch32_224", False)}
@@ -58,13 +59,14 @@ def measure(state: State, rows: int, forgotten: int) -> list[str]:
     pictures = np.random.default_rng(0).integers(256, size=(rows, 3, *side), dtype=np.uint8)
     labels, ones, numbers = np.arange(rows) % 10, np.ones(rows), np.arange(rows)
 
-    def sums(n: int) -> Sums:
+    def sums(n: int, within: LinearizedModel = model, *, hold: bool = False) -> Sums:
         given = pictures[:n], labels[:n], ones[:n], numbers[:n]
-        return sum_rows(model, *given, state.environment["threads"], Ranks())
+        return sum_rows(within, *given, state.environment["threads"], Ranks(), hold=hold)
 
     def forget(learned: State) -> State:
-        learned.drift(learned.probe())
-        return learned.subtract(sums(forgotten))
+        proven, probe = learned.proven(forgotten)
+        learned.drift(probe)
+        return learned.subtract(sums(forgotten, proven, hold=forgotten <= learned.most_held))
 
     batch = model.synthetic(size)
 
