@@ -144,7 +144,7 @@ class State:
         hold: bool = False,
     ) -> Sums:
         """Take the sums over rows whose features were kept, or hold the rows, without the backbone."""
-        statistics = HeldRows() if hold else self.model.empty_statistics()
+        statistics = HeldRows(self.place) if hold else self.model.empty_statistics()
         energies = [np.zeros(0)]
         rows = iter(features)
         for start in range(0, len(labels), _AT_ONCE):
@@ -219,9 +219,10 @@ class State:
         The factorisation that the last solve has kept is down-dated by rows that are held, unless they
         have `drifted`: then its smallest eigenvalue has to be looked at.
         """
+        there = sums.statistics.subtract_from(self.statistics)
         rest = replace(
             self,
-            statistics=sums.statistics.subtract_from(self.statistics),
+            statistics=there.to("cpu"),
             class_rows=self.class_rows - sums.class_rows,
             removed=self.removed + coarse(sums.energy),
             seconds_per_row=sums.seconds_per_row,
@@ -232,10 +233,10 @@ class State:
         settings, (h, weights) = self.settings, sums.statistics.shared
         solution = solve_without(
             self.kept,
-            self.statistics.mean.to(self.place),
-            rest.statistics.to(self.place),
-            h.to(self.place),
-            weights.to(self.place),
+            self.statistics.mean.to(there.device),
+            there,
+            h,
+            weights,
             alpha=settings.alpha,
             tangent_scale=settings.tangent_scale,
             target_scale=settings.target_scale,
@@ -324,8 +325,11 @@ class State:
         return replace(self._solved(solution), seconds_per_solve=time.perf_counter() - started)
 
     def _solved(self, solution: Solution) -> State:
-        """Return the state with a solution of its sums; what that has kept, while memory allows."""
-        affordable = available_memory() > self.statistics.A.nbytes
+        """Return the state with a solution of its sums; what that has kept, while memory allows.
+
+        On another device than the CPU, whose memory nobody estimates, it is kept always.
+        """
+        affordable = self.place.type != "cpu" or available_memory() > self.statistics.A.nbytes
         return replace(
             self,
             parameters=self.model.publish(solution.W.cpu(), solution.z.cpu()),
@@ -375,7 +379,7 @@ def sum_rows(
     keeps the rows in place of their sums, where no ranks share them.
     """
     started, part, place = time.perf_counter(), shared.share(len(labels)), place_of_sums(model.device)
-    statistics: Any = HeldRows() if hold else model.empty_statistics(place)
+    statistics: Any = HeldRows(place) if hold else model.empty_statistics(place)
     failed, features = True, list[np.ndarray]()
     kept = features if model.settings.keep == "features" else None
     mine = labels[part], weights[part], numbers[part]

@@ -2,13 +2,12 @@
 
 Fashion-MNIST at 64 px through lite0, default ladder, at a constant alpha of 0.1 and at "auto", where the
 sums choose it again after every deletion. Deletions are measured in a fresh process that loads the saved
-state, so that peak memory is theirs.
+state, so that peak memory is theirs: the first makes a factorisation, which the second one goes on from.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -31,17 +30,17 @@ Costs = dict[str, dict[str, float]]
 
 
 def forget(file: str, alpha: float | None, seed: int) -> dict[str, float]:
-    """Load a state, forget three times 100 rows, and return medians."""
-    X, _ = training_images(300, seed)
+    """Load a state, forget twice 100 rows, and return the seconds of both."""
+    X, _ = training_images(200, seed)
     clf = FastNTKClassifier.load(file)
     clf = with_alpha(clf, alpha)
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     seconds = []
-    for start in (0, 100, 200):
+    for start in (0, 100):
         begun = time.perf_counter()
         clf.unlearn(X[start : start + 100])
         seconds.append(time.perf_counter() - begun)
-    return {"seconds": statistics.median(seconds), "peak": resident("VmHWM")}
+    return {"seconds": seconds[0], "next": seconds[1], "peak": resident("VmHWM")}
 
 
 def forget_elsewhere(clf: FastNTKClassifier, seed: int) -> Costs:
@@ -122,11 +121,12 @@ def _costs(what: str, measured: dict[int, Costs]) -> str:
     base = next(iter(measured.values()))
     header, lines = [what], [[f"{value:,}"] for value in measured]
     for name in SOLVES:
-        header += [f"seconds to forget 100, {name}", "ratio", "peak GiB", "ratio"]
+        header += [f"seconds to forget 100, {name}", "ratio", "the next 100", "peak GiB", "ratio"]
         for line, costs in zip(lines, measured.values(), strict=True):
             line += [
                 f"{costs[name]['seconds']:.2f}",
                 f"{costs[name]['seconds'] / base[name]['seconds']:.2f}",
+                f"{costs[name]['next']:.2f}",
                 f"{costs[name]['peak'] / 2**30:.2f}",
                 f"{costs[name]['peak'] / base[name]['peak']:.3f}",
             ]

@@ -173,16 +173,15 @@ class HeldRows:
     >>> import torch
     >>> from fastntk_sk.sums.statistics import HeldRows, Statistics
     >>> rows = torch.ones(3, 2), torch.zeros(3, 2, 0), torch.tensor([0, 1, 1]), torch.ones(3)
-    >>> learned, leaving = Statistics.zeros(1, 0, 2), HeldRows()
+    >>> learned, leaving = Statistics.zeros(1, 0, 2), HeldRows(torch.device("cpu"))
     >>> learned.add(*rows)
     >>> leaving.add(*(part[1:] for part in rows))
     >>> leaving.subtract_from(learned).counts.tolist()
     [1.0, 0.0]
     """
 
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> None:
@@ -194,17 +193,20 @@ class HeldRows:
         self._blocks += other._blocks
 
     def subtract_from(self, total: Statistics) -> Statistics:
-        """Return `total` without the rows."""
-        rest = total.copy()
-        for h, J, labels, weights in self._blocks:
+        """Return `total` without the rows, where these are."""
+        there = total.to(self.device)
+        rest = there.copy() if there.device == total.device else there
+        for block in self._blocks:  # kept features come from elsewhere
+            h, J, labels, weights = (part.to(self.device) for part in block)
             rest.add(h, J, labels, -weights)
         return rest
 
     @property
     def shared(self) -> tuple[Tensor, Tensor]:
         """Augmented features (n, d + 1) and weights (n,) of the rows, both float64."""
-        h, _, _, weights = (torch.cat(parts) for parts in zip(*self._blocks, strict=True))
-        return h.double(), weights.double()
+        parts = ((h.to(self.device), weights.to(self.device)) for h, _, _, weights in self._blocks)
+        h, weights = (torch.cat(each).double() for each in zip(*parts, strict=True))
+        return h, weights
 
 
 def place_of_sums(device: torch.device) -> torch.device:

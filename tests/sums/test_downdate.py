@@ -84,7 +84,7 @@ def test_what_a_solution_kept_serves_the_next(n_gone, n_tangents, alpha):
     given = rows(120, 12)
     whole, rest = (summed([part[n:] for part in given], n_tangents) for n in (0, n_gone))
     scales = {"alpha": alpha, "tangent_scale": 0.7, "target_scale": 2.0}
-    leaving = HeldRows()
+    leaving = HeldRows(torch.device("cpu"))
     for part in (slice(0, 1), slice(1, n_gone)):
         leaving.add(*(each[part] for each in given))
     found = solve_without(
