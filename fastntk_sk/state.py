@@ -24,7 +24,7 @@ from .sums.reduction import Reduced
 from .sums.ridge import GRID, solve, solve_without
 from .sums.solvers import ROUNDING, Solution, coarse, rounding_bound
 from .sums.statistics import HeldRows, Statistics, place_of_sums
-from .tangents.model import LinearizedModel, Parameters, relative_gap, row_energies
+from .tangents.model import TELLING, LinearizedModel, Parameters, relative_gap, row_energies
 
 _AT_ONCE = 512  # rows whose kept features are summed together
 _PACKAGES = ("fastntk_sk", "torch", "timm", "numpy", "pillow")
@@ -348,8 +348,10 @@ class State:
 
         Kernels are chosen by the shape of a batch and not by the values in it: where a smaller one gives
         the rows of the probe, in all of its places, bitwise as they were learned, it does so for others.
+        Zeros of synthetic rows, on which a network may be dead, prove nothing.
         """
-        for size in self.model.smaller_sizes(n_rows):
+        telling = min(len(learned.unique()) for learned in self.probes) >= TELLING
+        for size in self.model.smaller_sizes(n_rows) if telling else ():
             probe = self.model.probe(self.environment["threads"], size)
             if not self.drift(probe):
                 return self.model.in_batches(size), probe

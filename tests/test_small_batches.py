@@ -32,6 +32,17 @@ class Uneven(Counted):
     by_number = 1e-5
 
 
+class Dead(Uneven):
+    """Gives zeros for synthetic rows, and for all that are not bright everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.append(torch.nn.Conv2d(16, 128, 1))
+
+    def forward(self, x):
+        return super().forward(x) * (x.amin((1, 2, 3)) > 0)[:, None]
+
+
 def fitted(backbone=Counted, X=PICTURES, **changes):
     size = {} if X is VECTORS else {"image_size": 16}
     settings = {"random_state": 0, "backbone_has_seen": False} | size | changes
@@ -80,6 +91,14 @@ def test_a_network_that_depends_on_the_size_of_its_batch_gets_the_whole_one():
     assert passed(clf.unlearn, PICTURES[:1]) == 4 + 16 + 32 + 32
     assert clf.receipts_[0]["exactness"]["exact"]
     again = FastNTKClassifier(**clf.get_params()).fit(PICTURES[1:], LABELS[1:])
+    np.testing.assert_allclose(clf.readout_, again.readout_, rtol=1e-6, atol=1e-9)
+
+
+def test_zeros_of_synthetic_rows_prove_no_smaller_batch():
+    bright = 0.6 + 0.4 * PICTURES
+    clf = fitted(Dead, bright, trainable="head", alpha=0.1)
+    assert passed(clf.unlearn, bright[:1]) == 32 + 32
+    again = FastNTKClassifier(**clf.get_params()).fit(bright[1:], LABELS[1:])
     np.testing.assert_allclose(clf.readout_, again.readout_, rtol=1e-6, atol=1e-9)
 
 

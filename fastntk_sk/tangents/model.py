@@ -30,7 +30,7 @@ from .threads import exact_kernels, kept_heap, passing, settled_threads
 
 _PROBED_ROWS, _PROBED_DIRECTIONS = 4, 10
 _LIKELY = 16  # rows in whose batches convolutions of small maps round as in one of 32 more often
-_TELLING = 256  # numbers of a probe: fewer may agree by chance where kernels differ
+TELLING = 256  # different numbers of a probe: fewer may agree by chance where kernels differ
 
 
 @dataclass(frozen=True)
@@ -283,8 +283,6 @@ class LinearizedModel:
 
     def smaller_sizes(self, n_rows: int) -> list[int]:
         """Return sizes of batches worth a try for so few rows, smallest first."""
-        if self.n_probe < _TELLING:
-            return []
         size = max(_PROBED_ROWS, 2 ** (n_rows - 1).bit_length())
         return [each for each in sorted({size, max(size, _LIKELY)}) if each < self.settings.batch_size]
 
