@@ -25,7 +25,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 
-from .backbones.inputs import Rows, content
+from .backbones.inputs import Rows, check_device, content
 from .backbones.kinds import check_images
 from .backbones.loading import has_not_seen, pair, takes_vectors
 from .backbones.trained import take_apart
@@ -1759,6 +1759,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         device = str(self.device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(device)
         return Settings(
             **chosen,
             seed=ranks().agree(draw_seed(self.random_state)),

@@ -15,11 +15,14 @@ from fastntk_sk.exceptions import (
     ForgetsEverythingError,
     HeavyRowError,
     InsufficientMemoryError,
+    StateMismatchError,
     SubsetError,
     UnknownSampleError,
     WeightsUnavailableError,
 )
 from fastntk_sk.sums import memory
+
+NO_DEVICES = ["meta", "cuda:99", "hpu", "CPU", ""]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,7 @@ def test_bad_images(fitted_images, change, message):
         ({"target_scale": 0.0}, "'target_scale' parameter"),
         ({"target_scale": 1e200}, "'target_scale' parameter"),
         ({"pretrained": "no"}, "'pretrained' parameter"),
+        *(({"device": device}, "device of this machine") for device in NO_DEVICES),
         ({"verbose": "loud"}, "'verbose' parameter"),
         ({"backbone": 7}, "'backbone' parameter"),
         ({"trainable": None}, "'trainable' parameter"),
@@ -172,6 +176,13 @@ def test_bad_parameters(blobs, params, message):
     with pytest.raises(ValueError, match=message):
         clf.set_params(**params).fit(X, y)
     assert snapshot(clf) == before
+
+
+def test_a_state_goes_to_no_device_that_is_not_there(fitted, tmp_path):
+    fitted.save(tmp_path / "state")
+    for device in NO_DEVICES[:-1]:
+        with pytest.raises(StateMismatchError, match="device of this machine"):
+            FastNTKClassifier.load(tmp_path / "state", device=device)
 
 
 def test_labels(fitted, blobs):

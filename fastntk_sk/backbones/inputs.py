@@ -89,6 +89,20 @@ class InputSpec:
         return batch.contiguous(memory_format=torch.channels_last)
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError unless passes can run there, on this machine."""
+    reason: Exception | None = None
+    try:
+        if not torch.empty(0, device=device).is_meta:
+            return
+    except Exception as error:  # every kind of device raises its own where it is missing
+        reason = error
+    raise ValueError(
+        f'Expected a device of this machine, such as "cpu" or "cuda:0", got {device!r}. Pass '
+        'device="cpu".'
+    ) from reason
+
+
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor of the CPU on a device; CUDA does not stop computing to take it."""
     if torch.device(device).type != "cuda":

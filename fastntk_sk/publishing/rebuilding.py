@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..backbones.inputs import check_device
 from ..backbones.loading import outline
 from ..backbones.trained import take_apart
 from ..exceptions import (
@@ -85,13 +86,11 @@ def _sizes_fit(settings: Settings, tensors: dict[str, Tensor]) -> bool:
 
 def settings_at_fit(config: Config, device: str | None) -> Settings:
     """Return the settings of the fit, on a device of this machine."""
-    settings = replace(config.settings, device=device or config.settings.device)
+    settings = replace(config.settings, device=str(device or config.settings.device))
     try:
-        torch.empty(0, device=settings.device)
-    except (AssertionError, RuntimeError) as error:
-        raise StateMismatchError(
-            f'Expected a device of this machine, got "{settings.device}". Pass device="cpu".'
-        ) from error
+        check_device(settings.device)
+    except ValueError as error:
+        raise StateMismatchError(str(error)) from error
     return settings
 
 
