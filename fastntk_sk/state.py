@@ -220,10 +220,12 @@ class State:
         have `drifted`: then its smallest eigenvalue has to be looked at.
         """
         there = sums.statistics.subtract_from(self.statistics)
+        class_rows = self.class_rows - sums.class_rows
+        there.clear_targets(class_rows.tolist())
         rest = replace(
             self,
             statistics=there.to("cpu"),
-            class_rows=self.class_rows - sums.class_rows,
+            class_rows=class_rows,
             removed=self.removed + coarse(sums.energy),
             seconds_per_row=sums.seconds_per_row,
             kept=None,
@@ -245,11 +247,13 @@ class State:
 
     def exchange(self, old: Sums, new: Sums) -> State:
         """Return the state that learned the same rows as `new` has them, and not as `old`; both go."""
+        class_rows = self.class_rows - old.class_rows + new.class_rows
         old.statistics.subtract_from(self.statistics).merge(new.statistics)
+        old.statistics.clear_targets(class_rows.tolist())
         return replace(
             self,
             statistics=old.statistics,
-            class_rows=self.class_rows - old.class_rows + new.class_rows,
+            class_rows=class_rows,
             removed=self.removed + coarse(old.energy),
             seconds_per_row=old.seconds_per_row,
         ).solve()

@@ -241,8 +241,11 @@ def evidence_path(S: Reduced, rotated: Tensor, energy: float, n: float) -> tuple
 
 
 def first_minimum(path: Sequence[float]) -> int:
-    """Return where a path has its first minimum from its end; of values as good as equal, the last."""
+    """Return where a path has its first minimum from its end; of values as good as equal, the last.
+
+    Values are logarithms: near zero they are no more exact than elsewhere.
+    """
     i = len(path) - 1
-    while i and path[i - 1] < path[i] - _TIE * abs(path[i]):
+    while i and path[i - 1] < path[i] - _TIE * max(1.0, abs(path[i])):
         i -= 1
     return i

@@ -141,6 +141,12 @@ class Statistics:
             getattr(self, name).neg_().add_(getattr(total, name))
         return self
 
+    def clear_targets(self, class_rows: Sequence[int]) -> None:
+        """Make the targets of classes without rows zero, of which subtractions leave their rounding."""
+        for c, n_rows in enumerate(class_rows):
+            if not n_rows:
+                self.H[:, c] = 0
+
     def with_classes(self, places: Sequence[int], n_classes: int) -> Statistics:
         """Return statistics of more classes; class c of these stands at `places[c]` among them.
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.exceptions import SolveError
+from fastntk_sk.exceptions import EmptyClassWarning, SolveError
 from fastntk_sk.sums.reduction import Spectral, Tridiagonal
 from fastntk_sk.sums.ridge import (
     GRID,
@@ -97,6 +97,32 @@ def test_alpha_of_few_rows_that_are_left_does_not_hang_on_rounding(scale):
         assert float((found.W - expected.W).norm() / expected.W.norm()) < 1e-9
 
 
+def test_alpha_of_two_rows_that_are_left_is_that_of_a_refit():
+    """Every alpha is worth the same there, log 1."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        X, y = rng.normal(size=(6, 4)) * 10.0 ** (seed % 3 - 1), np.arange(6) % 2
+        params = {"trainable": ["ladder", "head"][seed % 2], "n_components": 16, "random_state": 0}
+        clf = FastNTKClassifier(**params).fit(X, y).unlearn(X[:4])
+        refit = FastNTKClassifier(**params).fit(X[4:], y[4:])
+        assert clf.alpha_ == refit.alpha_ == GRID[-1]
+        np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-9, atol=1e-10)
+
+
+def test_of_classes_that_are_emptied_nothing_is_left():
+    rng = np.random.default_rng(0)
+    X, y, weights = rng.normal(size=(13, 4)), np.r_[np.arange(10) % 2 + 1, 0, 0, 0], rng.random(13) + 0.1
+    clf = FastNTKClassifier(n_components=16, random_state=0).fit(X, y, weights)
+    with pytest.warns(EmptyClassWarning):
+        clf.unlearn(X[:5]).unlearn(X[5:9])
+    with pytest.warns(EmptyClassWarning):
+        clf.rectify(X[9:10], [0])
+    refit = FastNTKClassifier(n_components=16, random_state=0)
+    refit.fit(X[9:], [0, 0, 0, 0], weights[9:], classes=[0, 1, 2])
+    assert clf.alpha_path_ == refit.alpha_path_
+    np.testing.assert_allclose(clf.readout_, refit.readout_, rtol=1e-9, atol=1e-12)
+
+
 def test_one_row_a_class_is_finite():
     X, y = np.random.default_rng(0).normal(size=(3, 8)), [0, 1, 2]
     clf = FastNTKClassifier(trainable="ladder", alpha="auto", random_state=0).fit(X, y)
@@ -130,6 +156,7 @@ def test_a_grid_has_the_solutions_of_its_values():
 def test_ties_take_the_larger_alpha():
     assert first_minimum([0.0, 5.0, 1.0, 1.0 + 1e-7, 2.0]) == 3
     assert first_minimum([0.0, 0.0]) == 1
+    assert first_minimum([-1e-11, 1e-16]) == 1
 
 
 @pytest.mark.parametrize("alpha", [None, 0.5])
