@@ -70,6 +70,7 @@ def test_results_of_a_recipe_stay_with_it(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_one_pass_gives_what_each_estimator_reads(monkeypatch):
     """Also to the last row of a batch that is not full, and for mirror images."""
     monkeypatch.syspath_prepend(SCRIPTS)
