@@ -40,24 +40,26 @@ def downdate(L: Tensor, U: Tensor) -> Tensor | None:
     tensor([[4., 0.],
             [0., 1.]], dtype=torch.float64)
     """
-    out, U = zero_matrix(len(L), L.device).T, U.clone()  # by columns, as LAPACK returns L
-    eye = torch.eye(max(_BLOCK, U.shape[1]), dtype=L.dtype, device=L.device)
+    # by rows of the transposes, as LAPACK returns L and BLAS is fast
+    Lt, Ut = L.T, U.T.clone(memory_format=torch.contiguous_format)
+    out = zero_matrix(len(L), L.device)
+    eye = torch.eye(max(_BLOCK, len(Ut)), dtype=L.dtype, device=L.device)
     for start in range(0, len(L), _BLOCK):
         here, below = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
-        diagonal = L[here, here].tril()
-        P = torch.linalg.solve_triangular(diagonal, U[here], upper=False)
+        diagonal = Lt[here, here].triu()
+        P = torch.linalg.solve_triangular(diagonal, Ut[:, here], upper=True, left=False).T
         n, m = P.shape
         C, no_C = torch.linalg.cholesky_ex(eye[:n, :n] - P @ P.T)
         E, no_E = torch.linalg.cholesky_ex(eye[:m, :m] - P.T @ P)
         if no_C or no_E:
             return None
-        out[here, here] = diagonal @ C
-        beside, rest = L[below, here], U[below]
+        out[here, here] = C.T @ diagonal
+        beside, rest = Lt[here, below], Ut[:, below]
         inverse = torch.linalg.solve_triangular(C, eye[:n, :n], upper=False)
-        torch.mm(torch.addmm(beside, rest, P.T, alpha=-1), inverse.T, out=out[below, here])
-        rest = torch.addmm(rest, beside, P, alpha=-1)
-        U[below] = torch.linalg.solve_triangular(E, rest.T, upper=False).T
-    return out
+        torch.mm(inverse, torch.addmm(beside, P, rest, alpha=-1), out=out[here, below])
+        inverse = torch.linalg.solve_triangular(E, eye[:m, :m], upper=False)
+        Ut[:, below] = inverse @ torch.addmm(rest, P.T, beside, alpha=-1)
+    return out.T
 
 
 def columns_of_rows(mean: Tensor, rest: Statistics, h: Tensor, weights: Tensor) -> Tensor:

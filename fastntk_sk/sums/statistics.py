@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 512  # rows of a symmetric matrix that are worked on together
+_BLOCK = 128  # rows of a symmetric matrix that are worked on together
 _FIELDS = ("A", "B", "G", "H", "r")
 _WITHOUT_FLOAT64 = ("mps", "xpu")  # no device of the first kind has it, and some of the second lack it
 
