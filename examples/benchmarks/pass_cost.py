@@ -15,7 +15,7 @@ from _common import in_new_process, interleaved, linearized, publish, table
 
 from fastntk_sk.tangents.model import Parameters
 
-BATCH, CLASSES = 32, 10
+CLASSES = 10
 LEARNED = [
     ("ladder", "full", "ladder"),
     ("norm", "pseudo", "norm, pseudo kernel, r = 3"),
@@ -38,6 +38,7 @@ def measure(
     repeats: int,
     trainable: str = "ladder",
     kernel: str = "full",
+    batch_size: int | str = "auto",
 ) -> dict[str, float]:
     """Return median seconds of all rows, measured in turns; of tangents only the passes that learn."""
     torch.set_num_threads(threads)
@@ -48,7 +49,7 @@ def measure(
         pixels=pixels,
         n_components="auto",
         n_classes=CLASSES,
-        batch_size=BATCH,
+        batch_size=batch_size,
     )
     draws = np.random.default_rng(0)
     pictures = draws.integers(256, size=(rows, 3, pixels, pixels), dtype=np.uint8)
@@ -74,7 +75,7 @@ def measure(
             "pooled": lambda: each(model.ladder.pooled),
             "ladder": lambda: each(model.ladder),
         }
-    return interleaved(calls, repeats)
+    return interleaved(calls, repeats) | {"batch": model.settings.batch_size}
 
 
 def profile(found: dict[str, float], rows: int) -> dict[str, float]:
@@ -87,23 +88,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--pixels", type=int, nargs="+", default=[64, 224])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch", type=int, default=None, help="rows of a batch; auto by default")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    fewer = max(BATCH, args.rows // 8)  # where a row of tangents takes many passes
+    fewer = max(32, args.rows // 8)  # where a row of tangents takes many passes
     lines, profiles, learned = [], [], []
     for pixels in args.pixels:
         for threads in args.threads:
             seconds = []
             for trainable, kernel, _ in LEARNED:
                 given = {"pixels": pixels, "threads": threads, "repeats": args.repeats}
+                given["batch_size"] = args.batch or "auto"
                 given |= {"trainable": trainable, "kernel": kernel}
                 given["rows"] = args.rows if trainable == "ladder" else fewer
                 seconds.append(in_new_process("pass_cost", "measure", **given)[0])
                 print(given, seconds[-1], flush=True)
             found = seconds[0]
             names = ("timm", "forward", "learn", "predict")
-            lines.append([pixels, threads, *(f"{found[name]:.2f}" for name in names)])
+            lines.append([pixels, threads, found["batch"], *(f"{found[name]:.2f}" for name in names)])
             lines[-1] += [
                 f"{found[what] / found[unit]:.2f}"
                 for what in ("learn", "predict")
@@ -114,7 +117,7 @@ def main() -> None:
             shares = (f"{part:.3f} ({part / total:.0%})" for part in parts.values())
             profiles.append([pixels, threads, f"{total:.2f}", *shares])
             learned.append([pixels, threads, *(f"{s['learn'] / s['forward']:.2f}" for s in seconds)])
-    header = ["pixels", "threads", "forward, timm's", "forward", "learn", "predict"]
+    header = ["pixels", "threads", "batch", "forward, timm's", "forward", "learn", "predict"]
     header += [f"{what} / {unit}" for what in ("learn", "predict") for unit in ("forward", "timm's")]
     publish(
         "pass_cost",
@@ -123,7 +126,7 @@ def main() -> None:
         "Learning is the pass of the ladder and the sums; predicting is the same pass and the readout "
         f"of {CLASSES} classes. timm's network is as it is loaded; that of the other columns has the "
         "same weights and does without the padded copies that timm makes for TensorFlow's convolutions. "
-        f"All in batches of {BATCH}, normalising included, with freed memory kept.\n\n"
+        "All in batches of the ladder's size, normalising included, with freed memory kept.\n\n"
         + table(["pixels", "threads", "learn", *PARTS.values()], profiles)
         + "\n\nMilliseconds of a row that the ladder learns, and the share of each part: differences of "
         "medians. Pooling includes roots, and sums the check for numbers that are not finite.\n\n"
