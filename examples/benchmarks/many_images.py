@@ -21,7 +21,7 @@ from fastntk_sk import FastNTKClassifier
 from fastntk_sk.distributed import Ranks
 from fastntk_sk.state import sum_rows
 
-FORGET, REPEATS, ALPHA = (1, 10, 100, 1_000), 5, 0.1
+FORGET, REPEATS, ALPHA = (1, 10, 100, 1_000), 3, 0.1
 PARTS = "probe", "passes", "sums and solve"
 
 

@@ -16,11 +16,12 @@ LIMIT = "FASTNTK_SK_MEMORY_LIMIT"
 AUTO_COMPONENTS = 4096  # of tangents, and of a ladder
 _AUTO_NUMBERS = 2**29  # at most 4 GiB of float64 in the class blocks, whatever the machine
 _BUFFER_NUMBERS = 2**24
-_BATCHES = {  # bytes, fewest and most rows of a batch
-    "cpu": (2**28, 8, 32),  # more are no faster there, where they leave the caches
-    "mps": (2**31, 8, 128),
-    "cuda": (2**32, 8, 512),
-    "xpu": (2**32, 8, 512),
+_BATCHES = {  # bytes of a forward pass and of a backward one, fewest and most rows of a batch
+    # glibc gives a thread of its own no tensor above 64 MiB from memory that it has kept
+    "cpu": (2**28, 2**31, 8, 32),
+    "mps": (2**31, 2**31, 8, 128),
+    "cuda": (2**32, 2**32, 8, 512),
+    "xpu": (2**32, 2**32, 8, 512),
 }
 _WORK_SPACE = 2**25  # of threads and libraries
 
@@ -55,11 +56,10 @@ def choose_batch_size(activations: Sequence[int], n_trained: int, itemsize: int,
     numbers that each module gives for a row: forward, a few of them are held at a time; a backward pass
     to `n_trained` parameters holds all of them, their gradients, and Jacobians of every row.
     """
-    budget, fewest, most = _BATCHES.get(device.partition(":")[0], _BATCHES["cpu"])
-    numbers = 4 * max(activations, default=0)
+    forward, backward, fewest, most = _BATCHES.get(device.partition(":")[0], _BATCHES["cpu"])
+    fitting = forward // max(1, 4 * max(activations, default=0) * itemsize)
     if n_trained:
-        numbers += 2 * sum(activations) + 5 * n_trained
-    fitting = budget // max(1, numbers * itemsize)
+        fitting = min(fitting, backward // ((2 * sum(activations) + 5 * n_trained) * itemsize))
     return min(most, max(fewest, 1 << fitting.bit_length() >> 1))
 
 
