@@ -123,7 +123,7 @@ def test_sums_leave_the_device_once():
     assert all(type(tensor) is torch.Tensor for tensor in sums.statistics.tensors().values())
 
 
-@pytest.mark.filterwarnings("ignore:The best alpha")
+@pytest.mark.filterwarnings("ignore:The best")
 def test_what_reads_a_model_on_a_device(blobs):
     X, y = pictures()
     with Simulated():
