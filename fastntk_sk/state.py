@@ -407,7 +407,7 @@ def sum_rows(
     every = np.frombuffer(b"".join(shared.gather(energies.tobytes())))
     if kept is not None and shared.size > 1:
         everyone = bytearray().join(shared.gather(b"".join(map(bytes, features))))
-        table = np.frombuffer(everyone, model.directions.cpu().numpy().dtype)
+        table = np.frombuffer(everyone, model.row_dtype)
         features = [row.copy() for row in table.reshape(-1, model.sizes[0] + 1)]
     class_rows = np.bincount(labels, minlength=model.settings.n_classes)
     return Sums(statistics, class_rows, numbers, every, seconds, features)

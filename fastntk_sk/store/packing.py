@@ -342,7 +342,7 @@ def _unpack_features(
     rows: list[tuple[int, tuple[Any, ...]]], ledger: Ledger, model: LinearizedModel
 ) -> None:
     """Give a ledger the features that were kept, one for each content or none at all."""
-    width, dtype = model.sizes[0] + 1, model.directions.cpu().numpy().dtype
+    width, dtype = model.sizes[0] + 1, model.row_dtype
     for number, (place, digest, value) in rows:
         known = 0 <= place < len(ledger.segments) and digest in ledger.segments[place].rows
         if not known or len(value) != width * dtype.itemsize:

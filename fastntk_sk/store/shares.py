@@ -49,40 +49,26 @@ def sum_shares(
     rows: Rows,
     asked: Asked,
     n_threads: int,
-    what: str,
-    *,
-    hold: bool = False,
-    show: bool,
-) -> tuple[Sums, list[bytes]]:
-    """Take the sums over rows, and the digests of what was read; every rank reads its share.
-
-    `hold` is that of `sum_rows`.
-    """
-    shared.agree(
-        {
-            "do": "sum",
-            "n": len(asked.places),
-            "keys": [segment.key.hex() for segment in ledger.segments],
-            "n_threads": n_threads,
-            "settings": msgspec.to_builtins(model.settings),
-        }
-    )
-    shared.take_first(map(torch.tensor, asked))
-    return _sum_share(shared, model, ledger, rows, asked, n_threads, what, hold=hold, show=show)
-
-
-def _sum_share(
-    shared: Ranks,
-    model: LinearizedModel,
-    ledger: Ledger,
-    rows: Rows,
-    asked: Asked,
-    n_threads: int,
     what: str = "",
     *,
     hold: bool = False,
     show: bool = False,
 ) -> tuple[Sums, list[bytes]]:
+    """Take the sums over rows, and the digests of what was read; every rank reads its share.
+
+    Rank 0 asks the others, which come here from `follow`. `hold` is that of `sum_rows`.
+    """
+    if not shared.rank:
+        shared.agree(
+            {
+                "do": "sum",
+                "n": len(asked.places),
+                "keys": [segment.key.hex() for segment in ledger.segments],
+                "n_threads": n_threads,
+                "settings": msgspec.to_builtins(model.settings),
+            }
+        )
+        shared.take_first(map(torch.tensor, asked))
     part, digests = shared.share(len(asked.places)), list[bytes]()
     places = asked.places[part].tolist()
     reading = progress(rows.read(places), what, len(places), unit="row", show=show)
@@ -154,7 +140,7 @@ def follow(shared: Ranks, model: LinearizedModel, rows: Rows | None, classes: np
             shared.take_first(map(torch.from_numpy, asked))
             keys = Ledger([Segment(bytes.fromhex(key)) for key in told["keys"]])
             assert rows is not None
-            _sum_share(shared, model, keys, rows, asked, told["n_threads"])
+            sum_shares(shared, model, keys, rows, asked, told["n_threads"])
         except DistributedError:
             if shared.lost:
                 raise

@@ -7,6 +7,8 @@ subtractions cancel: whoever solves with it has to look at the residual.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -95,6 +97,7 @@ class Lessened(Reduced):
 
     def __init__(self, whole: Reduced, U: Tensor) -> None:
         self._whole, self._V = whole, whole.rotate(U)
+        self._at = lru_cache(maxsize=1)(self._taken)  # a solve and the determinant are of one alpha
 
     def rotate(self, right: Tensor, *, back: bool = False) -> Tensor:
         """Return Q^T right, or Q right, of shape (k, m)."""
@@ -102,22 +105,20 @@ class Lessened(Reduced):
 
     def solve(self, alpha: float, rotated: Tensor) -> Tensor:
         """Return (T - V V^T + alpha I)^-1 rotated."""
-        V, n = self._V, rotated.shape[1]
-        parts = self._whole.solve(alpha, torch.cat([rotated, V], 1))
-        found, along = parts[:, :n], parts[:, n:]
-        return found + along @ torch.linalg.solve(self._left(V.T @ along), V.T @ found)
+        found, (along, K) = self._whole.solve(alpha, rotated), self._at(alpha)
+        return found + along @ torch.linalg.solve(K, self._V.T @ found)
 
     def is_sound(self, alpha: float) -> bool:
         """Return whether the smallest eigenvalue is at least -alpha / 2."""
-        if not self._whole.is_sound(alpha):
-            return False
-        along = self._whole.solve(alpha / 2, self._V)
-        return not torch.linalg.cholesky_ex(self._left(self._V.T @ along))[1]
+        return self._whole.is_sound(alpha) and not torch.linalg.cholesky_ex(self._at(alpha / 2)[1])[1]
 
     def log_det(self, alpha: float) -> float:
         """Return the logarithm of the determinant of I + (T - V V^T) / alpha."""
-        K = self._left(self._V.T @ self._whole.solve(alpha, self._V))
-        return self._whole.log_det(alpha) + float(torch.linalg.slogdet(K)[1])
+        return self._whole.log_det(alpha) + float(torch.linalg.slogdet(self._at(alpha)[1])[1])
 
-    def _left(self, taken: Tensor) -> Tensor:
-        return torch.eye(len(taken), dtype=taken.dtype, device=taken.device) - taken
+    def _taken(self, alpha: float) -> tuple[Tensor, Tensor]:
+        """Return (T + alpha I)^-1 V and K."""
+        along = self._whole.solve(alpha, self._V)
+        K = -(self._V.T @ along)
+        K.diagonal().add_(1)
+        return along, K

@@ -38,6 +38,7 @@ def solve(
     tangent_scale: float,
     target_scale: float,
     centre: Tensor | None = None,
+    L: Tensor | None = None,
 ) -> Solution:
     r"""Solve from the statistics: by `solve_schur` where there are tangents, else as this module says.
 
@@ -45,8 +46,8 @@ def solve(
     Bayesian ridge regression (MacKay, Neural Computation 4(3), 1992) has its first maximum on the way
     down from the largest alpha: the global one runs to the edge of the grid where rows are fewer than
     features. It is a function of the sums alone, so that after a deletion it is what a refit chooses. A
-    SolveError says that the smallest eigenvalue fell below alpha / 2. `centre` is
-    that of `solve_schur`, for tangents only.
+    SolveError says that the smallest eigenvalue fell below alpha / 2. `centre` is that of `solve_schur`,
+    for tangents only, and L, for an alpha that is known, the Cholesky factor that a solution keeps.
 
     Examples
     --------
@@ -67,11 +68,14 @@ def solve(
             tangent_scale=tangent_scale,
             target_scale=target_scale,
             centre=centre,
+            L=L,
         )
-    S, R = centred(statistics, target_scale)
     if alpha is None:
-        return _by_evidence(statistics, reduce_symmetric(S), R, target_scale)
-    return _by_factor(statistics, factor(S, alpha), R, alpha, target_scale)
+        return _by_evidence(statistics, reduce_symmetric(centred(statistics)), target_scale)
+    if L is None:
+        L = factor(centred(statistics), alpha)
+    R = centred_targets(statistics, target_scale)
+    return replace(_solution(statistics, solve_factored(L, R), R, alpha, target_scale), kept=L)
 
 
 def solve_without(
@@ -117,25 +121,16 @@ def solve_without(
         U = (h * weights.sqrt()[:, None]).T * rest.tangent_factors(tangent_scale)
     else:
         U = columns_of_rows(mean, rest, h, weights)
-    R = centred_targets(rest, target_scale)
     if isinstance(kept, Reduced):
         try:
-            solution = replace(_by_evidence(rest, Lessened(kept, U), R, target_scale), kept=None)
+            solution = replace(_by_evidence(rest, Lessened(kept, U), target_scale), kept=None)
         except SolveError:
             return None
-    elif (L := downdate(kept, U)) is None:
-        return None
-    elif rest.has_tangents:
-        solution = solve_schur(
-            rest,
-            alpha=TANGENT_ALPHA if alpha is None else alpha,
-            tangent_scale=tangent_scale,
-            target_scale=target_scale,
-            L=L,
-        )
     else:
-        assert alpha is not None
-        solution = _by_factor(rest, L, R, alpha, target_scale)
+        L = downdate(kept, U)
+        if L is None:
+            return None
+        solution = solve(rest, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale, L=L)
     return solution if solution.residual <= _SOUND else None
 
 
@@ -150,9 +145,8 @@ def solve_each(
     if statistics.has_tangents:
         fixed = partial(solve, statistics, tangent_scale=tangent_scale, target_scale=target_scale)
         return [fixed(alpha=alpha) for alpha in alphas]
-    S, R = centred(statistics, target_scale)
-    reduced = reduce_symmetric(S)
-    return [_by_evidence(statistics, reduced, R, target_scale, alpha) for alpha in alphas]
+    reduced = reduce_symmetric(centred(statistics))
+    return [_by_evidence(statistics, reduced, target_scale, alpha) for alpha in alphas]
 
 
 def number(alpha: float | str) -> float | None:
@@ -160,36 +154,22 @@ def number(alpha: float | str) -> float | None:
     return None if alpha == "auto" else float(alpha)
 
 
-def centred(statistics: Statistics, target_scale: float) -> tuple[Tensor, Tensor]:
-    """Return S, of which the lower triangle is valid, and R."""
-    n, total = statistics.counts.sum(), statistics.A[-1, :-1] / statistics.constant
-    S = torch.addr(statistics.A[:-1, :-1], total, total / n, alpha=-1)
-    return S, centred_targets(statistics, target_scale)
+def centred(statistics: Statistics) -> Tensor:
+    """Return S of shape (d, d), of which the lower triangle is valid."""
+    return torch.addr(statistics.A[:-1, :-1], statistics.total, statistics.mean, alpha=-1)
 
 
 def centred_targets(statistics: Statistics, target_scale: float) -> Tensor:
     """Return R of shape (d, C)."""
     shares = statistics.counts / statistics.counts.sum()
-    total = statistics.A[-1, :-1] / statistics.constant
-    return target_scale * (statistics.H[:-1] - torch.outer(total, shares))
-
-
-def _by_factor(
-    statistics: Statistics, L: Tensor, R: Tensor, alpha: float, target_scale: float
-) -> Solution:
-    """Return the solution at one alpha from a Cholesky factor, which is kept."""
-    found = _solution(statistics, solve_factored(L, R), R, alpha, target_scale)
-    return replace(found, kept=L)
+    return target_scale * (statistics.H[:-1] - torch.outer(statistics.total, shares))
 
 
 def _by_evidence(
-    statistics: Statistics,
-    reduced: Reduced,
-    R: Tensor,
-    target_scale: float,
-    alpha: float | None = None,
+    statistics: Statistics, reduced: Reduced, target_scale: float, alpha: float | None = None
 ) -> Solution:
     """Return the solution at an alpha, None being that of the evidence, and keep the reduction."""
+    R = centred_targets(statistics, target_scale)
     rotated, path = reduced.rotate(R), tuple[float, ...]()
     if alpha is None:
         n = statistics.counts.sum()
@@ -207,7 +187,7 @@ def _solution(
 ) -> Solution:
     """Return W^T with its intercept and its residual."""
     n, constant = statistics.counts.sum(), statistics.constant
-    total = statistics.A[-1, :-1] / constant
+    total = statistics.total
     SW = multiply_symmetric(statistics.A[:-1, :-1], W) - torch.outer(total, total @ W / n)
     residual = float((SW + alpha * W - R).norm() / R.norm().clamp_min(torch.finfo(R.dtype).tiny))
     mean = target_scale * (statistics.counts / n - 1 / len(statistics.counts))

@@ -92,9 +92,14 @@ class Statistics:
         return self.H[-1] / self.constant
 
     @property
+    def total(self) -> Tensor:
+        """Weighted sum of the features, without the constant, of shape (d,)."""
+        return self.A[-1, :-1] / self.constant
+
+    @property
     def mean(self) -> Tensor:
         """Weighted mean of the features, without the constant, of shape (d,)."""
-        return self.A[-1, :-1] / self.constant / self.counts.sum()
+        return self.total / self.counts.sum()
 
     def tangent_factors(self, tangent_scale: float) -> Tensor:
         r"""Return what multiplies columns in a solve: :math:`\sqrt{s}` for shared tangent features.
@@ -188,31 +193,30 @@ class HeldRows:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._blocks: list[tuple[Tensor, ...]] = []
 
     def add(self, h: Tensor, J: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Hold rows, as `Statistics.add` takes them."""
-        self._blocks.append((h, J, labels, weights))
+        """Hold rows, as `Statistics.add` takes them; kept features come from elsewhere."""
+        self._blocks.append(tuple(part.to(self.device) for part in (h, J, labels, weights)))
 
     def merge(self, other: HeldRows) -> None:
         """Hold other rows too."""
-        self._blocks += other._blocks
+        for block in other._blocks:
+            self.add(*block)
 
     def subtract_from(self, total: Statistics) -> Statistics:
         """Return `total` without the rows, where these are."""
         there = total.to(self.device)
         rest = there.copy() if there.device == total.device else there
-        for block in self._blocks:  # kept features come from elsewhere
-            h, J, labels, weights = (part.to(self.device) for part in block)
+        for h, J, labels, weights in self._blocks:
             rest.add(h, J, labels, -weights)
         return rest
 
     @property
     def shared(self) -> tuple[Tensor, Tensor]:
         """Augmented features (n, d + 1) and weights (n,) of the rows, both float64."""
-        parts = ((h.to(self.device), weights.to(self.device)) for h, _, _, weights in self._blocks)
-        h, weights = (torch.cat(each).double() for each in zip(*parts, strict=True))
-        return h, weights
+        h, _, _, weights = (torch.cat(parts) for parts in zip(*self._blocks, strict=True))
+        return h.double(), weights.double()
 
 
 def place_of_sums(device: torch.device) -> torch.device:

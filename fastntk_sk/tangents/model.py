@@ -98,6 +98,11 @@ class LinearizedModel:
         return self.directions.device
 
     @property
+    def row_dtype(self) -> np.dtype:
+        """Dtype of the rows of the linear problem, as arrays."""
+        return torch.empty(0, dtype=self.directions.dtype).numpy().dtype
+
+    @property
     def d(self) -> int:
         """Number of features that W reads: the network's, or the ladder's."""
         return self.directions.shape[1] if self.ladder is None else self.ladder.width
