@@ -59,8 +59,9 @@ subprocess.run([*command, "learn.py"], cwd=folder, check=True, capture_output=Tr
 parts = [np.load(folder / f"rank {rank}.npz") for rank in range(2)]
 
 # %%
-# One process gives the same model. What rank 0 has saved is an estimator like any other, which forgets
-# further rows without the other ranks.
+# One process gives the same model, but for rounding where it has another number of threads: torchrun
+# gives one to each rank. What rank 0 has saved is an estimator like any other, which forgets further
+# rows without the other ranks.
 X, y = load_digits(return_X_y=True)
 X = (X.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
 alone = FastNTKClassifier("tf_efficientnet_lite0", image_size=32, n_components=1024, random_state=0)
@@ -75,7 +76,7 @@ together = FastNTKClassifier.load(folder / "digits.fastntk").unlearn(X[10:20])
 print(f"{together.n_samples_learned_} rows are left after {len(together.receipts_)} deletions")
 
 # %%
-# The scores are the same in every rank, and rank 1 holds less: neither sums nor ledger.
+# The scores lie on the diagonal in every rank, and rank 1 holds less: neither sums nor ledger.
 held = pd.Series([float(part["held"]) / 1e6 for part in parts], ["rank 0", "rank 1"])
 print(held.round(1).to_string())
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.2), layout="constrained")
