@@ -58,7 +58,7 @@ clf = FastNTKClassifier(
     "tf_efficientnet_lite0", image_size=args.pixels, n_components=1024, random_state=0
 )
 _, seconds = timed(f"Learning {len(X_train):,} pictures", lambda: clf.fit(X_train, y_train))
-lines = {"wrong labels learned": (clf.score(X_test, y_test), seconds)}
+lines = {"with the wrong labels": (clf.score(X_test, y_test), seconds)}
 
 # %%
 # What would the model say of each picture if it had never learned it? For a ladder this has an answer in
@@ -73,7 +73,7 @@ before = clf.predict(X_train[doubtful])
 # somebody looks at them first; :class:`~fastntk_sk.inspection.LabelIssuesDisplay` shows them, and
 # :meth:`~fastntk_sk.FastNTKClassifier.rectify` learns them again with labels that were put right.)
 _, seconds = timed(f"Forgetting {len(doubtful)} pictures", lambda: clf.unlearn(X_train[doubtful]))
-lines["doubtful pictures forgotten"] = clf.score(X_test, y_test), seconds
+lines["doubtful ones forgotten"] = clf.score(X_test, y_test), seconds
 after = clf.predict(X_train[doubtful])
 
 # %%
@@ -83,19 +83,19 @@ refit, seconds = timed(
     "Learning the others alone, to compare",
     lambda: FastNTKClassifier(**clf.get_params()).fit(X_train[stay], y_train[stay]),
 )
-lines["never learned"] = refit.score(X_test, y_test), seconds
+lines["fitted again without them"] = refit.score(X_test, y_test), seconds
 
 # %%
 # What came of it.
 right = len(doubtful) - n_wrong
-change = 100 * (lines["doubtful pictures forgotten"][0] - lines["wrong labels learned"][0])
+change = 100 * (lines["doubtful ones forgotten"][0] - lines["with the wrong labels"][0])
 reason = "" if change > 0 else ": too few of the wrong labels were found, or too many right ones went"
 difference = np.abs(clf.readout_ - refit.readout_).max()
 print(f"\n{n_wrong} of {len(wrong)} wrong labels were found and forgotten, with {right} that are right.")
 print(f"Test accuracy changed by {change:+.1f} points{reason}.")
 print(f"Largest parameter difference to a model that never learned them: {difference:.0e}.")
 print(f"The receipt: {clf.receipts_[-1]['exactness']}\n")
-print(f"{'pictures with doubtful labels':<32}{'test accuracy':>14}{'seconds':>10}")
+print(f"{'model':<32}{'test accuracy':>14}{'seconds':>10}")
 for name, (accuracy, seconds) in lines.items():
     print(f"{name:<32}{accuracy:>14.1%}{seconds:>10.1f}")
 
