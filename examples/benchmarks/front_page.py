@@ -2,7 +2,7 @@
 
 Accuracies come from accuracy.csv, to which this script adds what a practitioner would try first: logistic
 regression on features that are kept. Seconds are measured here, one model after the other, and written to
-front_page.csv. ``--tables`` measures nothing and writes the table.
+front_page_costs.csv. ``--tables`` measures nothing and writes the table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fastntk_sk import FastNTKClassifier
 
-COSTS = Path(__file__).with_suffix(".csv")
+COSTS = Path(__file__).with_name("front_page_costs.csv")
 BACKBONE, PIXELS, ROWS, FORGET = "tf_efficientnet_lite0", 64, 1000, 100
 COLUMNS = {
     "Fashion-MNIST, 1,000 rows": ("fashion 64", 1000),
@@ -179,9 +179,9 @@ def report(results: Results) -> None:
         "front_page",
         f"{table(header, lines)}\n\n{' '.join(better)} Test accuracy in percent of EfficientNet-Lite0 at "
         f"{PIXELS} px: mean and standard error of three draws of training rows (the mean alone is of one); "
-        "settings are chosen on validation rows. Each measurement's commit is in "
+        "settings are chosen on validation rows. The commit of each measurement stands in "
         "[accuracy.csv](examples/benchmarks/accuracy.csv) or "
-        "[front_page.csv](examples/benchmarks/front_page.csv).",
+        "[front_page_costs.csv](examples/benchmarks/front_page_costs.csv).",
     )
 
 
