@@ -4,10 +4,9 @@ import re
 
 PAGES = {
     "CHANGELOG.md": "generated/changelog.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "generated/security.md",
     "examples/benchmarks/README.md": "generated/benchmarks.md",
     "examples/paper/README.md": "generated/paper.md",
-    "zoo/README.md": "generated/zoo.md",
 }
 
 
