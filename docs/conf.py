@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
+    "repository_links",
 ]
 exclude_patterns = ["_build", "**/README.rst", "auto_examples/**/*.md5"]
 myst_enable_extensions = ["dollarmath"]
