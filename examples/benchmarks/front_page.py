@@ -43,7 +43,7 @@ LINES = {  # what is trained, what a deletion is, what it needs
     SGD_NORM: ("SGD of norm layers and readout", "training again", "all other rows"),
     SGD_ALL: ("SGD of all weights", "training again", "all other rows"),
 }
-INVERSE_RIDGES = tuple(float(f"{10 ** (e / 2):.3g}") for e in range(-6, 5))  # 0.001 to 100
+INVERSE_RIDGES = tuple(float(f"{10 ** (e / 2):.3g}") for e in range(-8, 1))  # 0.0001 to 1
 
 
 @torch.no_grad()

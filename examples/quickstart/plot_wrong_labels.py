@@ -25,7 +25,7 @@ from fastntk_sk.inspection import label_issues
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rows", type=int, default=1000, help="pictures to learn")
-parser.add_argument("--pixels", type=int, default=64, help="pictures are enlarged to this side")
+parser.add_argument("--pixels", type=int, default=32, help="pictures are enlarged to this side")
 parser.add_argument("--dark", action="store_true", help="draw on a dark background")
 parser.add_argument("--out", type=Path, default=Path(sys.argv[0]).with_suffix(".png"))
 args = parser.parse_args()
