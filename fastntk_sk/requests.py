@@ -198,8 +198,13 @@ class Requests:
         request.
         """
         path = Path(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file))
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                lines = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RequestError(
+                f"Expected a CSV file in UTF-8, got {path.name}, which is another: {error}."
+            ) from error
         unknown = sorted({str(name) for line in lines for name in line} - set(_COLUMNS))
         if unknown or not lines:
             raise RequestError(
@@ -414,12 +419,13 @@ def _request(
         drawn = secrets.token_hex(8) if request_id is None else request_id
         (name, *_) = check_request_ids([drawn, subject, note, *paths])
         begin = date.today() if received is None else date.fromisoformat(received)
-    except ValueError as error:
+        due = begin + timedelta(days)
+    except (ValueError, OverflowError) as error:
         raise RequestError(f"A request that cannot be kept: {error}") from error
     if not names and not paths:
         raise RequestError("Expected sample_ids or files of the request, got neither.")
-    due = (begin + timedelta(days)).isoformat()
-    return Request(name, "open", subject, begin.isoformat(), due, "", note, names, paths, "")
+    dates = begin.isoformat(), due.isoformat(), ""
+    return Request(name, "open", subject, *dates, note, names, paths, "")
 
 
 def _look_up(
