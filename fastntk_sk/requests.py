@@ -122,6 +122,9 @@ class Requests:
     key : bytes of length 32 or str, default=None
         Of an encrypted file.
 
+    verbose : int, default=0
+        1 shows a progress bar while rows are forgotten.
+
     Examples
     --------
     >>> import tempfile
@@ -139,8 +142,10 @@ class Requests:
     [('plant 7', 'forgotten', 3)]
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> None:
-        self.path, self.key = Path(path), key
+    def __init__(
+        self, path: str | os.PathLike[str], *, key: bytes | str | None = None, verbose: int = 0
+    ) -> None:
+        self.path, self.key, self.verbose = Path(path), key, verbose
 
     def add(
         self,
@@ -300,8 +305,10 @@ class Requests:
             if not match.removals:
                 return rows
             served = dict.fromkeys(row["request_id"] for row in rows if row["n_rows"])
-            ids = names if pictures is None else None
+            ids, verbose = names if pictures is None else None, clf.verbose
+            clf.set_params(verbose=self.verbose)
             clf._forget(sample_ids=ids, request_id=list(served), matched=(pictures, match))
+            clf.set_params(verbose=verbose)
             receipt = clf.receipts_[-1]["checksum"]
             _change(db, [one.after(rows, receipt) for one in asked if one.request_id in served])
         return [row | {"result": "forgotten"} if row["result"] == "found" else row for row in rows]

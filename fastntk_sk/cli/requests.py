@@ -110,7 +110,8 @@ def run(output: Output, state: Path, request_ids: tuple[str, ...], key_file: Pat
     """
     from ..requests import Requests
 
-    return _rows(Requests(state, key=passphrase(key_file)).run(*request_ids))
+    requests = Requests(state, key=passphrase(key_file), verbose=int(not output.quiet))
+    return _rows(requests.run(*request_ids))
 
 
 def _rows(rows: list[dict[str, Any]]) -> Answer:
