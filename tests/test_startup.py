@@ -29,7 +29,9 @@ def test_import_alone_loads_next_to_nothing():
     assert not loaded("import fastntk_sk") & (HEAVY | {"torch", "sklearn", "huggingface_hub"})
 
 
-@pytest.mark.parametrize("arguments", ["--help", "fit --help", "requests add --help", "fit --alpha much"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "fit --help", "requests add --help", "fit --alpha much"]
+)
 def test_help_and_wrong_usage_load_next_to_nothing(arguments):
     code = f"""
 import contextlib, io

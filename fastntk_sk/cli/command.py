@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import click
 from ..escaping import visible
 from ..exceptions import FastNTKError
 
-FILE = click.Path(path_type=Path)
 # torch raises RuntimeError where memory or the size of pictures does not suffice
 _FAILURES = (FastNTKError, ValueError, OSError, ImportError, RuntimeError, MemoryError)
 # what messages advise in Python, and what does the same here: phrases that are in no name of a file
@@ -36,7 +36,24 @@ _COMMANDS = {
     "or pretrained=False for": "or --random-weights for",
     "Pass image_size=...": "Pass --image-size",
     "Pass num_workers=0": "Pass --num-workers 0",
+    'such as backbone="tf_efficientnet_lite0"': "such as --backbone tf_efficientnet_lite0",
+    "list_recipes() and timm.list_models() list the names": "`fastntk zoo` lists recipes",
+    "List them: Requests(path).all()": "`fastntk requests list` lists them",
 }
+
+
+class _File(click.Path):
+    """A path; an empty one, of a shell's variable that is not set, is not the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not value:
+            self.fail("Expected a path, got an empty text.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _File(path_type=Path)
+PLACE = _File()
 
 
 @dataclass
@@ -44,7 +61,7 @@ class Output:
     """How a command speaks: as the options before its name, or after it, say."""
 
     json: bool = False
-    quiet: bool = False
+    quiet: bool = field(default_factory=lambda: sys.stderr is None)  # for want of a place
 
 
 @dataclass(frozen=True)
@@ -97,7 +114,9 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., Answer]], Comm
 
 def epilog(*examples: str) -> str:
     """Return how the help of a command ends."""
-    return "\n".join(["\b", "Example:" if len(examples) == 1 else "Examples:", *map("  {}".format, examples)])
+    return "\n".join(
+        ["\b", "Example:" if len(examples) == 1 else "Examples:", *map("  {}".format, examples)]
+    )
 
 
 def flag(name: str, text: str) -> Callable[[Any], Any]:
@@ -139,7 +158,7 @@ def tell(message: object) -> None:
 def here(message: object) -> str:
     """Return a message of the library with its advice in terms of the command line, in one paragraph."""
     if isinstance(message, OSError) and message.filename is not None:
-        message = f"{message.strerror}: {message.filename}"
+        message = f"{message.strerror}: {message.filename2 or message.filename}"
     text = visible(message, keep="\n").replace("\n", "\n  ")
     for python, command_line in _COMMANDS.items():
         text = text.replace(python, command_line)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ..classifier import FastNTKClassifier
 
 
-@command("find", "fastntk find clinic.fastntk anna.jpg", "fastntk find clinic.fastntk new --threshold 0.95")
+@command(
+    "find", "fastntk find clinic.fastntk anna.jpg", "fastntk find clinic.fastntk new --threshold 0.95"
+)
 @click.argument("state", type=FILE)
 @click.argument("pictures", type=FILE, nargs=-1, required=True)
 @click.option(
@@ -39,9 +41,10 @@ def find(
     threshold: float,
     key_file: Path | None,
 ) -> Answer:
-    """Find the learned pictures that are like PICTURES: similarity, id and class of each.
+    """Find the learned pictures that are like some pictures.
 
     STATE is one that was learned with --keep features. PICTURES are files, folders, or lists of paths.
+    Each line has a picture, the similarity of a learned one, and the id and the class of that.
     """
     clf = load_state(state, key_file, output.quiet)
     paths = [path for source in pictures for path in read_pictures(source).paths]
@@ -137,9 +140,7 @@ class _Asked(NamedTuple):
         if self.names:
             return {"sample_ids": _meant(clf, self.names)}
         # a folder of a request need not be named after a class; a file states its labels
-        labels = [
-            as_classes(clf, pictures.labels, source.is_dir()) for source, pictures in self.sources
-        ]
+        labels = [as_classes(clf, pictures.labels, source.is_dir()) for source, pictures in self.sources]
         ids = [one for _, each in self.sources for one in each.ids or [None] * len(each.paths)]
         return {
             "X_forget": self.paths,
@@ -216,11 +217,11 @@ def rebuild(output: Output, state: Path, data: Path | None, key_file: Path | Non
 
 @command("rekey", "fastntk rekey clinic.fastntk --key-file old.txt --new-key-file new.txt")
 @click.argument("state", type=FILE)
-@key_file_option
+@click.option("--key-file", type=FILE, required=True, help="File with the passphrase until now.")
 @click.option("--new-key-file", type=FILE, required=True, help="File with the new passphrase.")
-def rekey(output: Output, state: Path, key_file: Path | None, new_key_file: Path) -> Answer:
+def rekey(output: Output, state: Path, key_file: Path, new_key_file: Path) -> Answer:
     """Encrypt a state that is encrypted with another key."""
-    from ..store import persistence
+    from ..classifier import FastNTKClassifier
 
-    persistence.rekey(state, passphrase(key_file) or "", passphrase(new_key_file) or "")
+    FastNTKClassifier.rekey(state, key=passphrase(key_file), new_key=passphrase(new_key_file))
     return Answer({"state": str(state)}, f"{state} is encrypted with the new key.")

@@ -9,8 +9,8 @@ import click
 
 from ..backbones.folders import read_labelled, read_pictures
 from ..escaping import visible
-from .command import FILE, Answer, Output, command, flag, key_file_option, tell
-from .states import as_classes, exactness, load_model, passphrase
+from .command import FILE, PLACE, Answer, Output, command, flag, key_file_option, tell
+from .states import as_classes, exactness, key_in, load_model
 
 if TYPE_CHECKING:
     from ..backbones.recipes import Recipe
@@ -43,9 +43,7 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     "fastntk fit pictures.csv --out clinic.fastntk --keep features --key-file key.txt",
 )
 @click.argument("data", type=FILE)
-@click.option(
-    "--out", type=FILE, required=True, help="File for the state, such as clinic.fastntk; a new one."
-)
+@click.option("--out", type=FILE, required=True, help="New file for the state, such as clinic.fastntk.")
 @flag("--overwrite", "Replace a state that exists, and its receipts.")
 @key_file_option
 @click.option(
@@ -57,8 +55,8 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 @click.option(
     "--trainable",
     default="auto",
-    help="What is trained, such as ladder, norm or head; ladder,norm unites them. auto is the ladder, or "
-    "for the fine-tuned anchor the norm layers or prompts.",
+    help="What is trained, such as ladder, norm or head; ladder,norm unites them. auto is the ladder, "
+    "or for the fine-tuned anchor the norm layers or prompts.",
 )
 @click.option(
     "--anchor",
@@ -132,7 +130,7 @@ def fit(
     from ..classifier import FastNTKClassifier
     from ..store import persistence
 
-    key = passphrase(key_file)
+    key = key_in(key_file)
     if out.exists() and not overwrite:
         raise ValueError(
             f"Expected --out to be a new file, got {str(out)!r}, which exists. To replace a state "
@@ -170,14 +168,14 @@ def fit(
     "fastntk predict clinic.fastntk new/*.png",
     "fastntk predict me/adapter new --json",
 )
-@click.argument("model", type=click.Path())
+@click.argument("model", type=PLACE)
 @click.argument("pictures", type=FILE, nargs=-1, required=True)
 @key_file_option
 @flag("--skip-damaged", "Leave out pictures that cannot be read, and name them.")
 def predict(
     output: Output, model: str, pictures: tuple[Path, ...], key_file: Path | None, skip_damaged: bool
 ) -> Answer:
-    """Print the class of each picture, and how sure the model is of it.
+    """Print the class of each picture, with its confidence.
 
     MODEL is a state, a folder with an adapter, or a repository of the Hub. PICTURES are files, folders,
     or lists of paths.
@@ -215,7 +213,7 @@ def predict(
     "report",
     "fastntk report clinic.fastntk --data test --html report.html",
 )
-@click.argument("model", type=click.Path())
+@click.argument("model", type=PLACE)
 @click.option(
     "--data",
     type=FILE,
@@ -224,7 +222,7 @@ def predict(
 )
 @click.option(
     "--before",
-    type=click.Path(),
+    type=PLACE,
     show_default="none",
     help="The same model before its deletions, to compare with.",
 )
@@ -243,7 +241,7 @@ def report(
     html: Path | None,
     key_file: Path | None,
 ) -> Answer:
-    """Say what a model has learned and forgotten, with the receipts of its deletions.
+    """Say what was learned and forgotten, with the receipts.
 
     MODEL is a state, a folder with an adapter, or a repository of the Hub.
     """
@@ -282,9 +280,10 @@ def report(
 @command("zoo", "fastntk zoo", "fastntk zoo 'vit*' --json")
 @click.argument("pattern", default="*")
 def zoo(output: Output, pattern: str) -> Answer:
-    """List recipes of pretrained networks, with their licences and what was measured.
+    """List recipes of pretrained networks.
 
-    PATTERN selects names, such as 'vit*'; without it, all are listed.
+    PATTERN selects names, such as 'vit*'; without it, all are listed. The table has their licences, and
+    the accuracy where it was measured.
     """
     from ..backbones.recipes import list_recipes, load_recipe
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .command import Answer, Output, command, flag, key_file_option
+from .command import PLACE, Answer, Output, command, flag, key_file_option
 from .states import load_model
 
 
@@ -16,7 +16,7 @@ from .states import load_model
     "fastntk push clinic.fastntk me/adapter",
     "fastntk push clinic.fastntk me/adapter --purge-history",
 )
-@click.argument("model", type=click.Path())
+@click.argument("model", type=PLACE)
 @click.argument("repository", metavar="ORG/NAME")
 @flag("--private", "Make a repository that does not exist yet private.")
 @click.option("--revision", show_default="main", help="Branch; made if it does not exist.")
@@ -35,7 +35,7 @@ def push(
     purge_history: bool,
     key_file: Path | None,
 ) -> Answer:
-    """Publish the adapter of a model on the Hub, without the private state.
+    """Publish the adapter on the Hub, without the private state.
 
     MODEL is a state, or a folder with an adapter.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from ..escaping import visible
 from .command import FILE, Answer, Group, Output, command, epilog, key_file_option, output_options
-from .states import passphrase
+from .states import key_in
 
 
 @command(
@@ -28,10 +29,13 @@ from .states import passphrase
 )
 @click.option("--subject", default="", help="Who asks; erased when the request is closed.")
 @click.option("--note", default="", help="What else is to be known; erased when the request is closed.")
-@click.option("--received", show_default="today", help="Day on which it came in, as 2026-11-30.")
 @click.option(
-    "--days", type=click.IntRange(0, 3650), default=30, help="Days until the request is due."
+    "--received",
+    type=click.DateTime(("%Y-%m-%d",)),
+    show_default="today",
+    help="Day on which it came in, such as 2026-11-30.",
 )
+@click.option("--days", type=click.IntRange(0, 3650), default=30, help="Days until the request is due.")
 @click.option(
     "--request-id", show_default="drawn at random", help="Opaque name, which the receipt shows."
 )
@@ -48,6 +52,7 @@ def add(
     state: Path,
     pictures: tuple[Path, ...],
     names: tuple[str, ...],
+    received: datetime | None,
     csv: Path | None,
     key_file: Path | None,
     **request: Any,
@@ -58,9 +63,10 @@ def add(
     """
     from ..requests import Requests
 
-    requests = Requests(state, key=passphrase(key_file))
+    requests = Requests(state, key=key_in(key_file))
     if csv is None:
-        added = [requests.add(sample_ids=names, files=pictures, **request)]
+        day = None if received is None else received.date().isoformat()
+        added = [requests.add(sample_ids=names, files=pictures, received=day, **request)]
     elif pictures or names:
         raise ValueError("Expected either --csv, or pictures and --id, got both.")
     else:
@@ -72,10 +78,10 @@ def add(
 @click.argument("state", type=FILE)
 @key_file_option
 def list_(output: Output, state: Path, key_file: Path | None) -> Answer:
-    """List requests, the open ones first, by the day on which they are due."""
+    """List requests, those that are due first before others."""
     from ..requests import Requests
 
-    found = Requests(state, key=passphrase(key_file)).all()
+    found = Requests(state, key=key_in(key_file)).all()
     lines = [
         f"{visible(one.request_id)}\t{one.state}\treceived {one.received}\tdue {one.due}"
         f"\t{visible(one.subject)}{chr(9) + 'OVERDUE' if one.is_overdue else ''}"
@@ -90,13 +96,13 @@ def list_(output: Output, state: Path, key_file: Path | None) -> Answer:
 @click.argument("request_ids", nargs=-1)
 @key_file_option
 def show(output: Output, state: Path, request_ids: tuple[str, ...], key_file: Path | None) -> Answer:
-    """Show what would be forgotten, picture by picture and id by id; nothing is.
+    """Show what would be forgotten, by picture and by id.
 
     REQUEST_IDS are some requests; without them, all that are open.
     """
     from ..requests import Requests
 
-    return _rows(Requests(state, key=passphrase(key_file)).show(*request_ids))
+    return _rows(Requests(state, key=key_in(key_file)).show(*request_ids))
 
 
 @command("run", "fastntk requests run clinic.fastntk", "fastntk requests run clinic.fastntk 5f0c3b7a")
@@ -104,13 +110,13 @@ def show(output: Output, state: Path, request_ids: tuple[str, ...], key_file: Pa
 @click.argument("request_ids", nargs=-1)
 @key_file_option
 def run(output: Output, state: Path, request_ids: tuple[str, ...], key_file: Path | None) -> Answer:
-    """Forget what open requests name, as one deletion with one receipt.
+    """Forget what open requests name, as one deletion.
 
     REQUEST_IDS are some requests; without them, all that are open.
     """
     from ..requests import Requests
 
-    requests = Requests(state, key=passphrase(key_file), verbose=int(not output.quiet))
+    requests = Requests(state, key=key_in(key_file), verbose=int(not output.quiet))
     return _rows(requests.run(*request_ids))
 
 
@@ -134,13 +140,14 @@ def _rows(rows: list[dict[str, Any]]) -> Answer:
     help="Why nothing is forgotten for it.",
 )
 @key_file_option
-def close(
-    output: Output, state: Path, request_id: str, closed_as: Any, key_file: Path | None
-) -> Answer:
-    """Close a request without a deletion; its subject, note and names are erased."""
+def close(output: Output, state: Path, request_id: str, closed_as: Any, key_file: Path | None) -> Answer:
+    """Close a request without a deletion.
+
+    Its subject, note and names are erased.
+    """
     from ..requests import Requests
 
-    Requests(state, key=passphrase(key_file)).close(request_id, closed_as)
+    Requests(state, key=key_in(key_file)).close(request_id, closed_as)
     return Answer({"request_id": request_id}, f"{visible(request_id)} is closed.")
 
 
@@ -154,13 +161,14 @@ def close(
     help="Whom the text is for.",
 )
 @key_file_option
-def letter(
-    output: Output, state: Path, request_id: str, reader: str, key_file: Path | None
-) -> Answer:
-    """Print a text about a request that is closed, for the person who asked or for an auditor."""
+def letter(output: Output, state: Path, request_id: str, reader: str, key_file: Path | None) -> Answer:
+    """Print a text about a request that is closed.
+
+    It is for the person who asked, or for an auditor.
+    """
     from ..requests import Requests
 
-    text = Requests(state, key=passphrase(key_file)).letter(request_id, reader)
+    text = Requests(state, key=key_in(key_file)).letter(request_id, reader)
     return Answer({"text": text}, text.rstrip())
 
 
@@ -175,4 +183,4 @@ def letter(
     ),
 )
 def requests() -> None:
-    """Keep requests to be forgotten beside the state, and run them as one deletion."""
+    """Keep requests to be forgotten, and run them as one deletion."""

@@ -13,25 +13,32 @@ from ..exceptions import SampleError
 if TYPE_CHECKING:
     from ..classifier import FastNTKClassifier
 
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
-def passphrase(file: Path | None) -> str | None:
-    """Return the passphrase in a file; None without one."""
-    if file is None:
-        return None
+
+def key_in(file: Path | None) -> str | None:
+    """Return the passphrase in a file, if there is one."""
+    return None if file is None else passphrase(file)
+
+
+def passphrase(file: Path) -> str:
+    """Return the passphrase in a file."""
     try:
-        return file.read_text(encoding="utf-8").strip()
+        found = file.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"Expected a passphrase as text in UTF-8 in {file}, got other bytes. Pass the file that "
-            "holds the passphrase."
+            f"Expected a passphrase as text in UTF-8 in {file}, got other bytes."
         ) from error
+    if not found:
+        raise ValueError(f"Expected a passphrase in {file}, got an empty file.")
+    return found
 
 
 def load_state(path: Path, key_file: Path | None, quiet: bool) -> FastNTKClassifier:
     """Load a private state."""
     from ..classifier import FastNTKClassifier
 
-    clf = FastNTKClassifier.load(path, key=passphrase(key_file))
+    clf = FastNTKClassifier.load(path, key=key_in(key_file))
     return clf.set_params(verbose=int(not quiet))
 
 
@@ -39,6 +46,11 @@ def load_model(place: str, key_file: Path | None, quiet: bool) -> FastNTKClassif
     """Load a private state, an adapter, or a repository of the Hub."""
     from ..classifier import FastNTKClassifier
 
+    if not Path(place).exists() and not _REPOSITORY.fullmatch(place):
+        raise ValueError(
+            f"Expected a state, a folder with an adapter or a repository ORG/NAME, got {place!r}, which "
+            "does not exist. Check the path."
+        )
     if Path(place).is_file():
         return load_state(Path(place), key_file, quiet)
     return FastNTKClassifier.from_pretrained(place).set_params(verbose=int(not quiet))
@@ -51,7 +63,7 @@ def changed(
     """Open a state for one change, show progress, and name files and ids in errors."""
     from ..classifier import FastNTKClassifier
 
-    with FastNTKClassifier.open(path, key=passphrase(key_file)) as clf:
+    with FastNTKClassifier.open(path, key=key_in(key_file)) as clf:
         verbose = clf.verbose
         clf.set_params(verbose=int(not quiet))
         try:
