@@ -168,8 +168,10 @@ def _tried(report: dict[str, Any], asked: _Asked) -> Answer:
     told = zip(asked.items, report["rows"], strict=False)  # none where a picture cannot be read
     report["rows"] = [{"item": item} | row for item, row in told]
     report["reason"] = here(with_names(report["reason"], asked.items))
-    verdict = "can be forgotten" if report["possible"] else f"cannot: {report['reason']}"
-    text = f"{report['n_rows']:,} learned rows {verdict} (about {report['seconds']:.1f} s)."
+    if report["possible"]:
+        text = f"{report['n_rows']:,} learned rows can be forgotten, in about {report['seconds']:.1f} s."
+    else:
+        text = f"This cannot be forgotten: {report['reason']}"
     return Answer(report, text, code=int(not report["possible"]))
 
 
