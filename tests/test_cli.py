@@ -321,7 +321,7 @@ def test_help_tells_defaults_and_ends_with_examples(parsed, capsys, command, pat
 
 
 @pytest.mark.parametrize(
-    "page", sorted([ROOT / "README.md", *ROOT.glob("docs/user_guide/*.md")]), ids=str
+    "page", sorted([ROOT / "README.md", *ROOT.glob("docs/user_guide/*.md")]), ids=lambda page: page.stem
 )
 def test_commands_of_the_pages_exist(parsed, page):
     lines = re.findall(r"^(?:    |\$ )?(fastntk (?!.*COMMAND).+)$", page.read_text(), re.M)
