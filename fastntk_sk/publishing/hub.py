@@ -17,7 +17,14 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 
-from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError, warn
+from ..exceptions import (
+    FastNTKError,
+    HubError,
+    PrivacyWarning,
+    PublicationError,
+    StateFormatError,
+    warn,
+)
 from .adapter import Adapter
 from .config import Config, check
 from .files import parse_json, read
@@ -265,6 +272,10 @@ def _calling(repo_id: str) -> Iterator[None]:
         causes = [*type(error).__mro__, _status(error)]
         advice = next((_ADVICE[cause] for cause in causes if cause in _ADVICE), _AGAIN)
         raise HubError(f"{type(error).__name__} for {repo_id!r}. {advice}") from error
+    except ValueError as error:  # what the client raises where the Hub refuses the fields of a card
+        if isinstance(error, FastNTKError):
+            raise
+        raise HubError(f"The Hub refused the card of {repo_id!r}. {error}") from error
     finally:
         if not silent:
             enable_progress_bars()
