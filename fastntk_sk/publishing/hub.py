@@ -17,14 +17,7 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 
-from ..exceptions import (
-    FastNTKError,
-    HubError,
-    PrivacyWarning,
-    PublicationError,
-    StateFormatError,
-    warn,
-)
+from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError, warn
 from .adapter import Adapter
 from .config import Config, check
 from .files import parse_json, read
@@ -127,13 +120,19 @@ def push(
             _check_complete(repo_id, earlier, *known)
             _warn(repo_id, adapter, earlier, purge_history)
         # after a lost answer the user calls again, and what is there already is no second commit
-        api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, data) for name, data in sorted(contents.items())],
-            commit_message=message or _title(adapter, earlier),
-            revision=branch,
-            parent_commit=parent,
-        )
+        try:
+            api.create_commit(
+                repo_id,
+                [CommitOperationAdd(name, data) for name, data in sorted(contents.items())],
+                commit_message=message or _title(adapter, earlier),
+                revision=branch,
+                parent_commit=parent,
+            )
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            # what the client makes of the Hub's answer to a card, such as a licence that it does not know
+            raise HubError(f"The Hub refused the card of {repo_id!r}. {error}") from error
         if purge_history:
             _purge(api, repo_id, branch)
         return str(api.repo_info(repo_id, revision=branch).sha)
@@ -272,10 +271,6 @@ def _calling(repo_id: str) -> Iterator[None]:
         causes = [*type(error).__mro__, _status(error)]
         advice = next((_ADVICE[cause] for cause in causes if cause in _ADVICE), _AGAIN)
         raise HubError(f"{type(error).__name__} for {repo_id!r}. {advice}") from error
-    except ValueError as error:  # what the client raises where the Hub refuses the fields of a card
-        if isinstance(error, FastNTKError):
-            raise
-        raise HubError(f"The Hub refused the card of {repo_id!r}. {error}") from error
     finally:
         if not silent:
             enable_progress_bars()
