@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: on a package index, the relative links of the README lead to the repository."""
+"""What setup.cfg cannot say: on a package index, relative links of the README lead to the repository."""
 
 import re
 from pathlib import Path

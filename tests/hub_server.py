@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
     def validate_card(self):
         found = re.search(r"^license: (.+)$", self.json()["content"], re.M)
         if found and found[1] not in LICENSES:
-            raise Refusal(400, "Invalid metadata", errors=[{"message": '"license" must be one of [...]'}])
+            raise Refusal(400, "Invalid", errors=[{"message": '"license" must be one of [...]'}])
         return {"errors": [], "warnings": []}
 
     @route("POST", "/api/repos/create")

@@ -29,7 +29,7 @@ def test_files_name_this_version_and_the_same_repository():
     requirements = (ROOT / "fastntk_sk/demo/requirements.txt").read_text()
     assert citation["version"] == __version__
     assert f"## [{__version__}] - {citation['date-released']}" in changes
-    assert requirements.endswith(f"fastntk_sk[demo] @ git+{citation['repository-code']}@v{__version__}\n")
+    assert f"fastntk_sk[demo] @ git+{citation['repository-code']}@v{__version__}" in requirements
     assert f"Source = {citation['repository-code']}\n" in (ROOT / "setup.cfg").read_text()
 
 

@@ -1,7 +1,7 @@
 """Accuracy of recipes, of the ladder and of a linear probe, for the table of the zoo.
 
-1,000 training and 2,000 test pictures of Fashion-MNIST at 64 px; all else is the estimator's default. The
-command prints a table. For recipes of the zoo it writes the result into zoo/*.toml, from which
+1,000 training and 2,000 test pictures of Fashion-MNIST at 64 px; all else is the estimator's default.
+The command prints a table. For recipes of the zoo it writes the result into zoo/*.toml, from which
 `docs/generated.py` and `fastntk zoo` read it. A recipe of your own is a table in such a file
 (zoo/README.md); a timm name needs none.
 """

@@ -131,7 +131,7 @@ def push(
         except ValueError as error:
             if type(error) is not ValueError:
                 raise
-            # what the client makes of the Hub's answer to a card, such as a licence that it does not know
+            # what the client makes of the Hub's answer to a card, such as a licence that it lacks
             raise HubError(f"The Hub refused the card of {repo_id!r}. {error}") from error
         if purge_history:
             _purge(api, repo_id, branch)

@@ -202,7 +202,7 @@ def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
 
 def test_the_fields_that_the_hub_reads(pictures, monkeypatch):
     X, y = pictures
-    clf = make(backbone="tf_efficientnet_lite0", trainable="ladder", image_size=32, batch_size=8).fit(X, y)
+    clf = make(backbone="tf_efficientnet_lite0", trainable="ladder", image_size=32).fit(X, y)
     card = ModelCard(model_card(clf, dataset="zalando-datasets/fashion_mnist"))
     fields = {
         "base_model": "timm/tf_efficientnet_lite0.in1k",
