@@ -49,14 +49,14 @@ def zoo() -> str:
         )
     lines += [
         "",
-        "Test accuracy in percent of one draw of training pictures, on 2,000 test pictures: its standard "
-        "error is 0.7 to 0.9 points. The linear probe reads the network's features alone. Written by "
-        "`examples/benchmarks/zoo_results.py`.",
+        "Test accuracy in percent of one draw of training pictures, on 2,000 test pictures: its "
+        "standard error is 0.7 to 0.9 points. The linear probe reads the network's features alone. "
+        "Written by `examples/benchmarks/zoo_results.py`.",
         "",
         f"Not measured: {', '.join(f'`{name}`' for name in others)}. No package on PyPI ships their "
         "weights, and the machine that measured reaches neither the Hugging Face Hub nor torchvision's "
-        "server. With a connection, `python examples/benchmarks/zoo_results.py NAME` measures one, or any "
-        "backbone of yours, in a minute or two. `mlp` takes vectors, not pictures.",
+        "server. With a connection, `python examples/benchmarks/zoo_results.py NAME` measures one, or "
+        "any backbone of yours, in a minute or two. `mlp` takes vectors, not pictures.",
     ]
     return "\n".join(lines) + "\n"
 
