@@ -1486,10 +1486,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Gets `config.json`, `adapter.safetensors` and the model card `README.md`.
 
         license : str, default=None
-            Identifier of the Hub for the adapter's licence.
+            Identifier of the Hub for the adapter's licence. By default it is that of the backbone's
+            weights, where timm states it, and the card says so.
 
         dataset : str, default=None
-            What the model was learned from, for the card.
+            What the model was learned from, for the card. "ORG/NAME" or "NAME", as the Hub names data
+            sets, is linked, and lists the model under the data set.
 
         metrics : mapping of str to float, default=None
             Results that were measured, such as {"accuracy": 0.91}, for the card.

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import fastntk_sk
-from fastntk_sk import FastNTKClassifier, baselines, evaluation, exceptions, inspection
+from fastntk_sk import (
+    FastNTKClassifier,
+    baselines,
+    evaluation,
+    exceptions,
+    inspection,
+    list_recipes,
+    load_recipe,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("user_guide/*.md"))
@@ -87,4 +95,10 @@ def test_pages_are_written_from_files(tmp_path):
     generated.write(tmp_path / "pages")
     zoo = (tmp_path / "pages" / "zoo.md").read_text()
     assert all(f"| `{name}` |" in zoo for name in ("mlp", "convnext_base", "shufflenet_v2_x1_0"))
+    not_measured = re.search(r"Not measured: (.*)", zoo)[1]
+    assert all(
+        (f"`{name}`" in not_measured) is not bool(load_recipe(name).results)
+        for name in list_recipes()
+        if name != "mlp"
+    )
     assert "](../../" not in (tmp_path / "pages" / "benchmarks.md").read_text()

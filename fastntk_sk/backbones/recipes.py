@@ -48,7 +48,8 @@ class Recipe:
         same with underscores.
 
     results : mapping, default={}
-        Accuracy and seconds, written by a benchmark script; empty where nothing was measured.
+        Accuracy of the ladder and of a linear probe, and on what, with versions and date; empty where
+        nothing was measured.
 
     Examples
     --------
