@@ -1,14 +1,18 @@
-"""Pages that are written from files: the zoo's table, and results of the benchmarks."""
+"""Pages that are written from files of the repository: the zoo, results, and what stands at its root."""
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from pathlib import Path
 
 from fastntk_sk import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
+RESULTS = (
+    "Every picture and every table was written by the script that measured it, with versions and commit. "
+    "Where another method is better, the first sentence under its table says so."
+)
 
 
 def zoo() -> str:
@@ -35,22 +39,50 @@ def zoo() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(source: Path, folder: Path) -> str:
-    """Return a page of the repository, and copy its pictures; it names files that it links to."""
-    text = source.read_text(encoding="utf-8")
-    for picture in re.findall(r"!\[[^]]*\]\((?!https?:)([^)]+)\)", text):
-        shutil.copy(source.parent / picture, folder)
-    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", text)
+def page(source: Path, places: dict[Path, Path], folder: Path) -> str:
+    """Return a page of the repository; its links lead to pages of the site, or to the files themselves."""
+
+    def moved(match: re.Match[str]) -> str:
+        name, mark, anchor = match[1].partition("#")
+        file = (source.parent / name).resolve()
+        if not file.is_file():
+            return match[0]
+        return f"]({os.path.relpath(places.get(file, file), folder)}{mark}{anchor})"
+
+    return re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", moved, source.read_text(encoding="utf-8"))
+
+
+def results(folder: Path) -> str:
+    """Return the page that shows every picture of the benchmarks and of the paper's table first."""
+    lines = ["# Results", "", RESULTS, "", "```{toctree}", ":maxdepth: 1", ""]
+    lines += ["benchmarks", "paper", "../comparison", "```", ""]
+    for name in ("paper", "benchmarks"):
+        heading = ""
+        for line in (folder / f"{name}.md").read_text(encoding="utf-8").splitlines():
+            if line.startswith("#"):
+                heading = line.lstrip("# ")
+            elif line.startswith("!["):
+                anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+                lines += [f"## {heading}", "", line, "", f"[Tables and method]({name}.md#{anchor})", ""]
+    return "\n".join(lines)
 
 
 def write(folder: Path) -> None:
     """Write all pages."""
     folder.mkdir(exist_ok=True)
-    (folder / "zoo.md").write_text(zoo())
+    (folder / "zoo.md").write_text(zoo(), encoding="utf-8")
     sources = {
         "benchmarks": ROOT / "examples" / "benchmarks" / "README.md",
         "paper": ROOT / "examples" / "paper" / "README.md",
         "changelog": ROOT / "CHANGELOG.md",
+        "contributing": ROOT / "CONTRIBUTING.md",
+        "recipes": ROOT / "zoo" / "README.md",
+        "security": ROOT / "SECURITY.md",
     }
-    for name, source in sources.items():
-        (folder / f"{name}.md").write_text(page(source, folder))
+    places = {source: folder / f"{name}.md" for name, source in sources.items()}
+    for example in ROOT.glob("examples/*/plot_*.py"):
+        within = example.relative_to(ROOT / "examples").with_suffix(".rst")
+        places[example] = folder.parent / "auto_examples" / within
+    for source in sources.values():
+        places[source].write_text(page(source, places, folder), encoding="utf-8")
+    (folder / "results.md").write_text(results(folder), encoding="utf-8")
