@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "repository_links",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "**/README.rst", "auto_examples/**/*.md5"]

@@ -154,14 +154,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     with t_i = target_scale (onehot(y_i) - 1/C) and s = tangent_scale. The units c_h and c_J are powers
     of two that are measured on synthetic inputs (c_h = 1 with a ladder). Without tangents the last term
-    is absent and b has no ridge. Other anchors and the other kernel are in docs/user_guide/concepts.md.
+    is absent and b has no ridge. For other anchors and the other kernel see :doc:`what is minimised
+    </user_guide/concepts>`.
 
     The rows enter the fit only through sums. :meth:`unlearn` subtracts the forgotten rows and solves
     again: the result has the parameters of a fit that never saw the rows, up to rounding, in any order,
     any number of times, without the rest of the data. It is exact for the linearised model, and for the
     model itself where that is linear, as a ladder or a head alone is. It does not cover a trained
     anchor, the backbone's own training data, hyper-parameters that were chosen with the rows, class
-    names, and models that were published earlier (docs/user_guide/exactness.md).
+    names, and models that were published earlier (:doc:`what "exact" means </user_guide/exactness>`).
 
     Parameters
     ----------
@@ -169,7 +170,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         A recipe (see :func:`list_recipes`) or timm name, "timm:NAME", "torchvision:NAME",
         "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH" (models of timm, and of transformers with the
         extra `[transformers]`); a module, which is copied, or a callable that returns one
-        (docs/user_guide/networks.md: what it may return). "mlp" is a fixed random network on 2-D X.
+        (:doc:`what it may return </user_guide/networks>`). "mlp" is a fixed random network on 2-D X.
 
     trainable : str or sequence of str, default="auto"
         What is trained; several entries are united.
@@ -198,7 +199,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         - A module is a network that you have trained, classifier included, with its outputs in the
           order of `classes_`. It is copied and takes the place of the backbone, whose name, if one is
           given, then only says how pictures are prepared. The ridge on the displacement is centred at
-          its own values (docs/user_guide/trained_model.md).
+          its own values (:doc:`I have a trained model </user_guide/trained_model>`).
 
     head : str, default=None
         Name of the classifier in a module that is the anchor, such as "fc" or "classifier.1". None is
@@ -220,7 +221,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         regression on a fixed grid, so that a deletion chooses again what a fit without the rows would.
         It counts a row of weight w as w independent rows: give a number where rows are copies or mirror
         images of one another (but see `augment`), or where weights sum to one. With tangents "auto" is
-        0.25, which was chosen on held-out training images (examples/benchmarks).
+        0.25, which was chosen on held-out training images (:doc:`benchmarks </generated/benchmarks>`).
 
     tangent_scale : float, default=1.0
         s, the weight of the subset against the readout. 0 leaves the readout alone.
@@ -494,9 +495,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Images: an array of shape (n, H, W), (n, H, W, 3) or (n, H, W, 4), a tensor of shape
             (n, 3, H, W), or a list, column or dataset of PIL images, arrays, tensors or file paths;
             uint8, uint16, bool or float in [0, 1]. Pictures are turned upright, and composited on white;
-            of animations the first frame is taken (docs/user_guide/pictures.md). Datasets are read on
-            demand, three of their rows four times more, to see that no transform is random. For "mlp":
-            a numeric array of shape (n, n_features).
+            of animations the first frame is taken (:doc:`pictures </user_guide/pictures>`). Datasets are
+            read on demand, three of their rows four times more, to see that no transform is random. For
+            "mlp": a numeric array of shape (n, n_features).
 
         y : array-like of shape (n,)
             Class labels.
@@ -1657,7 +1658,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Delete what earlier commits uploaded: the branch is squashed, tags go, and so do all large
             files that its last commit does not hold. Only for the branch "main", as the only one.
             References that cannot be deleted (of pull requests, or converted) are named in a warning;
-            forks, caches and what others downloaded in docs/user_guide/deletion.md.
+            for forks, caches and what others downloaded see :doc:`publishing </user_guide/publish>`.
 
         Returns
         -------

