@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from repository_links import PAGES
+
 from fastntk_sk import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -39,15 +41,13 @@ def zoo() -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(source: Path, places: dict[Path, Path], folder: Path) -> str:
-    """Return a page of the repository; its links lead to pages of the site, or to the files themselves."""
+def page(source: Path, folder: Path) -> str:
+    """Return a page of the repository, whose links lead to the same files from another folder."""
 
     def moved(match: re.Match[str]) -> str:
         name, mark, anchor = match[1].partition("#")
-        file = (source.parent / name).resolve()
-        if not file.is_file():
-            return match[0]
-        return f"]({os.path.relpath(places.get(file, file), folder)}{mark}{anchor})"
+        file = source.parent / name
+        return f"]({os.path.relpath(file, folder)}{mark}{anchor})" if file.is_file() else match[0]
 
     return re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", moved, source.read_text(encoding="utf-8"))
 
@@ -57,13 +57,12 @@ def results(folder: Path) -> str:
     lines = ["# Results", "", RESULTS, "", "```{toctree}", ":maxdepth: 1", ""]
     lines += ["benchmarks", "paper", "../comparison", "```", ""]
     for name in ("paper", "benchmarks"):
-        heading = ""
-        for line in (folder / f"{name}.md").read_text(encoding="utf-8").splitlines():
-            if line.startswith("#"):
-                heading = line.lstrip("# ")
-            elif line.startswith("!["):
+        text = (folder / f"{name}.md").read_text(encoding="utf-8")
+        for section in re.split(r"^#+ ", text, flags=re.MULTILINE):
+            heading = section.partition("\n")[0]
+            if pictures := re.findall(r"^!\[.*", section, flags=re.MULTILINE):
                 anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-                lines += [f"## {heading}", "", line, "", f"[Tables and method]({name}.md#{anchor})", ""]
+                lines += [f"## {heading}", "", *pictures, "", f"[Tables and method]({name}.md#{anchor})", ""]
     return "\n".join(lines)
 
 
@@ -71,18 +70,7 @@ def write(folder: Path) -> None:
     """Write all pages."""
     folder.mkdir(exist_ok=True)
     (folder / "zoo.md").write_text(zoo(), encoding="utf-8")
-    sources = {
-        "benchmarks": ROOT / "examples" / "benchmarks" / "README.md",
-        "paper": ROOT / "examples" / "paper" / "README.md",
-        "changelog": ROOT / "CHANGELOG.md",
-        "contributing": ROOT / "CONTRIBUTING.md",
-        "recipes": ROOT / "zoo" / "README.md",
-        "security": ROOT / "SECURITY.md",
-    }
-    places = {source: folder / f"{name}.md" for name, source in sources.items()}
-    for example in ROOT.glob("examples/*/plot_*.py"):
-        within = example.relative_to(ROOT / "examples").with_suffix(".rst")
-        places[example] = folder.parent / "auto_examples" / within
-    for source in sources.values():
-        places[source].write_text(page(source, places, folder), encoding="utf-8")
+    for source, place in PAGES.items():
+        text = page(ROOT / source, folder)
+        (folder / Path(place).name).write_text(text, encoding="utf-8")
     (folder / "results.md").write_text(results(folder), encoding="utf-8")
