@@ -51,6 +51,11 @@ class Recipe:
         Accuracy of the ladder and of a linear probe, and on what, with versions and date; empty where
         nothing was measured.
 
+    Attributes
+    ----------
+    license : str or None
+    input_size : int or None
+
     Examples
     --------
     >>> from fastntk_sk import load_recipe
