@@ -488,9 +488,10 @@ def show(results: Results) -> None:
         for model, (title, colour) in DRAWN.items():
             points = []
             for n in grown.sizes:
-                accuracies = [*_drawn(results, grown, n, model).values()]
-                points.append((n, np.mean(accuracies), np.std(accuracies)))
-            axes[0, 0].errorbar(*zip(*points, strict=True), fmt="o-", color=colour, label=title)
+                if accuracies := [*_drawn(results, grown, n, model).values()]:
+                    points.append((n, np.mean(accuracies), np.std(accuracies)))
+            if points:
+                axes[0, 0].errorbar(*zip(*points, strict=True), fmt="o-", color=colour, label=title)
         axes[0, 0].set(xscale="log", xlabel="rows learned", ylabel="test accuracy, %")
         axes[0, 0].set_xticks(grown.sizes, [f"{n:,}" for n in grown.sizes])
         axes[0, 0].minorticks_off()

@@ -370,7 +370,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
                 text = f"{value:.2f}"
                 ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
         ax.set_yticks(np.arange(len(tasks)) + 0.5, tasks)
-        ax.set_xticks(np.arange(len(columns)) + 0.5, columns.values(), rotation=40, ha="left")
+        ax.set_xticks(np.arange(len(columns)) + 0.5, [*columns.values()], rotation=40, ha="left")
         ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
         ax.invert_yaxis()
 
