@@ -102,12 +102,15 @@ def test_a_table_is_published_as_a_page_and_a_file(tmp_path, monkeypatch):
     long = common.table(["n"], [[f"{1000 * i:,}"] for i in range(30)])
     common.publish("speed", f"{short}\n\nWorse.\n\n{long}")
     text = page.read_text()
-    assert f"<!-- speed -->\n{short}\n\nWorse.\n\n<details><summary>All 30 lines</summary>\n\n{long}\n" in text
+    assert (
+        f"<!-- speed -->\n{short}\n\nWorse.\n\n<details><summary>All 30 lines</summary>\n\n{long}\n"
+        in text
+    )
     assert "[speed-2.csv](speed-2.csv). _`python" in text
     assert text.startswith("Above.")
     assert text.endswith("<!-- /speed -->\n\nBelow.\n")
     assert (tmp_path / "speed.csv").read_text().splitlines() == [
-        ",seconds,\"seconds, standard error\",commit",
+        ',seconds,"seconds, standard error",commit',
         "1000 rows,1.0,0.2,abcdef0",
         "none,,,abcdef0",
     ]
@@ -119,7 +122,9 @@ def test_few_pictures_are_shared_by_draws_but_not_with_validation(monkeypatch):
     tasks = importlib.import_module("tasks")
     numbers, labels = np.arange(100), np.arange(100) % 4
     monkeypatch.setitem(tasks.DATA, "numbers", lambda: (numbers, labels, 1000 + numbers, labels))
-    validation = set(tasks.problem(tasks.Task("lite0", 50, "random", "numbers"), tasks.VALIDATION).test[0])
+    validation = set(
+        tasks.problem(tasks.Task("lite0", 50, "random", "numbers"), tasks.VALIDATION).test[0]
+    )
     assert len(validation) == 20
     for n, shared in ((16, False), (50, True)):
         task = tasks.Task("lite0", n, "random", "numbers")
