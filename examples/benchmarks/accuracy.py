@@ -1,10 +1,10 @@
 """Accuracy of the ladder against a linear probe, tangents of a subset, and SGD.
 
 Fashion-MNIST through lite0, and emoji in colour through lite0 and a pretrained ViT-S/14.
-Hyper-parameters of all contestants are chosen on validation rows, which no draw learns or tests; learning
-rates at the smallest number of rows and kept. Every measurement is a line of accuracy.csv, so that a run
-goes on where it was; ``--tables`` writes them into the page. ``--tangents`` measures tangents alone,
-``--epochs 30`` longer SGD at the smallest number of rows.
+Hyper-parameters of all contestants are chosen on validation rows, which no draw learns or tests;
+learning rates at the smallest number of rows and kept. Every measurement is a line of accuracy.csv, so
+that a run goes on where it was; ``--tables`` writes them into the page. ``--tangents`` measures
+tangents alone, ``--epochs 30`` longer SGD at the smallest number of rows.
 """
 
 from __future__ import annotations
