@@ -492,11 +492,11 @@ def show(results: Results) -> None:
                     points.append((n, np.mean(accuracies), np.std(accuracies)))
             if points:
                 axes[0, 0].errorbar(*zip(*points, strict=True), fmt="o-", color=colour, label=title)
-        axes[0, 0].set(xscale="log", xlabel="rows learned", ylabel="test accuracy, %")
+        axes[0, 0].set(xscale="log", xlabel="rows learned", ylabel="test accuracy, %", ylim=(76, 92))
         axes[0, 0].set_xticks(grown.sizes, [f"{n:,}" for n in grown.sizes])
         axes[0, 0].minorticks_off()
         axes[0, 0].set_title("Fashion-MNIST, EfficientNet-Lite0, 64 px")
-        axes[0, 0].legend(fontsize=8)
+        axes[0, 0].legend(fontsize=8, loc="lower right")
         for ax, task in zip(axes[0, 1:], others, strict=True):
             (n,) = task.sizes
             found = {
@@ -505,9 +505,12 @@ def show(results: Results) -> None:
                 if (accuracies := _drawn(results, task, n, model))
             }
             for title, (mean, spread, colour) in reversed(found.items()):
-                ax.barh(title, mean, xerr=spread, color=colour)
-                ax.annotate(f"{mean:.1f}", (51, title), va="center", color="white")
-            ax.set(xlabel="test accuracy, %", xlim=(50, 80))
+                ax.errorbar(mean, title, xerr=spread, fmt="o", color=colour)
+                ax.annotate(
+                    f"{mean:.1f}", (mean, title), (0, 7), textcoords="offset points", ha="center"
+                )
+            ax.set(xlabel="test accuracy, %", xlim=(60, 80))
+            ax.margins(y=0.15)
             ax.set_title(f"emoji, {n} rows, {'ViT-S/14' if task.local else 'EfficientNet-Lite0'}")
 
 
