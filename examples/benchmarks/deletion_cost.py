@@ -134,9 +134,10 @@ def draw(compared: dict[str, float]) -> None:
         for name, seconds in reversed(compared.items()):
             colour = "tab:blue" if name.startswith("forget") else "tab:orange"
             ax.plot(seconds, name, "o", markersize=9, color=colour)
-            ax.annotate(f"   {seconds:,.1f}", (seconds, name), va="center")
+            told = {"textcoords": "offset points", "va": "center"}
+            ax.annotate(f"{seconds:,.1f}", (seconds, name), (9, 0), **told)
         ax.set(xscale="log", xlabel="seconds")
-        ax.margins(x=0.15)
+        ax.margins(0.15)
 
 
 def _costs(what: str, measured: dict[int, Costs]) -> str:
