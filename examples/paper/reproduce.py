@@ -256,7 +256,7 @@ def lines(group: str, models: tuple, costs: dict, rows: Problem, seed: int) -> p
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """Return a table for each task and group, behind the task: mean and standard deviation over seeds."""
+    """Return a table for each task and group, behind its name: means and deviations over seeds."""
     parts = []
     for task, of_task in results.groupby("task", sort=False):
         parts.append(f"<details><summary>{task}</summary>")
@@ -295,7 +295,7 @@ def better(of_group: pd.DataFrame) -> str:
 
 
 def summary(results: pd.DataFrame) -> str:
-    """Return one line a task: accuracies of ladders and SGD, and the tug of war of ours and the others."""
+    """Return one line a task: accuracies of ladder and SGD, tugs of war of ours and of the others."""
     tests = results.groupby(["group", "model", "task"], sort=False)["accuracy_test"].mean() * 100
     tows = results.groupby(["group", "model", "task"], sort=False)["tow"].mean()
     lines, closer, below = [], [], []
@@ -319,10 +319,12 @@ def summary(results: pd.DataFrame) -> str:
     head = ["task", "test %, ladder", "test %, SGD retraining", *OWN.values()]
     head += ["ToW, best approximate method", "ToW, second retraining"]
     n = len(results[results["group"] == "SGD"]["task"].unique())
-    said = [
-        f"An approximate method comes closer to plain SGD retraining than `unlearn` of the same SGD model "
-        f"in {len(closer)} of {n} tasks."
-    ] if closer else []
+    said = []
+    if closer:
+        said.append(
+            "An approximate method comes closer to plain SGD retraining than `unlearn` of the same SGD "
+            f"model in {len(closer)} of {n} tasks."
+        )
     if below:
         said.append(f"The ladder is below SGD retraining on test rows: {'; '.join(below)}.")
     said.append("Accuracies after the deletion, means over seeds; ToW against the oracle of each group.")
@@ -370,7 +372,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
                 text = f"{value:.2f}"
                 ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
         ax.set_yticks(np.arange(len(tasks)) + 0.5, tasks)
-        ax.set_xticks(np.arange(len(columns)) + 0.5, columns.values(), rotation=40, ha="left")
+        ax.set_xticks(np.arange(len(columns)) + 0.5, [*columns.values()], rotation=40, ha="left")
         ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
         ax.invert_yaxis()
 
