@@ -1,14 +1,20 @@
-"""Pages that are written from files: the zoo's table, and results of the benchmarks."""
+"""Pages that are written from files of the repository: the zoo, results, and what stands at its root."""
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from pathlib import Path
+
+from repository_links import PAGES
 
 from fastntk_sk import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
+RESULTS = (
+    "Every picture and every table was written by the script that measured it, with versions and commit. "
+    "Where another method is better, the first sentence under its table says so."
+)
 
 
 def zoo() -> str:
@@ -36,21 +42,35 @@ def zoo() -> str:
 
 
 def page(source: Path, folder: Path) -> str:
-    """Return a page of the repository, and copy its pictures; it names files that it links to."""
-    text = source.read_text(encoding="utf-8")
-    for picture in re.findall(r"!\[[^]]*\]\((?!https?:)([^)]+)\)", text):
-        shutil.copy(source.parent / picture, folder)
-    return re.sub(r"(?<!!)\[([^]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", text)
+    """Return a page of the repository, whose links lead to the same files from another folder."""
+
+    def moved(match: re.Match[str]) -> str:
+        name, mark, anchor = match[1].partition("#")
+        file = source.parent / name
+        return f"]({os.path.relpath(file, folder)}{mark}{anchor})" if file.is_file() else match[0]
+
+    return re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", moved, source.read_text(encoding="utf-8"))
+
+
+def results(folder: Path) -> str:
+    """Return the page that shows every picture of the benchmarks and of the paper's table first."""
+    lines = ["# Results", "", RESULTS, "", "```{toctree}", ":maxdepth: 1", ""]
+    lines += ["benchmarks", "paper", "../comparison", "```", ""]
+    for name in ("paper", "benchmarks"):
+        text = (folder / f"{name}.md").read_text(encoding="utf-8")
+        for section in re.split(r"^#+ ", text, flags=re.MULTILINE):
+            heading = section.partition("\n")[0]
+            if pictures := re.findall(r"^!\[.*", section, flags=re.MULTILINE):
+                anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+                lines += [f"## {heading}", "", *pictures, "", f"[Tables and method]({name}.md#{anchor})", ""]
+    return "\n".join(lines)
 
 
 def write(folder: Path) -> None:
     """Write all pages."""
     folder.mkdir(exist_ok=True)
-    (folder / "zoo.md").write_text(zoo())
-    sources = {
-        "benchmarks": ROOT / "examples" / "benchmarks" / "README.md",
-        "paper": ROOT / "examples" / "paper" / "README.md",
-        "changelog": ROOT / "CHANGELOG.md",
-    }
-    for name, source in sources.items():
-        (folder / f"{name}.md").write_text(page(source, folder))
+    (folder / "zoo.md").write_text(zoo(), encoding="utf-8")
+    for source, place in PAGES.items():
+        text = page(ROOT / source, folder)
+        (folder / Path(place).name).write_text(text, encoding="utf-8")
+    (folder / "results.md").write_text(results(folder), encoding="utf-8")

@@ -4,9 +4,11 @@ import re
 
 PAGES = {
     "CHANGELOG.md": "generated/changelog.md",
+    "CONTRIBUTING.md": "generated/contributing.md",
     "SECURITY.md": "generated/security.md",
     "examples/benchmarks/README.md": "generated/benchmarks.md",
     "examples/paper/README.md": "generated/paper.md",
+    "zoo/README.md": "generated/recipes.md",
 }
 
 

@@ -50,6 +50,11 @@ class Recipe:
     results : mapping, default={}
         Accuracy and seconds, written by a benchmark script; empty where nothing was measured.
 
+    Attributes
+    ----------
+    license : str or None
+    input_size : int or None
+
     Examples
     --------
     >>> from fastntk_sk import load_recipe
