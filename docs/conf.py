@@ -4,9 +4,6 @@ import sys
 from importlib.metadata import version as installed
 from pathlib import Path
 
-from docutils import nodes
-from docutils.utils.math.latex2mathml import tex2mathml
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 import generated  # noqa: E402
@@ -22,7 +19,9 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # formulas without a connection
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "repository_links",
@@ -40,7 +39,6 @@ html_title = "fastntk_sk"
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_math_renderer = "mathml"
 html_sidebars = {"index": []}
 html_theme_options = {
     "navigation_with_keys": False,
@@ -58,20 +56,3 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
 }
-
-
-def visit_math(self, node):
-    """Write a formula in a line as MathML, which browsers show without a script or a font of ours."""
-    self.body.append(tex2mathml(node.astext()))
-    raise nodes.SkipNode
-
-
-def visit_math_block(self, node):
-    """Write a displayed formula as MathML."""
-    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
-    raise nodes.SkipNode
-
-
-def setup(app):
-    """Register how formulas are written."""
-    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
