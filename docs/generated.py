@@ -12,7 +12,7 @@ from fastntk_sk import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = (
-    "Every picture and every table was written by the script that measured it, with versions and commit. "
+    "Every picture and table was written by the script that measured it, with versions and commit. "
     "Where another method is better, the first sentence under its table says so."
 )
 
@@ -88,7 +88,14 @@ def results(folder: Path) -> str:
             heading = section.partition("\n")[0]
             if pictures := re.findall(r"^!\[.*", section, flags=re.MULTILINE):
                 anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-                lines += [f"## {heading}", "", *pictures, "", f"[Tables and method]({name}.md#{anchor})", ""]
+                lines += [
+                    f"## {heading}",
+                    "",
+                    *pictures,
+                    "",
+                    f"[Tables and method]({name}.md#{anchor})",
+                    "",
+                ]
     return "\n".join(lines)
 
 
