@@ -61,6 +61,10 @@ class Request:
     n_rows, n_unknown : int, default=0
         Rows that were forgotten for it, and what it named that was not learned.
 
+    Attributes
+    ----------
+    is_overdue : bool
+
     Examples
     --------
     >>> from fastntk_sk import Request

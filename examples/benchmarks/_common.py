@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import csv
 import gzip
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,8 @@ HERE = Path(__file__).parent
 PAGES = HERE / "README.md", HERE.parents[1] / "README.md"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fastntk_sk"
 DEBIAN = Path("usr/share/datasets/fashion-mnist")
+TABLE = re.compile(r"^\| .*\n\| ---.*(?:\n\|.*)+", re.MULTILINE)
+SHOWN = 12  # lines of a table; a page folds longer ones
 
 
 def _git(*arguments: str) -> str:
@@ -229,7 +232,69 @@ def put(page: Path, name: str, text: str) -> None:
 
 
 def publish(name: str, text: str) -> None:
-    """Print a result and put it into its places in the pages, with versions and commit."""
+    """Print a result and put it into its places in the pages, with versions and commit.
+
+    Each of its tables becomes a CSV file too: NAME.csv, NAME-2.csv and so on.
+    """
     print(text)
+    sheets = []
+    for number, found in enumerate(TABLE.findall(text), 1):
+        sheets.append(HERE / f"{name}{'' if number == 1 else f'-{number}'}.csv")
+        write_sheet(sheets[-1], found, COMMIT)
     for page in PAGES:
-        put(page, name, f"{text}\n\n{stamp(f'benchmarks/{name}.py')}")
+        links = [f"[{sheet.name}]({os.path.relpath(sheet, page.parent)})" for sheet in sheets]
+        files = f"As a file: {', '.join(links)}. " if links else ""
+        put(page, name, f"{folded(text)}\n\n{files}{stamp(f'benchmarks/{name}.py')}")
+
+
+def folded(text: str) -> str:
+    """Return a text in which a page hides tables of more than `SHOWN` lines until it is asked."""
+
+    def fold(found: re.Match[str]) -> str:
+        n = found[0].count("\n") - 1
+        if n <= SHOWN:
+            return found[0]
+        return f"<details><summary>All {n} lines</summary>\n\n{found[0]}\n\n</details>"
+
+    return TABLE.sub(fold, text)
+
+
+def write_sheet(path: Path, found: str, commit: str) -> None:
+    """Write a Markdown table as CSV; mean and standard error get a column each."""
+    head, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in found.splitlines()
+    ]
+    lines = [[re.sub(r"(?<=\d),(?=\d{3})", "", cell) for cell in line] for line in lines]
+    columns = []
+    for title, *cells in zip(head, *lines, strict=True):
+        pairs = [cell.partition(" ± ") for cell in cells]
+        columns.append([title, *(mean for mean, _, _ in pairs)])
+        if any(sign for _, sign, _ in pairs):
+            columns.append([f"{title}, standard error", *(error for _, _, error in pairs)])
+    columns.append(["commit", *[commit] * len(lines)])
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(zip(*columns, strict=True))
+
+
+@contextlib.contextmanager
+def picture(path: Path, rows: int, columns: int, **arguments: Any) -> Iterator[np.ndarray]:
+    """Yield the axes of a figure, and write it as SVG that is read on white and on black pages."""
+    import matplotlib.pyplot as plt
+
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    style = {
+        **dict.fromkeys(ink, "#808080"),
+        "axes.grid": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "savefig.transparent": True,
+        "svg.fonttype": "none",
+        "svg.hashsalt": path.stem,
+    }
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(rows, columns, layout="constrained", squeeze=False, **arguments)
+        yield axes
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)

@@ -1,10 +1,10 @@
-"""Accuracy of the ladder against a linear probe, tangents of norm layers, and SGD.
+"""Accuracy of the ladder against a linear probe, tangents of a subset, and SGD.
 
-Fashion-MNIST through lite0, and emoji in colour. Hyper-parameters of all contestants are chosen on
-validation rows, which no draw learns or tests; learning rates at the smallest number of rows and kept.
-Every measurement is a line of accuracy.csv, so that a run goes on where it was; ``--tables`` writes them
-into the page. ``--norm`` measures tangents alone, ``--epochs 30`` longer SGD at the smallest number of
-rows, ``--vit PATH`` a ViT-S/14 in a folder that timm reads.
+Fashion-MNIST through lite0, and emoji in colour through lite0 and a pretrained ViT-S/14.
+Hyper-parameters of all contestants are chosen on validation rows, which no draw learns or tests;
+learning rates at the smallest number of rows and kept. Every measurement is a line of accuracy.csv, so
+that a run goes on where it was; ``--tables`` writes them into the page. ``--tangents`` measures
+tangents alone, ``--epochs 30`` longer SGD at the smallest number of rows.
 """
 
 from __future__ import annotations
@@ -20,9 +20,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pretrained_vit
 import sgd
 import torch
-from _common import COMMIT, PAGES, emoji, fashion_mnist, put, stamp, table, with_error
+from _common import (
+    COMMIT,
+    PAGES,
+    emoji,
+    fashion_mnist,
+    folded,
+    picture,
+    put,
+    stamp,
+    table,
+    with_error,
+)
 from one_pass import ROWS_AT_ONCE, Linear, OnePass
 
 from fastntk_sk.backbones.inputs import Rows
@@ -67,17 +79,17 @@ class Task:
 
     linear : tuple of Linear, default=LINEAR
 
-    tangents : str, default="norm"
-        Whose tangents `measure_tangents` takes; "" for none.
+    tangents : tuple of str, default=("norm",)
+        The subsets whose tangents `measure_tangents` takes.
 
-    kinds, draws : default=KINDS and DRAWS
+    kinds, draws : default=sgd.OF_CNN and DRAWS
         Of SGD.
 
     rates_of : str, default=""
         The task whose choices SGD takes over; its own where empty.
 
     local : bool, default=False
-        `backbone` is in a folder that the command names.
+        `backbone` is in the folder of `pretrained_vit`.
     """
 
     name: str
@@ -87,8 +99,8 @@ class Task:
     split: Callable[[int, int], dict[str, tuple[np.ndarray, np.ndarray]]]
     linear_sizes: tuple[int, ...] = ()
     linear: tuple[Linear, ...] = LINEAR
-    tangents: str = "norm"
-    kinds: tuple[str, ...] = sgd.KINDS
+    tangents: tuple[str, ...] = ("norm",)
+    kinds: tuple[str, ...] = sgd.OF_CNN
     draws: tuple[int, ...] = DRAWS
     rates_of: str = ""
     local: bool = False
@@ -131,7 +143,7 @@ TASKS = {
             (3000,),
             fashion,
             linear=tuple(linear for linear in LINEAR if not linear.mirrored),
-            tangents="",
+            tangents=(),
             kinds=("norm", "all weights"),
             draws=(0,),
             rates_of="fashion 64",
@@ -139,12 +151,12 @@ TASKS = {
         Task("emoji", "tf_efficientnet_lite0", 64, (800,), pictures),
         Task(
             "emoji ViT",
-            "vit_small_patch14_dinov2",
+            pretrained_vit.ARCHITECTURE,
             98,
             (800,),
             pictures,
-            tangents="prompt",
-            kinds=(),
+            tangents=("prompt", "norm"),
+            kinds=sgd.OF_VIT,
             local=True,
         ),
     )
@@ -290,10 +302,14 @@ def add(sums: Statistics, x: torch.Tensor, y: np.ndarray) -> None:
     sums.add(x, x.new_zeros(len(x), len(sums.counts), 0), labels, weights)
 
 
-def measure_tangents(results: Results, task: Task) -> None:
+def tangents_of(subset: str) -> str:
+    """Return the name of the model that reads the tangents of a subset."""
+    return f"{subset} tangents, k = {Linear(subset).k}"
+
+
+def measure_tangents(results: Results, task: Task, subset: str) -> None:
     """Measure tangents of a subset, with an alpha that is chosen at each number of rows."""
-    tangents = Linear(task.tangents)
-    model = f"{task.tangents} tangents, k = {tangents.k}"
+    tangents, model = Linear(subset), tangents_of(subset)
     for n in task.sizes:
         for draw in (CHOOSE, *DRAWS):
             settings = [f"alpha {alpha:g}" for alpha in TANGENT_ALPHAS]
@@ -323,6 +339,15 @@ SHORT = (
     ("norm layers and ladder, SGD", "train again", "SGD, ladder + norm"),
     ("all weights, SGD", "train again", "SGD, all weights"),
 )
+DRAWN = {
+    DEFAULT: ("ladder, the default", "tab:blue"),
+    "head": ("linear probe", "tab:gray"),
+    "norm tangents, k = 4096": ("tangents of norm layers", "tab:olive"),
+    "prompt tangents, k = 4096": ("tangents of prompts", "tab:brown"),
+    "SGD, prompts": ("SGD, prompts", "tab:pink"),
+    "SGD, norm": ("SGD, norm layers", "tab:orange"),
+    "SGD, all weights": ("SGD, all weights", "tab:red"),
+}
 NOTES = """
 
 Mean and standard error of the test accuracy in percent over draws of training rows (how many stands in
@@ -332,9 +357,11 @@ are the choices of fashion 64); alpha at each one. Beside it: the same model wit
 with alpha="auto". Mirrored ladders learn each picture and its mirror image with a weight of 1/2, and
 average both scores; the sums take a picture and its mirror image for rows that have nothing to do with
 each other, so that alpha="auto" is not the best choice there. SGD: AdamW, one cycle, batches of 50.
-Every measurement stands in accuracy.csv with its commit."""
+Every measurement stands in [accuracy.csv](accuracy.csv) with its commit."""
+PICTURE = "![Test accuracy of all models](accuracy.svg)"
 
 RATES = {
+    "prompts": (2e-3, 4e-3, 8e-3),
     "norm": (1e-3, 2e-3, 4e-3, 8e-3),
     "ladder + norm": (5e-4, 1e-3, 2e-3, 4e-3),
     "all weights": (1e-4, 3e-4, 1e-3),
@@ -371,10 +398,10 @@ def choose_sgd(results: Results, task: Task, kind: str, epochs: int = EPOCHS) ->
 
 def measured(results: Results, task: Task, n: int) -> dict[str, tuple[str, str, dict[int, float]]]:
     """Return key and setting of every model of a task, as validation chose it, and its accuracies."""
-    tangents = f"{task.tangents} tangents, k = {Linear(task.tangents).k}"
+    tangents = map(tangents_of, task.tangents)
     found = {
         model: (model, chosen(results, task.name, n, model))
-        for model in (*(linear.name for linear in LINEAR), tangents)
+        for model in (*(linear.name for linear in LINEAR), *tangents)
     }
     of = TASKS[task.rates_of or task.name]
     for model in (f"SGD, {kind}" for kind in task.kinds):
@@ -411,7 +438,7 @@ def table_of(results: Results, task: Task) -> str:
 
 
 def better(results: Results, task: Task, on: str = "") -> str:
-    """Return where SGD of all weights is better than the default ladder, and than the best one."""
+    """Return where SGD is better than the default ladder: its best kind, and than the best ladder."""
     parts = []
     for n in task.sizes:
         means = {
@@ -419,18 +446,19 @@ def better(results: Results, task: Task, on: str = "") -> str:
             for name, (_, _, accuracies) in measured(results, task, n).items()
             if accuracies
         }
-        full = max((mean for name, mean in means.items() if name.startswith("SGD, all")), default=0)
+        trained = {name: mean for name, mean in means.items() if name.startswith("SGD, ")}
+        kind = max(trained, key=trained.__getitem__, default="")
         best = max(mean for name, mean in means.items() if name.startswith("ladder"))
         default = np.mean([*_tests(results, task.name, n, DEFAULT, AUTO).values()])
-        if full > default:
-            ahead = f" ({full - best:.1f} than the best ladder)" if full > best else ""
-            parts.append(f"{full - default:.1f} points at {n:,} rows{ahead}")
-    first = f"SGD of all weights is better than the default ladder{on} by {', '.join(parts)}."
-    return first if parts else ""
+        ahead = trained.get(kind, 0) - default
+        if ahead > 0:
+            of = f", by {trained[kind] - best:.1f} than the best ladder" if trained[kind] > best else ""
+            parts.append(f"{ahead:.1f} points at {n:,} rows ({kind.removeprefix('SGD, ')}{of})")
+    return f"SGD is better than the default ladder{on} by {'; '.join(parts)}." if parts else ""
 
 
 def short_table(results: Results) -> str:
-    """Return the accuracies that the front page shows."""
+    """Return the accuracies of the models that most readers compare."""
     columns = [("fashion 64", n) for n in SIZES] + [("emoji", 800)]
     lines = []
     for title, deletion, name in SHORT:
@@ -453,6 +481,47 @@ def short_table(results: Results) -> str:
     )
 
 
+def show(results: Results) -> None:
+    """Draw test accuracy over rows on Fashion-MNIST, and beside it all models of emoji."""
+    grown, *others = (TASKS[name] for name in ("fashion 64", "emoji", "emoji ViT"))
+    with picture(RESULTS.with_suffix(".svg"), 1, 3, figsize=(13, 4)) as axes:
+        for model, (title, colour) in DRAWN.items():
+            points = []
+            for n in grown.sizes:
+                if accuracies := [*_drawn(results, grown, n, model).values()]:
+                    points.append((n, np.mean(accuracies), np.std(accuracies)))
+            if points:
+                axes[0, 0].errorbar(*zip(*points, strict=True), fmt="o-", color=colour, label=title)
+        axes[0, 0].set(xscale="log", xlabel="rows learned", ylabel="test accuracy, %", ylim=(76, 92))
+        axes[0, 0].set_xticks(grown.sizes, [f"{n:,}" for n in grown.sizes])
+        axes[0, 0].minorticks_off()
+        axes[0, 0].set_title("Fashion-MNIST, EfficientNet-Lite0, 64 px")
+        axes[0, 0].legend(fontsize=8, loc="lower right")
+        for ax, task in zip(axes[0, 1:], others, strict=True):
+            (n,) = task.sizes
+            found = {
+                title: (np.mean([*accuracies.values()]), np.std([*accuracies.values()]), colour)
+                for model, (title, colour) in DRAWN.items()
+                if (accuracies := _drawn(results, task, n, model))
+            }
+            for title, (mean, spread, colour) in reversed(found.items()):
+                ax.errorbar(mean, title, xerr=spread, fmt="o", color=colour)
+                ax.annotate(
+                    f"{mean:.1f}", (mean, title), (0, 7), textcoords="offset points", ha="center"
+                )
+            ax.set(xlabel="test accuracy, %", xlim=(60, 80))
+            ax.margins(y=0.15)
+            ax.set_title(f"emoji, {n} rows, {'ViT-S/14' if task.local else 'EfficientNet-Lite0'}")
+
+
+def _drawn(results: Results, task: Task, n: int, model: str) -> dict[int, float]:
+    """Return test accuracies of a model as drawn: with alpha="auto" where it has one."""
+    found = measured(results, task, n).get(model)
+    if found is None:
+        return {}
+    return _tests(results, task.name, n, model, AUTO) or found[2]
+
+
 def _tests(results: Results, task: str, n: int, model: str, setting: str) -> dict[int, float]:
     """Return what was measured on test rows, in percent, by draw."""
     found = {draw: results.accuracy(task, n, draw, model, setting, "test") for draw in DRAWS}
@@ -470,29 +539,28 @@ def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*TASKS], choices=[*TASKS])
-    parser.add_argument("--sgd", nargs="*", default=[*sgd.KINDS], choices=[*sgd.KINDS])
+    kinds = [*dict.fromkeys(sgd.OF_CNN + sgd.OF_VIT)]
+    parser.add_argument("--sgd", nargs="*", default=kinds, choices=kinds)
     parser.add_argument("--epochs", type=int, default=EPOCHS, choices=[EPOCHS, 2 * EPOCHS])
     parser.add_argument("--no-linear", action="store_true", help="measure SGD alone")
-    parser.add_argument("--norm", action="store_true", help="measure tangents alone")
-    parser.add_argument("--vit", type=Path, help="a folder with a ViT-S/14 for the task emoji ViT")
+    parser.add_argument("--tangents", action="store_true", help="measure tangents alone")
     parser.add_argument("--tables", action="store_true", help="write what was measured to the page")
     args = parser.parse_args()
     results = Results()
     if args.tables:
         parts = [table_of(results, TASKS[name]) for name in args.tasks]
-        text = "\n\n".join(parts) + NOTES + "\n\n" + stamp("benchmarks/accuracy.py")
+        text = "\n\n".join([PICTURE, *parts]) + NOTES + "\n\n" + stamp("benchmarks/accuracy.py")
         print(text)
-        put(PAGES[0], "ladder", text)
-        put(PAGES[1], "accuracy", f"{short_table(results)}\n\n{stamp('benchmarks/accuracy.py')}")
+        show(results)
+        put(PAGES[0], "ladder", folded(text))
+        put(PAGES[0], "accuracy", f"{short_table(results)}\n\n{stamp('benchmarks/accuracy.py')}")
         return
     for task in (TASKS[name] for name in args.tasks):
         if task.local:
-            if args.vit is None:
-                continue
-            task = replace(task, backbone=f"local-dir:{args.vit.resolve()}")
-        if args.norm:
-            if task.tangents:
-                measure_tangents(results, task)
+            task = replace(task, backbone=f"local-dir:{pretrained_vit.folder()}")
+        if args.tangents:
+            for subset in task.tangents:
+                measure_tangents(results, task, subset)
             continue
         for draw in () if args.no_linear or args.epochs != EPOCHS else (CHOOSE, *DRAWS):
             measure_linear(results, task, draw)

@@ -15,7 +15,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import sgd
-from _common import in_new_process, publish, resident, table, training_images, with_alpha
+from _common import (
+    HERE,
+    in_new_process,
+    picture,
+    publish,
+    resident,
+    table,
+    training_images,
+    with_alpha,
+)
 
 from fastntk_sk import FastNTKClassifier
 
@@ -103,9 +112,11 @@ def main() -> None:
         compared[f"SGD of {subset} on the other {n - 100:,}, {EPOCHS} epochs"] = retraining(
             kind, X[100:n], y[100:n]
         )
+    draw(compared)
     lines = [[name, f"{s:.1f}", *(f"{s / unit:.1f}" for unit in units)] for name, s in compared.items()]
     header = ["", "seconds", *(f"times a deletion at {name}" for name in SOLVES)]
-    text = table(header, lines) + (
+    text = "![Seconds of a deletion, a refit and two retrainings](deletion_cost.svg)\n\n"
+    text += table(header, lines) + (
         f"\n\nlite0 at {PIXELS} px, default ladder, k = {args.width:,}. SGD with the settings that "
         f"accuracy.py chose; its seconds are those of the first epoch and {EPOCHS - 1} times those that "
         "a second one adds.\n\n"
@@ -114,6 +125,19 @@ def main() -> None:
     text += _costs("rows learned", by_rows) + f"\n\nk = {args.width:,}, by rows learned. "
     text += "Ratios are to the first line."
     publish("deletion_cost", text)
+
+
+def draw(compared: dict[str, float]) -> None:
+    """Draw the seconds of deletions, of a refit and of retrainings."""
+    with picture(HERE / "deletion_cost.svg", 1, 1, figsize=(9, 2.4)) as axes:
+        ax = axes[0, 0]
+        for name, seconds in reversed(compared.items()):
+            colour = "tab:blue" if name.startswith("forget") else "tab:orange"
+            ax.plot(seconds, name, "o", markersize=9, color=colour)
+            told = {"textcoords": "offset points", "va": "center"}
+            ax.annotate(f"{seconds:,.1f}", (seconds, name), (9, 0), **told)
+        ax.set(xscale="log", xlabel="seconds")
+        ax.margins(0.15)
 
 
 def _costs(what: str, measured: dict[int, Costs]) -> str:

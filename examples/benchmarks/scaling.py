@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
-from _common import in_new_process, publish, resident, table, training_images
+from _common import HERE, in_new_process, picture, publish, resident, table, training_images
 
 from fastntk_sk import FastNTKClassifier, load_recipe
 
@@ -118,10 +117,11 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     header = ["trained", *"nCkp", "fit, s", "ms an image", f"forget {FORGET}, s", "fit / forget", "MiB"]
-    picture(found)
+    draw(found)
     publish(
         "scaling",
-        table(header, rows)
+        "![Seconds and MiB over rows, classes, components and parameters](scaling.svg)\n\n"
+        + table(header, rows)
         + "\n\nlite0 at 32 px; ladders at alpha = 0.1, tangents of norm layers (but for the last lines) "
         "with the pseudo and the full kernel. MiB is what the process grew by, beyond the backbone and "
         "the images.\n\n"
@@ -130,40 +130,35 @@ def main() -> None:
         f"{classes['constant 1000'] / classes['constant 10']:.2f} times what it costs with 10 at a "
         f"constant alpha ({classes['constant 1000']:.1f} and {classes['constant 10']:.1f} seconds, "
         f"medians of 3 turns), and {classes['auto 1000'] / classes['auto 10']:.2f} times with "
-        f'alpha="auto" ({classes["auto 1000"]:.1f} and {classes["auto 10"]:.1f}).'
-        "\n\n![Seconds and MiB over rows, classes, components and parameters](scaling.svg)",
+        f'alpha="auto" ({classes["auto 1000"]:.1f} and {classes["auto 10"]:.1f}).',
     )
 
 
-def picture(found: dict[str, list[tuple[int, dict[str, float]]]]) -> None:
+def draw(found: dict[str, list[tuple[int, dict[str, float]]]]) -> None:
     """Draw time and memory over what is varied, one panel each."""
-    import matplotlib.pyplot as plt
-
     panels = list(dict.fromkeys(name.split(",")[0] for name in found))
-    figure, axes = plt.subplots(
-        2, len(panels), figsize=(14, 7), layout="constrained", sharey="row", squeeze=False
-    )
-    for column, panel in zip(axes.T, panels, strict=True):
-        for name, points in found.items():
-            if not name.startswith(panel + ","):
-                continue
-            x, costs = zip(*points, strict=True)
-            kind = name.split(", ")[1]
-            colour = COLOURS[kind]
-            for what, line in (("fit", "-"), ("unlearn", "--")):
-                label = f"{what}, {kind}" if what == "fit" else f"forget {FORGET}, {kind}"
-                column[0].plot(x, [c[what] for c in costs], "o" + line, color=colour, label=label)
-            column[1].plot(x, [c["peak"] / 2**20 for c in costs], "o-", color=colour, label=kind)
-        column[0].set(title=panel, xscale="log", yscale="log")
-        column[1].set(xlabel=panel, xscale="log", yscale="log")
-        for ax in column:
-            ax.xaxis.set_minor_formatter("")
-            ax.grid(alpha=0.3)
-            ax.legend(fontsize=8)
-    axes[0, 0].set_ylabel("seconds")
-    axes[1, 0].set_ylabel("MiB")
-    figure.savefig(Path(__file__).with_suffix(".svg"))
-    plt.close(figure)
+    file = HERE / "scaling.svg"
+    with picture(file, 2, len(panels), figsize=(14, 7), sharey="row") as axes:
+        for column, panel in zip(axes.T, panels, strict=True):
+            for name, points in found.items():
+                if name.startswith(f"{panel},"):
+                    lines(column, name.split(", ")[1], points)
+            column[0].set(title=panel, xscale="log", yscale="log")
+            column[1].set(xlabel=panel, xscale="log", yscale="log")
+            for ax in column:
+                ax.xaxis.set_minor_formatter("")
+                ax.legend(fontsize=8)
+        axes[0, 0].set_ylabel("seconds")
+        axes[1, 0].set_ylabel("MiB")
+
+
+def lines(column: np.ndarray, kind: str, points: list[tuple[int, dict[str, float]]]) -> None:
+    """Draw seconds into the upper axes, and memory into the lower ones."""
+    x, costs = zip(*points, strict=True)
+    colour = COLOURS[kind]
+    for what, name, line in (("fit", "fit", "o-"), ("unlearn", f"forget {FORGET}", "o--")):
+        column[0].plot(x, [c[what] for c in costs], line, color=colour, label=f"{name}, {kind}")
+    column[1].plot(x, [c["peak"] / 2**20 for c in costs], "o-", color=colour, label=kind)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The opponents of `accuracy.py`: SGD of norm layers, of a ladder's readout too, of all weights."""
+"""The opponents of `accuracy.py`: SGD of norm layers, of a ladder too, of all weights, of prompts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from fastntk_sk.backbones.inputs import Rows
 from fastntk_sk.backbones.loading import Backbone, load_backbone
 from fastntk_sk.tangents.ladder import Ladder
 from fastntk_sk.tangents.rungs import SIDES
-from fastntk_sk.tangents.subsets import select
+from fastntk_sk.tangents.subsets import insert_prompts, select
 
-BATCH = 50
-KINDS = ("norm", "ladder + norm", "all weights", "all weights, mirrored")
+BATCH, PROMPTS = 50, 10
+OF_CNN = ("norm", "ladder + norm", "all weights", "all weights, mirrored")
+OF_VIT = ("prompts", "norm")
 
 
 def train(
@@ -84,6 +85,9 @@ class Classifier(nn.Module):
         self.mirrored = kind.endswith("mirrored")
         if kind.startswith("ladder"):
             self.net = SmoothLadder.of(loaded)
+        if kind == "prompts":
+            draws = torch.Generator().manual_seed(0)
+            insert_prompts(self.net, PROMPTS, deep=False, generator=draws)
         with torch.no_grad():
             d = self.net(loaded.synthetic(2, 0, None, torch.float32)).shape[1]
         self.readout = nn.Linear(d, n_classes)
@@ -97,7 +101,8 @@ class Classifier(nn.Module):
         if self.kind.startswith("all"):
             chosen += self.net.parameters()
         else:
-            chosen += [self.net.get_parameter(name) for name in select(self.net, "norm").names]
+            trainable = "prompt" if self.kind == "prompts" else "norm"
+            chosen += [self.net.get_parameter(name) for name in select(self.net, trainable).names]
         for parameter in chosen:
             parameter.requires_grad_()
         return chosen

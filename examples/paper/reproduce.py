@@ -41,7 +41,7 @@ from tasks import (
 from tqdm import tqdm
 
 # after tasks, which makes the benchmarks' module importable
-from _common import COMMIT, put, stamp, table  # isort: skip
+from _common import COMMIT, folded, picture, put, stamp, table  # isort: skip
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import before_solve, retrain, untrained
@@ -82,6 +82,13 @@ FITTED = {
     "pretrained anchor": {"anchor": "pretrained"},
     "fine-tuned anchor": {"anchor": "finetuned"},
     "ladder": {"anchor": "pretrained", "trainable": "ladder", "alpha": "auto"},
+}
+# what `unlearn` is called in each group where others are beside it
+OWN = {
+    "ladder": "ToW, ours, ladder",
+    "pretrained anchor": "ToW, ours, pretrained anchor",
+    "fine-tuned anchor": "ToW, ours, fine-tuned anchor",
+    "SGD": "ToW, ours, SGD",
 }
 _kept: dict[str, Any] = {}
 BEYOND = 2  # steps beyond the edge of a grid, where the best is there
@@ -249,10 +256,10 @@ def lines(group: str, models: tuple, costs: dict, rows: Problem, seed: int) -> p
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """Return a table for each task and group: mean and standard deviation over the seeds."""
+    """Return a table for each task and group, behind its name: means and deviations over seeds."""
     parts = []
     for task, of_task in results.groupby("task", sort=False):
-        parts.append(f"## {task}")
+        parts.append(f"<details><summary>{task}</summary>")
         for group, meaning in GROUPS.items():
             of_group = of_task[of_task["group"] == group]
             if of_group.empty:
@@ -266,8 +273,72 @@ def markdown(results: pd.DataFrame) -> str:
             ]
             seeds = f"{of_group['seed'].nunique()} seed(s)"
             head = table(["model", *columns.values()], cells)
-            parts.append(f"**{group}**, {seeds}: {meaning}.\n\n{head}")
+            parts.append(f"**{group}**, {seeds}: {meaning}.\n\n{head}\n\n{better(of_group)}".rstrip())
+        parts.append("</details>")
     return "\n\n".join(parts)
+
+
+def better(of_group: pd.DataFrame) -> str:
+    """Return which approximate methods come closer to the oracle than ours, or are quicker."""
+    means = of_group.groupby("model", sort=False)[["tow", "seconds"]].mean()
+    others, (tow, seconds) = means[means.index.isin(STEPPING)], means.loc[OURS]
+    closer = others["tow"][others["tow"] > tow].sort_values(ascending=False)
+    quicker = others["seconds"][others["seconds"] < seconds].sort_values()
+    said = []
+    if len(closer):
+        told = ", ".join(f"{name} ({value:.3f})" for name, value in closer.items())
+        said.append(f"Closer to the oracle than ours (ToW {tow:.3f}): {told}.")
+    if len(quicker):
+        told = ", ".join(f"{name} ({value:.1f})" for name, value in quicker.items())
+        said.append(f"Quicker than ours ({seconds:.1f} seconds): {told}.")
+    return " ".join(said)
+
+
+def summary(results: pd.DataFrame) -> str:
+    """Return one line a task: accuracies of ladder and SGD, tugs of war of ours and of the others."""
+    tests = results.groupby(["group", "model", "task"], sort=False)["accuracy_test"].mean() * 100
+    tows = results.groupby(["group", "model", "task"], sort=False)["tow"].mean()
+    lines, closer, below = [], [], []
+    for task in results["task"].unique():
+        test, tow = (means.xs(task, level="task") for means in (tests, tows))
+        ladder, trained = test.get(("ladder", OURS)), test.get(("SGD", "oracle"))
+        line = [task, *("" if value is None else f"{value:.1f}" for value in (ladder, trained))]
+        line += [f"{tow[group, OURS]:.3f}" if (group, OURS) in tow else "" for group in OWN]
+        rest = {name: tow["SGD", name] for name in STEPPING if ("SGD", name) in tow}
+        if rest:
+            best = max(rest, key=rest.__getitem__)
+            floor = tow["SGD"].filter(like="second oracle").iloc[0]
+            line += [f"{rest[best]:.3f} ({best})", f"{floor:.3f}"]
+            if rest[best] > tow["SGD", OURS]:
+                closer.append(task)
+        else:
+            line += ["", ""]
+        if ladder is not None and trained is not None and ladder < trained:
+            below.append(task)
+        lines.append(line)
+    head = ["task", "test %, ladder", "test %, SGD retraining", *OWN.values()]
+    head += ["ToW, best approximate method", "ToW, second retraining"]
+    n = len(results[results["group"] == "SGD"]["task"].unique())
+    said = []
+    if closer:
+        said.append(
+            "An approximate method comes closer to plain SGD retraining than `unlearn` of the same SGD "
+            f"model in {len(closer)} of {n} tasks."
+        )
+    if below:
+        said.append(f"The ladder is below SGD retraining on test rows: {'; '.join(below)}.")
+    said.append("Accuracies after the deletion, means over seeds; ToW against the oracle of each group.")
+    return f"{table(head, lines)}\n\n{' '.join(said)}"
+
+
+def choices(chosen: dict[str, dict]) -> str:
+    """Return what was chosen on validation rows."""
+    names = [OURS, *STEPPING]
+    lines = [
+        [task, *(", ".join(f"{k} {v}" for k, v in of.get(name, {}).items()) for name in names)]
+        for task, of in chosen.items()
+    ]
+    return f"What was chosen on validation rows:\n\n{folded(table(['task', *names], lines))}"
 
 
 def less_sgd(of_group: pd.DataFrame, of_task: pd.DataFrame) -> pd.DataFrame:
@@ -280,28 +351,43 @@ def less_sgd(of_group: pd.DataFrame, of_task: pd.DataFrame) -> pd.DataFrame:
     return of_group.assign(**added)
 
 
-def picture(results: pd.DataFrame, path: Path) -> None:
-    """Draw the tug of war of every method on plain SGD, with the noise floor, one panel a task."""
-    import matplotlib.pyplot as plt
+def draw(results: pd.DataFrame, path: Path) -> None:
+    """Draw the tug of war of every method in every task: an approximate method's is on plain SGD."""
+    tows = results.groupby(["group", "model", "task"], sort=False)["tow"].mean().dropna()
+    tasks = list(tows.index.unique("task"))
+    second = next(name for name in tows.index.unique("model") if name.startswith("second oracle"))
+    columns = {("SGD", "original"): "SGD, not forgotten"}
+    columns |= {("SGD", name): name for name in STEPPING}
+    columns |= {(group, OURS): title for group, title in OWN.items()}
+    columns |= {("SGD", second): "SGD, second retraining"}
+    grid = [[tows.get((*of, task), np.nan) for of in columns] for task in tasks]
+    size = (11, 1.6 + 0.32 * len(tasks))
+    with picture(path, 1, 1, figsize=size) as axes:
+        ax = axes[0, 0]
+        ax.grid(visible=False)
+        ax.pcolormesh(np.array(grid), cmap="viridis", vmin=0, vmax=1)
+        for (row, column), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                ink = "black" if value > 0.6 else "white"
+                text = f"{value:.2f}"
+                ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
+        ax.set_yticks(np.arange(len(tasks)) + 0.5, tasks)
+        ax.set_xticks(np.arange(len(columns)) + 0.5, [*columns.values()], rotation=40, ha="left")
+        ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+        ax.invert_yaxis()
 
-    results = results[results["group"] == "SGD"]
-    tasks = list(results["task"].unique())
-    if not tasks:
-        return
-    figure, axes = plt.subplots(
-        len(tasks), 1, figsize=(8, 2.6 * len(tasks)), squeeze=False, constrained_layout=True
-    )
-    for ax, task in zip(axes[:, 0], tasks, strict=True):
-        tow = results[results["task"] == task]
-        tow = tow.groupby("model", sort=False)["tow"].agg(["mean", "std"]).dropna(subset="mean")
-        floor = tow.filter(like="second oracle", axis=0)["mean"].iloc[0]
-        tow = tow.drop(tow.filter(like="second oracle", axis=0).index)
-        ax.bar(tow.index, tow["mean"], yerr=tow["std"].fillna(0), color="tab:blue", capsize=3)
-        ax.axhline(floor, color="black", linestyle="--", label="second retraining")
-        ax.set(title=task, ylabel="tug of war", ylim=(0, 1.05))
-        ax.legend(loc="lower right")
-    figure.savefig(path)
-    plt.close(figure)
+
+def report(results: pd.DataFrame, out: Path) -> None:
+    """Write the picture and the page of a folder."""
+    page, settings = out / "README.md", out / "chosen.json"
+    if not page.exists():
+        page.write_text("<!-- results -->\n<!-- /results -->\n")
+    draw(results, out / "tow.svg")
+    parts = ["![Tug of war of every method](tow.svg)", summary(results)]
+    if settings.exists():
+        parts.append(choices(json.loads(settings.read_text())))
+    parts += [markdown(results), "As a file: [results.csv](results.csv). " + stamp("paper/reproduce.py")]
+    put(page, "results", "\n\n".join(parts))
 
 
 def _cell(values: np.ndarray, column: str) -> str:
@@ -347,7 +433,7 @@ def main() -> None:
         args.out = args.out or Path("results")
     args.out = args.out or HERE
     args.out.mkdir(parents=True, exist_ok=True)
-    sheet, page = args.out / "results.csv", args.out / "README.md"
+    sheet = args.out / "results.csv"
     done = pd.read_csv(sheet) if sheet.exists() else pd.DataFrame(columns=["task", "seed", "group"])
     known = set(done[["task", "seed", "group"]].itertuples(index=False, name=None))
     jobs = [
@@ -366,12 +452,10 @@ def main() -> None:
         frame["commit"] = COMMIT
         done = frame if done.empty else pd.concat([done, frame])
         replace(sheet, done.to_csv(index=False))
-        if not page.exists():
-            page.write_text("<!-- results -->\n<!-- /results -->\n")
-        picture(done, args.out / "tow.svg")
-        found = f"![Tug of war of every method](tow.svg)\n\n{markdown(done)}"
-        put(page, "results", f"{found}\n\n{stamp('paper/reproduce.py')}")
-    print(markdown(done))
+        report(done, args.out)
+    if len(done):
+        report(done, args.out)
+        print(summary(done))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from _common import CACHE, fashion_mnist
+from _common import CACHE, emoji, fashion_mnist
+from pretrained_vit import folder
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.tangents.ladder import Ladder
@@ -59,29 +60,37 @@ TASKS = [
     *(Task("lite0", 300, kind) for kind in FORGET[:2]),
     *(Task("vit", 1000, kind) for kind in FORGET),
     *(Task("lite0", 5000, kind) for kind in FORGET[:2]),
+    *(Task(network, 800, kind, "emoji") for network in ("lite0", "vit-s14") for kind in FORGET[:2]),
 ]
 # of the group "ladder"; what plain SGD retraining did is known for those that are in both lists
-LADDER_TASKS = [Task("lite0", n, kind) for n in (1000, 5000) for kind in FORGET]
+LADDER_TASKS = [
+    *(Task("lite0", n, kind) for n in (300, 1000, 5000) for kind in FORGET),
+    *(Task(network, 800, kind, "emoji") for network in ("lite0", "vit-s14") for kind in FORGET),
+]
 SMALL = [Task("mlp", 60, kind, "digits") for kind in FORGET[:2]]
 
 
 def problem(task: Task, seed: int) -> Problem:
-    """Draw the rows of a seed: disjoint training rows for four seeds, and others for validation."""
+    """Draw the rows of a seed, and those for validation, which no draw learns or tests.
+
+    Four seeds and the validation learn disjoint rows where there are enough, and else share them.
+    """
     X, y, X_test, y_test = _images(task)
-    n_test = min(2000, len(X) // 5)
-    if n_test + 5 * task.n > len(X):
+    held, rest = np.split(np.random.default_rng(0).permutation(len(X)), [min(2000, len(X) // 5)])
+    if task.n > len(rest):
         raise ValueError(
-            f"Expected at least {n_test + 5 * task.n:,} training images for draws of {task.n:,} and for "
-            f"validation, got {len(X):,}. Take fewer: --images {(len(X) - n_test) // 5}."
+            f"Expected at least {task.n + len(held):,} training images for draws of {task.n:,} and for "
+            f"validation, got {len(X):,}. Take fewer: --images {len(rest)}."
         )
-    order = np.random.default_rng(0).permutation(len(X))
     place = 4 if seed == VALIDATION else seed % 4
-    rows = order[n_test + place * task.n :][: task.n]
+    rows = rest[place * task.n :][: task.n]
+    if 5 * task.n > len(rest):
+        rows = np.random.default_rng([task.n, place]).permutation(rest)[: task.n]
     draws = np.random.default_rng(seed)
     if seed == VALIDATION:
-        X_test, y_test = X[order[: n_test // 2]], y[order[: n_test // 2]]
+        X_test, y_test = X[held[:1000]], y[held[:1000]]
     else:
-        tests = draws.permutation(len(X_test))[:n_test]
+        tests = draws.permutation(len(X_test))[:2000]
         X_test, y_test = X_test[tests], y_test[tests]
     X, y = X[rows], y[rows].copy()
     classes = np.unique(y)
@@ -162,6 +171,18 @@ def _as_tensor(X: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(X)[:, None].float() / 255).sub(0.5).div(0.5).expand(-1, 3, -1, -1)
 
 
+def pretrained_vit() -> torch.nn.Module:
+    """Return a ViT-S/14 for 98 pixels whose weights are not of these data."""
+    return timm.create_model(f"local-dir:{folder()}", num_classes=0, img_size=98).eval()
+
+
+def pictures() -> tuple[np.ndarray, ...]:
+    """Return X_train, y_train, X_test, y_test: emoji in colour, 400 of them to test."""
+    X, y = emoji()
+    train, test = np.split(np.random.default_rng(1).permutation(len(X)), [len(X) - 400])
+    return X[train], y[train], X[test], y[test]
+
+
 def digits() -> tuple[np.ndarray, ...]:
     """Return X_train, y_train, X_test, y_test: uint8 images of shape (n, 8, 8)."""
     from sklearn.datasets import load_digits
@@ -173,11 +194,13 @@ def digits() -> tuple[np.ndarray, ...]:
 
 DATA: dict[str, Callable[[], tuple[np.ndarray, ...]]] = {
     "fashion-mnist": fashion_mnist,
+    "emoji": cache(pictures),
     "digits": digits,
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "lite0": {"backbone": "tf_efficientnet_lite0", "trainable": "norm", "image_size": 64},
     "vit": {"backbone": small_vit, "trainable": "prompt", "image_size": 28, "n_prompts": 10},
+    "vit-s14": {"backbone": pretrained_vit, "trainable": "prompt", "image_size": 98},
     "mlp": {
         "backbone": "mlp",
         "trainable": "norm",
