@@ -47,21 +47,26 @@ def zoo() -> str:
         "",
         "## All recipes",
         "",
-        "`ladder` is how many numbers a ladder pools; it has as many features at most. The last columns "
-        "are the sizes of trainable subsets, with 10 prompt tokens.",
-        "",
-        "| name | source | licence | pixels | weights | features | ladder "
-        f"| {' | '.join(subsets)} | paper |",
-        "| --- | --- | --- " + "| ---: " * (4 + len(subsets)) + "| --- |",
+        "| name | source | licence | paper |",
+        "| --- | --- | --- | --- |",
     ]
     for recipe in recipes:
-        sizes = " | ".join(f"{recipe.trainable[s]:,}" if s in recipe.trainable else "" for s in subsets)
-        weights = f"{recipe.n_weights / 1e6:.1f} M" if recipe.n_weights else ""
         paper = f"[{recipe.paper}](https://arxiv.org/abs/{recipe.paper})" if recipe.paper else ""
+        lines.append(f"| `{recipe.name}` | `{recipe.source}` | {recipe.license or ''} | {paper} |")
+    lines += [
+        "",
+        "`ladder` is how many numbers a ladder pools; it has as many features at most. The columns after "
+        "it are the sizes of trainable subsets, with 10 prompt tokens.",
+        "",
+        f"| name | pixels | weights | features | ladder | {' | '.join(subsets)} |",
+        "| --- " + "| ---: " * (4 + len(subsets)) + "|",
+    ]
+    for recipe in recipes:
+        weights = f"{recipe.n_weights / 1e6:.1f} M" if recipe.n_weights else ""
+        sizes = " | ".join(f"{recipe.trainable[s]:,}" if s in recipe.trainable else "" for s in subsets)
         lines.append(
-            f"| `{recipe.name}` | `{recipe.source}` | {recipe.license or ''} "
-            f"| {recipe.input_size or ''} | {weights} "
-            f"| {recipe.n_features or 0:,} | {recipe.n_pooled or 0:,} | {sizes} | {paper} |"
+            f"| `{recipe.name}` | {recipe.input_size or ''} | {weights} | {recipe.n_features or 0:,} "
+            f"| {recipe.n_pooled or 0:,} | {sizes} |"
         )
     return "\n".join(lines) + "\n"
 
