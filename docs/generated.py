@@ -55,8 +55,8 @@ def zoo() -> str:
         lines.append(f"| `{recipe.name}` | `{recipe.source}` | {recipe.license or ''} | {paper} |")
     lines += [
         "",
-        "`ladder` is how many numbers a ladder pools; it has as many features at most. The columns after "
-        "it are the sizes of trainable subsets, with 10 prompt tokens.",
+        "`ladder` is how many numbers a ladder pools; it has as many features at most. The columns "
+        "after it are the sizes of trainable subsets, with 10 prompt tokens.",
         "",
         f"| name | pixels | weights | features | ladder | {' | '.join(subsets)} |",
         "| --- " + "| ---: " * (4 + len(subsets)) + "|",
