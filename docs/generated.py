@@ -21,26 +21,13 @@ def zoo() -> str:
     """Return the tables of recipes."""
     recipes = [load_recipe(name) for name in list_recipes()]
     measured = [recipe for recipe in recipes if recipe.results]
+    subsets = ("norm", "bias", "prompt", "prompt-deep")
     others = [recipe.name for recipe in recipes if not recipe.results and recipe.input_size]
     lines = [
         "# Zoo",
         "",
         "Backbones that are known by name. Any other timm model, `torchvision:NAME`, "
-        "`hf-hub:ORG/NAME` or `nn.Module` works too. A ladder pools so many numbers, and has as many "
-        "features at most; p is the size of a trainable subset.",
-        "",
-        "| name | source | licence | pixels | weights | features | ladder | trainable (p) | paper |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for recipe in recipes:
-        subsets = ", ".join(f"{name} ({p:,})" for name, p in recipe.trainable.items())
-        paper = f"[{recipe.paper}](https://arxiv.org/abs/{recipe.paper})" if recipe.paper else ""
-        lines.append(
-            f"| `{recipe.name}` | `{recipe.source}` | {recipe.license or 'not stated'} "
-            f"| {recipe.input_size or ''} | {(recipe.n_weights or 0) / 1e6:.1f} M "
-            f"| {recipe.n_features:,} | {recipe.n_pooled or 0:,} | {subsets} | {paper} |"
-        )
-    lines += [
+        "`hf-hub:ORG/NAME` or `nn.Module` works too.",
         "",
         "## Accuracy",
         "",
@@ -63,7 +50,30 @@ def zoo() -> str:
         "weights, and the machine that measured reaches neither the Hugging Face Hub nor torchvision's "
         "server. With a connection, `python examples/benchmarks/zoo_results.py NAME` measures one, or "
         "any backbone of yours, in a minute or two. `mlp` takes vectors, not pictures.",
+        "",
+        "## All recipes",
+        "",
+        "| name | source | licence | paper |",
+        "| --- | --- | --- | --- |",
     ]
+    for recipe in recipes:
+        paper = f"[{recipe.paper}](https://arxiv.org/abs/{recipe.paper})" if recipe.paper else ""
+        lines.append(f"| `{recipe.name}` | `{recipe.source}` | {recipe.license or ''} | {paper} |")
+    lines += [
+        "",
+        "`ladder` is how many numbers a ladder pools; it has as many features at most. The columns "
+        "after it are the sizes of trainable subsets, with 10 prompt tokens.",
+        "",
+        f"| name | pixels | weights | features | ladder | {' | '.join(subsets)} |",
+        "| --- " + "| ---: " * (4 + len(subsets)) + "|",
+    ]
+    for recipe in recipes:
+        weights = f"{recipe.n_weights / 1e6:.1f} M" if recipe.n_weights else ""
+        sizes = " | ".join(f"{recipe.trainable[s]:,}" if s in recipe.trainable else "" for s in subsets)
+        lines.append(
+            f"| `{recipe.name}` | {recipe.input_size or ''} | {weights} | {recipe.n_features or 0:,} "
+            f"| {recipe.n_pooled or 0:,} | {sizes} |"
+        )
     return "\n".join(lines) + "\n"
 
 

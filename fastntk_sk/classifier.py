@@ -1674,7 +1674,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         PublicationError
             For a public repository where `private` is True, for a repository that holds another model,
-            and for a history that other branches share.
+            for a card that the Hub refuses, such as one with a licence that it does not list, and for a
+            history that other branches share.
 
         Warns
         -----

@@ -1,5 +1,6 @@
 """What benchmark scripts write; their figures at full size take minutes: slow."""
 
+import functools
 import importlib
 import re
 import subprocess
@@ -13,6 +14,7 @@ import timm
 import torch
 from cases import randomise
 
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.inputs import Rows
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "benchmarks"
@@ -79,6 +81,8 @@ def test_a_recipe_is_measured_by_one_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script, "training_images", lambda n: (X, y))
     monkeypatch.setattr(script, "fashion_mnist", lambda: (X, y, X, y))
     monkeypatch.setattr(script, "PIXELS", 32)
+    smaller = functools.partial(FastNTKClassifier, n_components=16)
+    monkeypatch.setattr(script, "FastNTKClassifier", smaller)
     monkeypatch.setattr(script, "ZOO", tmp_path)
     file = tmp_path / "some.toml"
     file.write_text('[tf_efficientnet_lite0]\nsource = "x"\n')

@@ -48,7 +48,7 @@ def model_card(
     )
     base_model = model.origin["base_model"]
     on_hub = dataset if dataset and _is_identifier(dataset) else None
-    licence = {"license": license} if license else _license_of_weights(model)
+    licence: dict[str, Any] = {"license": license} if license else _license_of_weights(model)
     results = [
         EvalResult(
             task_type="image-classification",
@@ -106,7 +106,7 @@ def _is_identifier(dataset: str) -> bool:
     return True
 
 
-def _license_of_weights(model: LinearizedModel) -> dict[str, str]:
+def _license_of_weights(model: LinearizedModel) -> dict[str, Any]:
     """Return a card's fields for the licence that timm states of the weights, if it is known."""
     base_model = model.origin["base_model"]
     stated = (getattr(model.backbone.net, "pretrained_cfg", None) or {}).get("license")

@@ -132,7 +132,7 @@ def push(
             if type(error) is not ValueError:
                 raise
             # what the client makes of the Hub's answer to a card, such as a licence that it lacks
-            raise HubError(f"The Hub refused the card of {repo_id!r}. {error}") from error
+            raise PublicationError(f"The Hub refused the card of {repo_id!r}. {error}") from error
         if purge_history:
             _purge(api, repo_id, branch)
         return str(api.repo_info(repo_id, revision=branch).sha)

@@ -345,7 +345,7 @@ def test_named_errors(server, api, clf, tmp_path):
                 name, **{"token": TOKEN, "cache_dir": tmp_path / "cache"} | params
             )
     clf.push_to_hub("me/public", token=TOKEN)
-    with pytest.raises(HubError, match='card of .*"license" must be one of'):
+    with pytest.raises(PublicationError, match=r'card of .*\n.*"license" must be'):
         clf.push_to_hub("me/public", license="home-made", token=TOKEN)
     with pytest.raises(HubError, match="write access"):
         clf.push_to_hub("me/public", token="hf_stranger")
