@@ -1,11 +1,14 @@
-# Set-up and checks; everything runs in .venv, which is made if it is missing.
+# Set-up and checks; everything runs in .venv, which is made if it is missing. It needs Python 3.11 or newer
+# with its module venv (on Debian and Ubuntu: sudo apt install make python3-venv), and some 6 GB of disk.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL = @echo "Installing into .venv, some minutes of silence ..." && $(BIN)/python -m pip install -q -e
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow lint docs
 
 demo: .venv/examples
-	$(BIN)/python examples/quickstart/plot_forget.py
+	@$(BIN)/python examples/quickstart/plot_wrong_labels.py
 
 test: .venv/test  # a process and a thread for each core: more threads would wait for each other
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
@@ -23,16 +26,16 @@ lint: .venv/test
 	$(BIN)/lint-imports
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; false; }
 
 .venv/examples: .venv/bin/python setup.cfg
-	$(BIN)/python -m pip install -q -e ".[weights,examples]"
-	touch $@
+	$(INSTALL) ".[weights,examples]"
+	@touch $@
 
 .venv/docs: .venv/bin/python setup.cfg
-	$(BIN)/python -m pip install -q -e ".[docs]"
-	touch $@
+	$(INSTALL) ".[docs]"
+	@touch $@
 
 .venv/test: .venv/bin/python setup.cfg
-	$(BIN)/python -m pip install -q -e ".[test]"
-	touch $@
+	$(INSTALL) ".[test]"
+	@touch $@

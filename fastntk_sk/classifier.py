@@ -154,14 +154,15 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     with t_i = target_scale (onehot(y_i) - 1/C) and s = tangent_scale. The units c_h and c_J are powers
     of two that are measured on synthetic inputs (c_h = 1 with a ladder). Without tangents the last term
-    is absent and b has no ridge. Other anchors and the other kernel are in docs/user_guide/concepts.md.
+    is absent and b has no ridge. For other anchors and the other kernel see :doc:`what is minimised
+    </user_guide/concepts>`.
 
     The rows enter the fit only through sums. :meth:`unlearn` subtracts the forgotten rows and solves
     again: the result has the parameters of a fit that never saw the rows, up to rounding, in any order,
     any number of times, without the rest of the data. It is exact for the linearised model, and for the
     model itself where that is linear, as a ladder or a head alone is. It does not cover a trained
     anchor, the backbone's own training data, hyper-parameters that were chosen with the rows, class
-    names, and models that were published earlier (docs/user_guide/exactness.md).
+    names, and models that were published earlier (:doc:`what "exact" means </user_guide/exactness>`).
 
     Parameters
     ----------
@@ -169,7 +170,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         A recipe (see :func:`list_recipes`) or timm name, "timm:NAME", "torchvision:NAME",
         "hf-hub:ORG/NAME[@REVISION]", "local-dir:PATH" (models of timm, and of transformers with the
         extra `[transformers]`); a module, which is copied, or a callable that returns one
-        (docs/user_guide/networks.md: what it may return). "mlp" is a fixed random network on 2-D X.
+        (:doc:`what it may return </user_guide/networks>`). "mlp" is a fixed random network on 2-D X.
 
     trainable : str or sequence of str, default="auto"
         What is trained; several entries are united.
@@ -198,7 +199,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         - A module is a network that you have trained, classifier included, with its outputs in the
           order of `classes_`. It is copied and takes the place of the backbone, whose name, if one is
           given, then only says how pictures are prepared. The ridge on the displacement is centred at
-          its own values (docs/user_guide/trained_model.md).
+          its own values (:doc:`I have a trained model </user_guide/trained_model>`).
 
     head : str, default=None
         Name of the classifier in a module that is the anchor, such as "fc" or "classifier.1". None is
@@ -220,7 +221,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         regression on a fixed grid, so that a deletion chooses again what a fit without the rows would.
         It counts a row of weight w as w independent rows: give a number where rows are copies or mirror
         images of one another (but see `augment`), or where weights sum to one. With tangents "auto" is
-        0.25, which was chosen on held-out training images (examples/benchmarks).
+        0.25, which was chosen on held-out training images (:doc:`benchmarks </generated/benchmarks>`).
 
     tangent_scale : float, default=1.0
         s, the weight of the subset against the readout. 0 leaves the readout alone.
@@ -372,9 +373,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Number of rows removed so far.
 
     receipts_ : list of dict
-        One for each deletion: time, number of rows, "exactness" ({"exact": bool, "reasons": list of
-        str}) and the numbers that decide it, versions, device, precision, threads, and the checksum of
-        the receipt before it. Private.
+        One for each deletion.
 
     skipped_ : list of dict
         "row" and "reason" of what the last :meth:`fit` or :meth:`partial_fit` left out, as `on_error`
@@ -496,9 +495,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Images: an array of shape (n, H, W), (n, H, W, 3) or (n, H, W, 4), a tensor of shape
             (n, 3, H, W), or a list, column or dataset of PIL images, arrays, tensors or file paths;
             uint8, uint16, bool or float in [0, 1]. Pictures are turned upright, and composited on white;
-            of animations the first frame is taken (docs/user_guide/pictures.md). Datasets are read on
-            demand, three of their rows four times more, to see that no transform is random. For "mlp":
-            a numeric array of shape (n, n_features).
+            of animations the first frame is taken (:doc:`pictures </user_guide/pictures>`). Datasets are
+            read on demand, three of their rows four times more, to see that no transform is random. For
+            "mlp": a numeric array of shape (n, n_features).
 
         y : array-like of shape (n,)
             Class labels.
@@ -915,11 +914,27 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         report : dict
-            "possible" (bool), "reason" (why not), "indices" (rows of the request that are in the way),
-            "n_rows" (learned copies that would go), "n_bytes" and "seconds" (estimates of peak memory
-            and time), "exactness", as far as it is known before the rows are summed, and "rows": for
-            each row of the request a dict of "result" ("found", "unknown", "elsewhere": learned with
-            another label or id, or "ambiguous"), "n_rows" and "copies_left".
+            With the keys
+
+            - "possible" : bool, and "reason" : str, why not.
+            - "indices" : list of int, rows of the request that are in the way.
+            - "n_rows" : int, learned copies that would go.
+            - "n_bytes" : int, and "seconds" : float, estimates of the peak of memory and of the time.
+            - "exactness" : dict of "exact" (bool) and "reasons" (list of str) as in a receipt, as far as
+              it is known before the rows are summed.
+            - "rows" : list of dict, one for each row of the request: "result" is "found", "unknown",
+              "elsewhere" (learned with another label or id) or "ambiguous"; "n_rows" learned copies of
+              the row would go, and "copies_left" would stay.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from fastntk_sk import FastNTKClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = FastNTKClassifier(random_state=0).fit(X[:100], y[:100])
+        >>> report = clf.can_unlearn(X[98:102])
+        >>> report["possible"], report["indices"], [row["result"] for row in report["rows"]]
+        (False, [2, 3], ['found', 'found', 'unknown', 'unknown'])
         """
         check_choice("on_unknown", on_unknown, ("raise", "skip"))
         report: dict[str, Any] = {"possible": False, "reason": "", "indices": [], "rows": []}
@@ -1168,7 +1183,22 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def receipts_(self) -> list[dict[str, Any]]:
-        """Receipts of the deletions, copied when they are asked for: there may be thousands."""
+        """One receipt for each deletion, as plain values; private, and copied when it is asked for.
+
+        Each is a dict with the keys
+
+        - "time" (UTC, ISO 8601) and "seconds" that it took; "method" : str.
+        - "n_rows" that went, "n_rectified" of them that were learned again with other labels, and
+          "n_samples_learned" that the model rests on afterwards.
+        - "n_copies_left" : learned copies of what was forgotten that stay, and, for a request by sample
+          ids, "n_rows_left_under_sample_ids".
+        - "exactness" : dict of "exact" (bool) and "reasons" (list of str). What decides it stands beside
+          it: "residual", "drift", "position_gap", "rounding", "seen_by" (fitted steps), "searched_by",
+          "anchor" and "kept_features".
+        - "request_ids" of the caller, and "redoes" : checksums of lost receipts that it stands for.
+        - Where it was made: "versions", "machine", "cpu", "device", "precision" and "threads".
+        - "chain", "previous" and "checksum", which tie the receipts to one another.
+        """
         return [] if self._private is None else copy.deepcopy(self._private.receipts)
 
     @without_modes
@@ -1486,10 +1516,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Gets `config.json`, `adapter.safetensors` and the model card `README.md`.
 
         license : str, default=None
-            Identifier of the Hub for the adapter's licence.
+            Identifier of the Hub for the adapter's licence. By default it is that of the backbone's
+            weights, where timm states it, and the card says so.
 
         dataset : str, default=None
-            What the model was learned from, for the card.
+            What the model was learned from, for the card. "ORG/NAME" or "NAME", as the Hub names data
+            sets, is linked, and lists the model under the data set.
 
         metrics : mapping of str to float, default=None
             Results that were measured, such as {"accuracy": 0.91}, for the card.
@@ -1628,7 +1660,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Delete what earlier commits uploaded: the branch is squashed, tags go, and so do all large
             files that its last commit does not hold. Only for the branch "main", as the only one.
             References that cannot be deleted (of pull requests, or converted) are named in a warning;
-            forks, caches and what others downloaded in docs/user_guide/deletion.md.
+            for forks, caches and what others downloaded see :doc:`publishing </user_guide/publish>`.
 
         Returns
         -------

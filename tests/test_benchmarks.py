@@ -1,8 +1,10 @@
 """What benchmark scripts write; their figures at full size take minutes: slow."""
 
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,31 @@ def test_results_of_a_recipe_stay_with_it(tmp_path, monkeypatch):
         '# Some.\n\n[a]\nsource = "x"\n\n[a.results]\naccuracy = 0.6\ndate = "today"\n\n'
         '[b]\nsource = "y"\n\n[b.results]\naccuracy = 0.6\ndate = "today"\n'
     )
+
+
+def test_a_recipe_is_measured_by_one_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("zoo_results")
+    X, y = np.random.default_rng(0).integers(256, size=(40, 28, 28), dtype=np.uint8), np.arange(40) % 2
+    monkeypatch.setattr(script, "training_images", lambda n: (X, y))
+    monkeypatch.setattr(script, "fashion_mnist", lambda: (X, y, X, y))
+    monkeypatch.setattr(script, "PIXELS", 32)
+    monkeypatch.setattr(script, "ZOO", tmp_path)
+    file = tmp_path / "some.toml"
+    file.write_text('[tf_efficientnet_lite0]\nsource = "x"\n')
+    monkeypatch.setattr(sys, "argv", ["zoo_results.py", "tf_efficientnet_lite0"])
+    script.main()
+    printed = re.search(r"\| tf_efficientnet_lite0 \| (\S+) \| (\S+) \|", capsys.readouterr().out)
+    results = tomllib.loads(file.read_text())["tf_efficientnet_lite0"]["results"]
+    assert [results["accuracy"], results["accuracy_of_probe"]] == [*map(float, printed.groups())]
+    for wrong, message in (
+        (["resnet17"], "resnet17: Expected a recipe"),
+        (["local-dir:nowhere"], "local-dir:nowhere"),
+        (["mlp"], "mlp: "),
+    ):
+        monkeypatch.setattr(sys, "argv", ["zoo_results.py", *wrong])
+        with pytest.raises(SystemExit, match=message):
+            script.main()
 
 
 @pytest.mark.slow

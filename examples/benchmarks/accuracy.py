@@ -458,7 +458,7 @@ def better(results: Results, task: Task, on: str = "") -> str:
 
 
 def short_table(results: Results) -> str:
-    """Return the accuracies that the front page shows."""
+    """Return the accuracies of the models that most readers compare."""
     columns = [("fashion 64", n) for n in SIZES] + [("emoji", 800)]
     lines = []
     for title, deletion, name in SHORT:
@@ -553,7 +553,7 @@ def main() -> None:
         print(text)
         show(results)
         put(PAGES[0], "ladder", folded(text))
-        put(PAGES[1], "accuracy", f"{short_table(results)}\n\n{stamp('benchmarks/accuracy.py')}")
+        put(PAGES[0], "accuracy", f"{short_table(results)}\n\n{stamp('benchmarks/accuracy.py')}")
         return
     for task in (TASKS[name] for name in args.tasks):
         if task.local:

@@ -62,8 +62,8 @@ receipts = verify_receipts(folder / "receipts.jsonl", adapter=folder / "adapter"
 print(len(receipts), "receipts are whole, and the published adapter knows them all")
 
 # %%
-# What else there is to do - published adapters, backups, the pictures themselves - is on the page
-# about deletion in the user guide.
+# What else there is to do (published adapters, backups, the pictures themselves) is in the user guide:
+# :doc:`/user_guide/deletion`.
 display = ForgettingTimelineDisplay.from_estimator(clf)
 display.ax_.set_title("Four requests")
 display.figure_.savefig(Path(sys.argv[0]).with_suffix(".png"), dpi=110)
