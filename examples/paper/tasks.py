@@ -173,7 +173,7 @@ def _as_tensor(X: np.ndarray) -> torch.Tensor:
 
 def pretrained_vit() -> torch.nn.Module:
     """Return a ViT-S/14 for 98 pixels whose weights are not of these data."""
-    return timm.create_model(f"local-dir:{folder()}", num_classes=0, img_size=98).eval()
+    return timm.create_model(f"local-dir:{folder()}", pretrained=True, num_classes=0, img_size=98).eval()
 
 
 def pictures() -> tuple[np.ndarray, ...]:
