@@ -25,7 +25,7 @@ from fastntk_sk.inspection import label_issues
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--rows", type=int, default=1000, help="pictures to learn")
-parser.add_argument("--pixels", type=int, default=64, help="pictures are enlarged to this side")
+parser.add_argument("--pixels", type=int, default=32, help="pictures are enlarged to this side")
 parser.add_argument("--dark", action="store_true", help="draw on a dark background")
 parser.add_argument("--out", type=Path, default=Path(sys.argv[0]).with_suffix(".png"))
 args = parser.parse_args()
@@ -100,38 +100,41 @@ for name, (accuracy, seconds) in lines.items():
     print(f"{name:<32}{accuracy:>14.1%}{seconds:>10.1f}")
 
 # %%
-# Eight of the forgotten pictures, those first that the model now takes for something else, and the
-# accuracy on pictures that no model has learned.
+# The first of the forgotten pictures that the model now takes for something else, and its mistakes on
+# pictures that no model has learned.
 red, green, grey = "#e5534b", "#2da44e", "#8b949e"
 if args.dark:
     plt.style.use(["dark_background", {"figure.facecolor": "#0d1117", "axes.facecolor": "#0d1117"}])
-figure = plt.figure(figsize=(10, 5.2), layout="constrained")
+figure = plt.figure(figsize=(10, 4.6), layout="constrained")
 above, below = figure.subfigures(2, 1, height_ratios=[3, 2])
 
-changed = int((before != after).sum())
+changed = np.flatnonzero(before != after)
 above.suptitle(
-    f"{len(doubtful)} doubtful pictures were found and forgotten; the model reads {changed} of them anew"
+    f"Of {len(doubtful)} forgotten pictures with doubtful labels, "
+    f"the model reads {len(changed)} differently afterwards, such as these"
 )
-shown = np.argsort(before == after, kind="stable")[:8]
-caption, *axes = above.subplots(1, 1 + len(shown), width_ratios=[1.2] + [1] * len(shown))
-for axis in (caption, *axes):
-    axis.set(xlim=(0, 1), ylim=(-1, 1), xticks=[], yticks=[], frame_on=False)
-for height, text in ((-0.2, "labelled"), (-0.5, "read as, before"), (-0.8, "read as, after")):
-    caption.text(1, height, text, ha="right", va="center", color=grey)
-for axis, place in zip(axes, shown, strict=True):
+left, *axes = above.subplots(1, 9, width_ratios=[1.3] + [1] * 8)
+for axis, width in zip((left, *axes), [1.3] + [1] * 8, strict=True):
+    axis.set(xlim=(0, width), ylim=(-1, 1), xticks=[], yticks=[], frame_on=False, aspect="equal")
+captions = {0.5: "green: right\nred: wrong", -0.2: "label", -0.5: "read before", -0.8: "read after"}
+for height, text in captions.items():
+    left.text(1.2, height, text, ha="right", va="center", color=grey)
+for axis, place in zip(axes, changed, strict=False):
     row = doubtful[place]
-    axis.imshow(X_train[row], cmap="gray", extent=(0, 1, 0, 1), aspect="auto")
+    axis.imshow(X_train[row], cmap="gray", interpolation="bicubic", extent=(0, 1, 0, 1))
     for height, digit in ((-0.2, y_train[row]), (-0.5, before[place]), (-0.8, after[place])):
         colour = green if digit == y_right[row] else red
         axis.text(0.5, height, digit, ha="center", va="center", color=colour, size=15, weight="bold")
 
 axis = below.subplots()
-accuracies = [100 * accuracy for accuracy, _ in lines.values()]
-bars = axis.barh(list(lines), accuracies, color=[red, green, grey], height=0.6)
-axis.bar_label(bars, [f"{accuracy:.1f} %" for accuracy in accuracies], padding=5)
-axis.set(xlim=(0, 110), xticks=[], title=f"right on {len(X_test)} pictures that were never learned")
+mistakes = [round(len(X_test) * (1 - accuracy)) for accuracy, _ in lines.values()]
+bars = axis.barh(list(lines), mistakes, color=[red, green, grey], height=0.6)
+told = [f"{n} ({accuracy:.1%} right)" for n, (accuracy, _) in zip(mistakes, lines.values(), strict=True)]
+axis.bar_label(bars, told, padding=5)
+axis.set(xlim=(0, 1.25 * max(mistakes)), xticks=[])
+axis.set_title(f"mistakes on {len(X_test)} pictures that were never learned")
 axis.invert_yaxis()
 axis.spines[:].set_visible(False)
 axis.tick_params(length=0)
-figure.savefig(args.out, dpi=110)
+figure.savefig(args.out, dpi=150)
 print(f"\nPicture: {args.out.resolve()}")
