@@ -33,6 +33,7 @@ myst_heading_anchors = 3
 # docstrings that are inherited from scikit-learn link into its own pages
 suppress_warnings = ["ref.ref", "ref.term"]
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_title = "fastntk_sk"

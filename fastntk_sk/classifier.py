@@ -933,8 +933,10 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         >>> X, y = load_iris(return_X_y=True)
         >>> clf = FastNTKClassifier(random_state=0).fit(X[:100], y[:100])
         >>> report = clf.can_unlearn(X[98:102])
-        >>> report["possible"], report["indices"], [row["result"] for row in report["rows"]]
-        (False, [2, 3], ['found', 'found', 'unknown', 'unknown'])
+        >>> report["possible"], report["indices"]
+        (False, [2, 3])
+        >>> [row["result"] for row in report["rows"]]
+        ['found', 'found', 'unknown', 'unknown']
         """
         check_choice("on_unknown", on_unknown, ("raise", "skip"))
         report: dict[str, Any] = {"possible": False, "reason": "", "indices": [], "rows": []}
