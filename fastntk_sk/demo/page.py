@@ -39,7 +39,9 @@ CSS = """
   border: 2px solid var(--border-color-primary); border-radius: 8px; overflow-wrap: anywhere;
   background: var(--background-fill-primary); color: var(--body-text-color);
 }
-.card img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; margin: 0 0 4px; border-radius: 4px; }
+.card img {
+  display: block; width: 100%; aspect-ratio: 1; object-fit: contain; margin: 0 0 4px; border-radius: 4px;
+}
 .card .note { display: block; color: var(--body-text-color-subdued); }
 .card .right { color: #15803d; }
 .card .wrong { color: #b91c1c; }
@@ -49,11 +51,13 @@ CSS = """
 button.card { cursor: pointer; }
 button.card:hover { border-color: var(--color-accent); }
 button.card::after {
-  content: ""; position: absolute; top: 10px; right: 10px; width: 22px; height: 22px; box-sizing: border-box;
-  border: 2px solid #fff; border-radius: 5px; background: rgba(0, 0, 0, 0.55); color: #fff;
-  font-size: 15px; font-weight: 700; line-height: 18px;
+  content: ""; position: absolute; top: 10px; right: 10px; width: 22px; height: 22px;
+  box-sizing: border-box; border: 2px solid #fff; border-radius: 5px;
+  background: rgba(0, 0, 0, 0.55); color: #fff; font-size: 15px; font-weight: 700; line-height: 18px;
 }
-button.card[aria-pressed="true"] { border-color: var(--color-accent); box-shadow: 0 0 0 2px var(--color-accent); }
+button.card[aria-pressed="true"] {
+  border-color: var(--color-accent); box-shadow: 0 0 0 2px var(--color-accent);
+}
 button.card[aria-pressed="true"]::after { content: "\\2713"; background: var(--color-accent); }
 .chart { display: grid; grid-template-columns: max-content 1fr; gap: 6px 10px; align-items: center; }
 .bar { display: flex; align-items: center; gap: 6px; }
@@ -85,7 +89,7 @@ def summary(session: Session) -> str:
     text += f"{n_gone:,} forgotten."
     if n_held_out:
         right = 1 - session.steps[-1].n_mistakes / n_held_out
-        text += f" Of {_count(n_held_out, 'picture')} that it never learned, the model reads {right:.1%} right."
+        text += f" Of {_count(n_held_out, 'picture')} that it never learned, it reads {right:.1%} right."
     return f"<p>{text}</p>"
 
 
@@ -156,7 +160,8 @@ def _changes(session: Session) -> list[str]:
     labels = [picture.label for picture in session.held_out]
     n_mended = sum(now.readings[i] == labels[i] for i in changed)
     n_broken = sum(before.readings[i] == labels[i] for i in changed)
-    text = f"{_count(len(changed), 'picture')} read differently: {n_mended:,} now right, {n_broken:,} now wrong."
+    text = f"{_count(len(changed), 'picture')} read differently after the last deletion: "
+    text += f"{n_mended:,} now right, {n_broken:,} now wrong."
     if n_broken > n_mended:
         text += " What was forgotten had helped."
     strip = _cards([_card(session, "changed", i) for i in changed[:_STRIP]])
@@ -188,12 +193,14 @@ def _card(session: Session, view: str, place: int) -> str:
     if view == "changed":
         picture = session.held_out[place]
         before, now = (step.readings[place] for step in session.steps[-2:])
-        verdict = "right" if now == picture.label else "wrong"
-        return _still(picture, f"a {_text(picture.label)}", f"read as {_text(before)}, now {_text(now)}", verdict)
+        kind = "right" if now == picture.label else "wrong"
+        note = f"read as {_text(before)}, now {_text(now)}"
+        return _still(picture, f"a {_text(picture.label)}", note, kind)
     picture = session.learned[place]
     label = _text(picture.label)
     if view == "forgotten":
-        return _still(picture, f"was labelled {label}", f"now read as {_text(session.forgotten[place])}", "gone")
+        note = f"now read as {_text(session.forgotten[place])}"
+        return _still(picture, f"was labelled {label}", note, "gone")
     note = f"looks like {_text(session.doubts[place])}" if place in session.doubts else ""
     pressed = "true" if place in session.picked else "false"
     return (
@@ -203,7 +210,8 @@ def _card(session: Session, view: str, place: int) -> str:
 
 
 def _still(picture: Picture, text: str, note: str, kind: str) -> str:
-    return f'<div class="card {kind}">{_img(picture)}{text}<span class="note {kind}">{note}</span></div>'
+    note = f'<span class="note {kind}">{note}</span>'
+    return f'<div class="card {kind}">{_img(picture)}{text}{note}</div>'
 
 
 def _img(picture: Picture) -> str:

@@ -78,9 +78,8 @@ class Session:
         else:
             self.doubts = {left[row]: str(issues.suggested[row]) for row in issues.indices}
         gone = list(self.forgotten)
-        read = self._read([*(self.learned[i] for i in gone), *self.held_out])
-        self.forgotten = dict(zip(gone, read, strict=False))
-        readings = read[len(gone) :]
+        self.forgotten = dict(zip(gone, self._read([self.learned[i] for i in gone]), strict=True))
+        readings = self._read(self.held_out)
         n_mistakes = sum(p.label != seen for p, seen in zip(self.held_out, readings, strict=True))
         self.steps.append(Step(len(gone), readings, n_mistakes))
 
