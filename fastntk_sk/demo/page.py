@@ -133,8 +133,8 @@ def result(session: Session) -> str:
             )
         receipt = session.classifier.receipts_[-1]
         parts.append(
-            f"<p>The last deletion took {receipt['seconds']:.2f} s, without the pictures that stay. It is "
-            f"{_text(session.exactness())}.</p>"
+            f"<p>The last deletion took {receipt['seconds']:.2f} s, without the pictures that stay. "
+            f"It is {_text(session.exactness())}.</p>"
         )
     else:
         parts.append("<p>Nothing is forgotten yet. Tick pictures and press <b>Forget</b>.</p>")
