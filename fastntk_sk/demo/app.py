@@ -43,18 +43,17 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         session, number = gr.State(example), gr.State(0)  # each person gets a copy
         gr.Markdown(ABOUT)
-        with gr.Row(visible=local, equal_height=True):
-            folder = gr.Textbox(
-                label="A folder of yours, with a subfolder of pictures for each class",
-                placeholder="/home/me/pictures",
-                elem_id="folder",
-                scale=4,
-            )
-            start = gr.Button("Learn", variant="primary", min_width=120, elem_id="learn")
+        folder = gr.Textbox(
+            label="A folder of yours, with a subfolder of pictures for each class",
+            placeholder="/home/me/pictures",
+            submit_btn="Learn",
+            visible=local,
+            elem_id="folder",
+        )
         summary = gr.HTML(elem_id="summary")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                view = gr.Radio(page.names(example), value=VIEWS[0], label="Show", elem_id="views")
+                view = gr.Radio(page.names(example), value=VIEWS[0], label="Pictures", elem_id="views")
                 cards = gr.HTML(css_template=page.CSS, js_on_load=ON_CLICK, elem_id="pictures")
                 with gr.Row():
                     back = gr.Button("Previous", size="sm", min_width=90, elem_id="back")
@@ -139,7 +138,6 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
         untick.click(on_untick, here, **quick)
         forget.click(on_forget, [session], **slow).success(None, js=TO_RESULT)
         if local:
-            start.click(on_learn, [folder], **slow)
             folder.submit(on_learn, [folder], **slow)
     return app
 

@@ -35,14 +35,15 @@ _TYPES = {".jsonl": "application/jsonl", ".zip": "application/zip"}
 CSS = """
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); gap: 10px; }
 .card {
-  position: relative; padding: 6px; text-align: center; font-size: 13px; line-height: 1.35;
+  position: relative; padding: 6px; text-align: center; font-size: 13px; font-weight: 400;
+  line-height: 1.35;
   border: 2px solid var(--border-color-primary); border-radius: 8px; overflow-wrap: anywhere;
   background: var(--background-fill-primary); color: var(--body-text-color);
 }
 .card img {
   display: block; width: 100%; aspect-ratio: 1; object-fit: contain; margin: 0 0 4px; border-radius: 4px;
 }
-.card .note { display: block; color: var(--body-text-color-subdued); }
+.card .note { display: block; }
 .card .right { color: #15803d; }
 .card .wrong { color: #b91c1c; }
 .dark .card .right { color: #4ade80; }
@@ -58,7 +59,8 @@ button.card::after {
 button.card[aria-pressed="true"] {
   border-color: var(--color-accent); box-shadow: 0 0 0 2px var(--color-accent);
 }
-button.card[aria-pressed="true"]::after { content: "\\2713"; background: var(--color-accent); }
+button.card[aria-pressed="true"]::after { content: "✓"; background: var(--color-accent); }
+.chart, .cards { margin: 8px 0 16px; }
 .chart { display: grid; grid-template-columns: max-content 1fr; gap: 6px 10px; align-items: center; }
 .bar { display: flex; align-items: center; gap: 6px; }
 .bar i { height: 18px; min-width: 2px; border-radius: 3px; background: var(--border-color-primary); }
@@ -116,7 +118,7 @@ def to_forget(session: Session) -> str:
 
 def result(session: Session) -> str:
     """Return what the last deletion changed: mistakes as a chart, and the pictures read differently."""
-    parts = []
+    parts = [f"<h3>{'What the last deletion changed' if len(session.steps) > 1 else 'The model'}</h3>"]
     if session.held_out:
         parts.append(f"<p>Mistakes on {_count(len(session.held_out), 'picture')} never learned:</p>")
         parts.append(_chart(session.steps))

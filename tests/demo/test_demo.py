@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from contextlib import contextmanager
+from copy import deepcopy
 from http.client import HTTPConnection
 from importlib import resources
 
@@ -23,11 +24,19 @@ SMALL = {"backbone": "test_resnet", "pretrained": False, "n_components": 8}
 CHROMIUM = shutil.which("chromium")
 
 
+@pytest.fixture(scope="module")
+def learned():
+    sizes = {"N_LEARNED": 120, "N_WRONG": 12, "N_HELD_OUT": 40, "N_FORGOTTEN": 5}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, number in sizes.items():
+            patch.setattr(session, name, number)
+        return learn_example(**SMALL)
+
+
 @pytest.fixture
-def example(monkeypatch):
-    for name, number in {"N_LEARNED": 120, "N_WRONG": 12, "N_HELD_OUT": 40, "N_FORGOTTEN": 5}.items():
-        monkeypatch.setattr(session, name, number)
-    return learn_example(**SMALL)
+def example(learned):
+    """A copy, such as each person gets."""
+    return deepcopy(learned)
 
 
 def folder_of(place, sizes, pixels=9):
@@ -206,9 +215,9 @@ def test_the_app_in_a_browser(tmp_path):
         tab.wait_for_function("document.querySelector('#summary').innerText.includes('26 forgotten')")
 
         tab.get_by_label(re.compile("All learned")).check()
-        tab.wait_for_function("document.querySelector('#span').innerText == '1–24 of 974'")
+        tab.wait_for_function("document.querySelector('#span').innerText == '1–24 of 574'")
         tab.click("#on")
-        tab.wait_for_function("document.querySelector('#span').innerText == '25–48 of 974'")
+        tab.wait_for_function("document.querySelector('#span').innerText == '25–48 of 574'")
         for name in ("receipts.jsonl", "adapter.zip"):
             with tab.expect_download() as download:
                 tab.click(f"a[download='{name}']")
@@ -220,7 +229,7 @@ def test_the_app_in_a_browser(tmp_path):
 
         for name, said in (("/nowhere", "Expected a folder"), (pictures, "")):
             tab.fill("#folder textarea, #folder input", name)
-            tab.click("#learn")
+            tab.click("#folder button")
             if said:
                 tab.get_by_text(said).wait_for()
         tab.wait_for_function("document.querySelector('#summary').innerText.includes('10 pictures')")
