@@ -23,6 +23,7 @@ ABOUT = (
     "subtracted from the model, without training it again. The example has forgotten its most doubtful "
     "pictures already. The method is Fast-NTK, [arXiv:2312.14923](https://arxiv.org/abs/2312.14923)."
 )
+FOOTER = ["gradio", "settings"]
 ON_CLICK = """
 element.addEventListener("click", (event) => {
   const card = event.target.closest("button.card");
@@ -32,6 +33,11 @@ element.addEventListener("click", (event) => {
 TO_RESULT = (
     '() => document.getElementById("result").scrollIntoView({behavior: "smooth", block: "nearest"})'
 )
+
+
+def sentence(error: Exception) -> gr.Error:
+    """Return what the page says of an error; gradio takes it as HTML."""
+    return gr.Error(escape(visible(error)), print_exception=False)
 
 
 def build(local: bool = False, **parameters: Any) -> gr.Blocks:
@@ -102,13 +108,13 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
             try:
                 return opened(learn_folder(place, **parameters))
             except (FastNTKError, ValueError, OSError) as error:
-                raise gr.Error(escape(visible(error))) from error  # gradio shows it as HTML
+                raise sentence(error) from error
 
         def on_forget(held: Session) -> dict:
             try:
                 held.forget()
             except (FastNTKError, ValueError) as error:
-                raise gr.Error(escape(visible(error))) from error
+                raise sentence(error) from error
             return opened(held)
 
         def on_card(held: Session, name: str, at: int, event: gr.EventData) -> dict:
@@ -153,9 +159,10 @@ def serve(port: int, *, quiet: bool = False, **parameters: Any) -> None:
         server_port=port,
         quiet=quiet,
         ssr_mode=False,  # a server of Node in front would send a Host header of its own
+        footer_links=FOOTER,
         app_kwargs={"middleware": [hosts]},
     )
 
 
 if __name__ == "__main__":
-    build().launch()
+    build().launch(footer_links=FOOTER)

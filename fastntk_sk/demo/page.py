@@ -33,7 +33,9 @@ _NOTHING = {
 _TYPES = {".jsonl": "application/jsonl", ".zip": "application/zip"}
 
 CSS = """
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); gap: 10px; }
+.cards {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(max(84px, 14%), 1fr)); gap: 10px;
+}
 .card {
   position: relative; padding: 6px; text-align: center; font-size: 13px; font-weight: 400;
   line-height: 1.35;
@@ -107,7 +109,7 @@ def cards(session: Session, view: str, page: int) -> str:
 def span(session: Session, view: str, page: int) -> str:
     """Return which pictures of a view are on a page, such as "1-24 of 86"."""
     n, first = len(session.places(view)), page * ON_PAGE
-    return f"<p>{min(first + 1, n):,}\N{EN DASH}{min(first + ON_PAGE, n):,} of {n:,}</p>"
+    return f"<p style='text-align: center'>{min(first + 1, n):,}\N{EN DASH}{min(first + ON_PAGE, n):,} of {n:,}</p>"
 
 
 def to_forget(session: Session) -> str:

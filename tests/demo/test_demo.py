@@ -214,7 +214,7 @@ def test_the_app_in_a_browser(tmp_path):
         tab.click("#forget")
         tab.wait_for_function("document.querySelector('#summary').innerText.includes('26 forgotten')")
 
-        tab.get_by_label(re.compile("All learned")).check()
+        tab.locator("#views label", has_text="All learned").click()
         tab.wait_for_function("document.querySelector('#span').innerText == '1–24 of 574'")
         tab.click("#on")
         tab.wait_for_function("document.querySelector('#span').innerText == '25–48 of 574'")
