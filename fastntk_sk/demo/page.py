@@ -107,9 +107,10 @@ def cards(session: Session, view: str, page: int) -> str:
 
 
 def span(session: Session, view: str, page: int) -> str:
-    """Return which pictures of a view are on a page, such as "1-24 of 86"."""
+    """Return which pictures of a view are on a page, such as "1 to 24 of 86"."""
     n, first = len(session.places(view)), page * ON_PAGE
-    return f"<p style='text-align: center'>{min(first + 1, n):,}\N{EN DASH}{min(first + ON_PAGE, n):,} of {n:,}</p>"
+    places = f"{min(first + 1, n):,} to {min(first + ON_PAGE, n):,} of {n:,}"
+    return f'<p style="text-align: center">{places}</p>'
 
 
 def to_forget(session: Session) -> str:
