@@ -89,7 +89,7 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
                 span: page.span(held, name, at),
                 back: gr.update(interactive=at > 0),
                 on: gr.update(interactive=at < last),
-                tick: gr.update(value=f"Tick all {len(to_pick):,}", interactive=bool(to_pick)),
+                tick: gr.update(value=f"Tick all {len(to_pick) or ''}", interactive=bool(to_pick)),
                 untick: gr.update(interactive=n_picked > 0),
                 forget: gr.update(value=page.to_forget(held), interactive=n_picked > 0),
             }
@@ -97,7 +97,7 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
         def opened(held: Session) -> dict:
             """Return all that changes when a model does."""
             return {
-                **looked(held, VIEWS[0]),
+                **looked(held, VIEWS[0] if held.doubts else VIEWS[1]),
                 summary: page.summary(held),
                 result: page.result(held),
                 files: page.downloads(held),
@@ -144,7 +144,7 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
         untick.click(on_untick, here, **quick)
         forget.click(on_forget, [session], **slow).success(None, js=TO_RESULT)
         if local:
-            folder.submit(on_learn, [folder], **slow)
+            folder.submit(on_learn, [folder], every, show_progress_on=[folder])
     return app
 
 

@@ -37,7 +37,7 @@ CSS = """
   display: grid; grid-template-columns: repeat(auto-fill, minmax(max(84px, 14%), 1fr)); gap: 10px;
 }
 .card {
-  position: relative; padding: 6px; text-align: center; font-size: 13px; font-weight: 400;
+  position: relative; margin: 0; padding: 6px; text-align: center; font-size: 13px; font-weight: 400;
   line-height: 1.35;
   border: 2px solid var(--border-color-primary); border-radius: 8px; overflow-wrap: anywhere;
   background: var(--background-fill-primary); color: var(--body-text-color);
@@ -109,7 +109,9 @@ def cards(session: Session, view: str, page: int) -> str:
 def span(session: Session, view: str, page: int) -> str:
     """Return which pictures of a view are on a page, such as "1 to 24 of 86"."""
     n, first = len(session.places(view)), page * ON_PAGE
-    places = f"{min(first + 1, n):,} to {min(first + ON_PAGE, n):,} of {n:,}"
+    if not n:
+        return ""
+    places = f"{first + 1:,} to {min(first + ON_PAGE, n):,} of {n:,}"
     return f'<p style="text-align: center">{places}</p>'
 
 
@@ -199,7 +201,7 @@ def _card(session: Session, view: str, place: int) -> str:
         picture = session.held_out[place]
         before, now = (step.readings[place] for step in session.steps[-2:])
         kind = "right" if now == picture.label else "wrong"
-        note = f"read as {_text(before)}, now {_text(now)}"
+        note = f"read as {_text(before)},<br>now {_text(now)}"
         return _still(picture, f"a {_text(picture.label)}", note, kind)
     picture = session.learned[place]
     label = _text(picture.label)
