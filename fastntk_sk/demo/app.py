@@ -144,7 +144,7 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
         untick.click(on_untick, here, **quick)
         forget.click(on_forget, [session], **slow).success(None, js=TO_RESULT)
         if local:
-            folder.submit(on_learn, [folder], every, show_progress_on=[folder])
+            folder.submit(on_learn, [folder], every, show_progress_on=[summary])
     return app
 
 

@@ -193,7 +193,7 @@ def browser(folder):
 @pytest.mark.slow
 def test_the_app_in_a_browser(tmp_path):
     pytest.importorskip("gradio")
-    pictures = folder_of(tmp_path / "pictures", {"<i>a</i>": 6, "b": 6})
+    pictures = folder_of(tmp_path / "pictures", {"<i>a": 6, "b": 6})
     with browser(tmp_path) as (tab, wrong), served(tmp_path) as address:
         connection = HTTPConnection("127.0.0.1", 7911)
         for host, status in (("evil.example", 400), ("evil.example:7911", 400), ("localhost", 200)):
@@ -229,7 +229,7 @@ def test_the_app_in_a_browser(tmp_path):
 
         for name, said in (("/nowhere", "Expected a folder"), (pictures, "")):
             tab.fill("#folder textarea, #folder input", name)
-            tab.click("#folder button")
+            tab.keyboard.press("Enter")
             if said:
                 tab.get_by_text(said).wait_for()
         tab.wait_for_function("document.querySelector('#summary').innerText.includes('10 pictures')")
