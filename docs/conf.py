@@ -21,28 +21,38 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # formulas without a connection
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "repository_links",
 ]
-exclude_patterns = ["_build", "**/README.rst", "auto_examples/**/*.md5"]
-myst_enable_extensions = ["dollarmath"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates", "**/README.rst", "auto_examples/**/*.md5"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 # docstrings that are inherited from scikit-learn link into its own pages
-suppress_warnings = ["config.cache", "ref.ref", "ref.term"]
-autosummary_generate = True
+suppress_warnings = ["ref.ref", "ref.term"]
 autodoc_typehints = "none"
-numpydoc_class_members_toctree = False
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_title = "fastntk_sk"
 html_show_sourcelink = False
 html_static_path = ["_static"]
-html_theme_options = {"navigation_with_keys": False, "show_prev_next": False}
+html_css_files = ["site.css"]
+html_sidebars = {"index": []}
+html_theme_options = {
+    "navigation_with_keys": False,
+    "search_as_you_type": True,
+    "show_prev_next": False,
+    "show_toc_level": 2,
+}
 sphinx_gallery_conf = {
-    "examples_dirs": ["../examples/quickstart", "../examples/howto", "../examples/paper"],
-    "gallery_dirs": ["auto_examples/quickstart", "auto_examples/howto", "auto_examples/paper"],
+    "examples_dirs": ["../examples/quickstart", "../examples/howto"],
+    "gallery_dirs": ["auto_examples/quickstart", "auto_examples/howto"],
     "filename_pattern": "/plot_",
-    "ignore_pattern": r"(reproduce|tasks|methods)\.py",
+    "backreferences_dir": "generated/gallery",
+    "doc_module": ("fastntk_sk",),
     "download_all_examples": False,
     "show_memory": False,
 }

@@ -1,12 +1,14 @@
-"""Links to files of the repository, which GitHub follows, lead to the pages that the site makes of them."""
+"""Links to files of the repository, which GitHub follows, lead to the pages made of them."""
 
 import re
 
 PAGES = {
     "CHANGELOG.md": "generated/changelog.md",
+    "CONTRIBUTING.md": "generated/contributing.md",
     "SECURITY.md": "generated/security.md",
     "examples/benchmarks/README.md": "generated/benchmarks.md",
     "examples/paper/README.md": "generated/paper.md",
+    "zoo/README.md": "generated/recipes.md",
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .search import FastNTKClassifierCV
     from .store.receipts import verify_receipts
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FastNTKClassifier",

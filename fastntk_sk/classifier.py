@@ -373,9 +373,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Number of rows removed so far.
 
     receipts_ : list of dict
-        One for each deletion: time, number of rows, "exactness" ({"exact": bool, "reasons": list of
-        str}) and the numbers that decide it, versions, device, precision, threads, and the checksum of
-        the receipt before it. Private.
+        One for each deletion.
 
     skipped_ : list of dict
         "row" and "reason" of what the last :meth:`fit` or :meth:`partial_fit` left out, as `on_error`
@@ -916,11 +914,29 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         report : dict
-            "possible" (bool), "reason" (why not), "indices" (rows of the request that are in the way),
-            "n_rows" (learned copies that would go), "n_bytes" and "seconds" (estimates of peak memory
-            and time), "exactness", as far as it is known before the rows are summed, and "rows": for
-            each row of the request a dict of "result" ("found", "unknown", "elsewhere": learned with
-            another label or id, or "ambiguous"), "n_rows" and "copies_left".
+            With the keys
+
+            - "possible" : bool, and "reason" : str, why not.
+            - "indices" : list of int, rows of the request that are in the way.
+            - "n_rows" : int, learned copies that would go.
+            - "n_bytes" : int, and "seconds" : float, estimates of the peak of memory and of the time.
+            - "exactness" : dict of "exact" (bool) and "reasons" (list of str) as in a receipt, as far as
+              it is known before the rows are summed.
+            - "rows" : list of dict, one for each row of the request: "result" is "found", "unknown",
+              "elsewhere" (learned with another label or id) or "ambiguous"; "n_rows" learned copies of
+              the row would go, and "copies_left" would stay.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from fastntk_sk import FastNTKClassifier
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = FastNTKClassifier(random_state=0).fit(X[:100], y[:100])
+        >>> report = clf.can_unlearn(X[98:102])
+        >>> report["possible"], report["indices"]
+        (False, [2, 3])
+        >>> [row["result"] for row in report["rows"]]
+        ['found', 'found', 'unknown', 'unknown']
         """
         check_choice("on_unknown", on_unknown, ("raise", "skip"))
         report: dict[str, Any] = {"possible": False, "reason": "", "indices": [], "rows": []}
@@ -1169,7 +1185,22 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def receipts_(self) -> list[dict[str, Any]]:
-        """Receipts of the deletions, copied when they are asked for: there may be thousands."""
+        """One receipt for each deletion, as plain values; private, and copied when it is asked for.
+
+        Each is a dict with the keys
+
+        - "time" (UTC, ISO 8601) and "seconds" that it took; "method" : str.
+        - "n_rows" that went, "n_rectified" of them that were learned again with other labels, and
+          "n_samples_learned" that the model rests on afterwards.
+        - "n_copies_left" : learned copies of what was forgotten that stay, and, for a request by sample
+          ids, "n_rows_left_under_sample_ids".
+        - "exactness" : dict of "exact" (bool) and "reasons" (list of str). What decides it stands beside
+          it: "residual", "drift", "position_gap", "rounding", "seen_by" (fitted steps), "searched_by",
+          "anchor" and "kept_features".
+        - "request_ids" of the caller, and "redoes" : checksums of lost receipts that it stands for.
+        - Where it was made: "versions", "machine", "cpu", "device", "precision" and "threads".
+        - "chain", "previous" and "checksum", which tie the receipts to one another.
+        """
         return [] if self._private is None else copy.deepcopy(self._private.receipts)
 
     @without_modes
@@ -1487,10 +1518,12 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
             Gets `config.json`, `adapter.safetensors` and the model card `README.md`.
 
         license : str, default=None
-            Identifier of the Hub for the adapter's licence.
+            Identifier of the Hub for the adapter's licence. By default it is that of the backbone's
+            weights, where timm states it, and the card says so.
 
         dataset : str, default=None
-            What the model was learned from, for the card.
+            What the model was learned from, for the card. "ORG/NAME" or "NAME", as the Hub names data
+            sets, is linked, and lists the model under the data set.
 
         metrics : mapping of str to float, default=None
             Results that were measured, such as {"accuracy": 0.91}, for the card.
@@ -1643,7 +1676,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
 
         PublicationError
             For a public repository where `private` is True, for a repository that holds another model,
-            and for a history that other branches share.
+            for a card that the Hub refuses, such as one with a licence that it does not list, and for a
+            history that other branches share.
 
         Warns
         -----

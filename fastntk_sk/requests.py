@@ -61,6 +61,10 @@ class Request:
     n_rows, n_unknown : int, default=0
         Rows that were forgotten for it, and what it named that was not learned.
 
+    Attributes
+    ----------
+    is_overdue : bool
+
     Examples
     --------
     >>> from fastntk_sk import Request
@@ -122,6 +126,9 @@ class Requests:
     key : bytes of length 32 or str, default=None
         Of an encrypted file.
 
+    verbose : int, default=0
+        1 shows a progress bar while rows are forgotten.
+
     Examples
     --------
     >>> import tempfile
@@ -139,8 +146,10 @@ class Requests:
     [('plant 7', 'forgotten', 3)]
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, key: bytes | str | None = None) -> None:
-        self.path, self.key = Path(path), key
+    def __init__(
+        self, path: str | os.PathLike[str], *, key: bytes | str | None = None, verbose: int = 0
+    ) -> None:
+        self.path, self.key, self.verbose = Path(path), key, verbose
 
     def add(
         self,
@@ -198,8 +207,13 @@ class Requests:
         request.
         """
         path = Path(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.DictReader(file))
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                lines = list(csv.DictReader(file))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RequestError(
+                f"Expected a CSV file in UTF-8, got {path.name}, which is another: {error}."
+            ) from error
         unknown = sorted({str(name) for line in lines for name in line} - set(_COLUMNS))
         if unknown or not lines:
             raise RequestError(
@@ -295,8 +309,10 @@ class Requests:
             if not match.removals:
                 return rows
             served = dict.fromkeys(row["request_id"] for row in rows if row["n_rows"])
-            ids = names if pictures is None else None
+            ids, verbose = names if pictures is None else None, clf.verbose
+            clf.set_params(verbose=self.verbose)
             clf._forget(sample_ids=ids, request_id=list(served), matched=(pictures, match))
+            clf.set_params(verbose=verbose)
             receipt = clf.receipts_[-1]["checksum"]
             _change(db, [one.after(rows, receipt) for one in asked if one.request_id in served])
         return [row | {"result": "forgotten"} if row["result"] == "found" else row for row in rows]
@@ -414,12 +430,13 @@ def _request(
         drawn = secrets.token_hex(8) if request_id is None else request_id
         (name, *_) = check_request_ids([drawn, subject, note, *paths])
         begin = date.today() if received is None else date.fromisoformat(received)
-    except ValueError as error:
+        due = begin + timedelta(days)
+    except (ValueError, OverflowError) as error:
         raise RequestError(f"A request that cannot be kept: {error}") from error
     if not names and not paths:
         raise RequestError("Expected sample_ids or files of the request, got neither.")
-    due = (begin + timedelta(days)).isoformat()
-    return Request(name, "open", subject, begin.isoformat(), due, "", note, names, paths, "")
+    dates = begin.isoformat(), due.isoformat(), ""
+    return Request(name, "open", subject, *dates, note, names, paths, "")
 
 
 def _look_up(

@@ -94,7 +94,7 @@ on_error, device, random_state, verbose
 
     See Also
     --------
-    FastNTKClassifier : The classifier, with its further attributes.
+    FastNTKClassifier : The classifier, with its further methods and attributes.
 
     Notes
     -----

@@ -27,6 +27,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 LARGE_SUFFIXES = (".bin", ".safetensors")
+LICENSES = ("apache-2.0", "bsd-3-clause", "mit", "other")  # of a longer list
 TOKEN = "hf_test"
 DATE = "2026-01-01T00:00:00.000Z"
 
@@ -34,9 +35,9 @@ DATE = "2026-01-01T00:00:00.000Z"
 class Refusal(Exception):
     """An answer that is an error; the client chooses its exception by status and code."""
 
-    def __init__(self, status, message, code=None):
+    def __init__(self, status, message, code=None, **more):
         headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        self.reply = json.dumps({"error": message}).encode(), status, headers
+        self.reply = json.dumps({"error": message} | more).encode(), status, headers
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("POST", "/api/validate-yaml")
     def validate_card(self):
+        found = re.search(r"^license: (.+)$", self.json()["content"], re.M)
+        if found and found[1] not in LICENSES:
+            raise Refusal(400, "Invalid", errors=[{"message": '"license" must be one of [...]'}])
         return {"errors": [], "warnings": []}
 
     @route("POST", "/api/repos/create")

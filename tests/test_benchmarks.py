@@ -1,8 +1,11 @@
 """What benchmark scripts write; their figures at full size take minutes: slow."""
 
+import functools
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import timm
 import torch
 from cases import randomise
 
+from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.inputs import Rows
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "benchmarks"
@@ -70,6 +74,33 @@ def test_results_of_a_recipe_stay_with_it(tmp_path, monkeypatch):
     )
 
 
+def test_a_recipe_is_measured_by_one_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("zoo_results")
+    X, y = np.random.default_rng(0).integers(256, size=(40, 28, 28), dtype=np.uint8), np.arange(40) % 2
+    monkeypatch.setattr(script, "training_images", lambda n: (X, y))
+    monkeypatch.setattr(script, "fashion_mnist", lambda: (X, y, X, y))
+    monkeypatch.setattr(script, "PIXELS", 32)
+    smaller = functools.partial(FastNTKClassifier, n_components=16)
+    monkeypatch.setattr(script, "FastNTKClassifier", smaller)
+    monkeypatch.setattr(script, "ZOO", tmp_path)
+    file = tmp_path / "some.toml"
+    file.write_text('[tf_efficientnet_lite0]\nsource = "x"\n')
+    monkeypatch.setattr(sys, "argv", ["zoo_results.py", "tf_efficientnet_lite0"])
+    script.main()
+    printed = re.search(r"\| tf_efficientnet_lite0 \| (\S+) \| (\S+) \|", capsys.readouterr().out)
+    results = tomllib.loads(file.read_text())["tf_efficientnet_lite0"]["results"]
+    assert [results["accuracy"], results["accuracy_of_probe"]] == [*map(float, printed.groups())]
+    for wrong, message in (
+        (["resnet17"], "resnet17: Expected a recipe"),
+        (["local-dir:nowhere"], "local-dir:nowhere"),
+        (["mlp"], "mlp: "),
+    ):
+        monkeypatch.setattr(sys, "argv", ["zoo_results.py", *wrong])
+        with pytest.raises(SystemExit, match=message):
+            script.main()
+
+
 @pytest.mark.slow
 def test_one_pass_gives_what_each_estimator_reads(monkeypatch):
     """Also to the last row of a batch that is not full, and for mirror images."""
@@ -87,6 +118,53 @@ def test_one_pass_gives_what_each_estimator_reads(monkeypatch):
     assert found.keys() == expected.keys()
     for linear, views in expected.items():
         assert torch.equal(found[linear], torch.stack(views))
+
+
+def test_a_table_is_published_as_a_page_and_a_file(tmp_path, monkeypatch):
+    """The page folds a long one; the file has numbers in place of what is for readers."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    common = importlib.import_module("_common")
+    page = tmp_path / "README.md"
+    page.write_text("Above.\n\n<!-- speed -->\nold\n<!-- /speed -->\n\nBelow.\n")
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    monkeypatch.setattr(common, "PAGES", [page])
+    monkeypatch.setattr(common, "COMMIT", "abcdef0")
+    short = common.table(["", "seconds"], [["1,000 rows", "1.0 ± 0.2"], ["none", ""]])
+    long = common.table(["n"], [[f"{1000 * i:,}"] for i in range(30)])
+    common.publish("speed", f"{short}\n\nWorse.\n\n{long}")
+    text = page.read_text()
+    assert (
+        f"<!-- speed -->\n{short}\n\nWorse.\n\n<details><summary>All 30 lines</summary>\n\n{long}\n"
+        in text
+    )
+    assert "[speed-2.csv](speed-2.csv). _`python" in text
+    assert text.startswith("Above.")
+    assert text.endswith("<!-- /speed -->\n\nBelow.\n")
+    assert (tmp_path / "speed.csv").read_text().splitlines() == [
+        ',seconds,"seconds, standard error",commit',
+        "1000 rows,1.0,0.2,abcdef0",
+        "none,,,abcdef0",
+    ]
+    assert (tmp_path / "speed-2.csv").read_text().splitlines()[-1] == "29000,abcdef0"
+
+
+def test_few_pictures_are_shared_by_draws_but_not_with_validation(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS.parent / "paper")
+    tasks = importlib.import_module("tasks")
+    numbers, labels = np.arange(100), np.arange(100) % 4
+    monkeypatch.setitem(tasks.DATA, "numbers", lambda: (numbers, labels, 1000 + numbers, labels))
+    validation = set(
+        tasks.problem(tasks.Task("lite0", 50, "random", "numbers"), tasks.VALIDATION).test[0]
+    )
+    assert len(validation) == 20
+    for n, shared in ((16, False), (50, True)):
+        task = tasks.Task("lite0", n, "random", "numbers")
+        draws = [set(tasks.problem(task, seed).learned[0]) for seed in (0, 1, tasks.VALIDATION)]
+        assert [len(draw) for draw in draws] == [n] * 3
+        assert not any(draw & validation for draw in draws)
+        assert bool(draws[0] & draws[1]) == shared
+    with pytest.raises(ValueError, match="Take fewer: --images 80"):
+        tasks.problem(tasks.Task("lite0", 81, "random", "numbers"), 0)
 
 
 def test_an_accelerator_is_asked_for_or_missed(monkeypatch, capsys):

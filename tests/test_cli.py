@@ -1,19 +1,29 @@
 """The command line, on folders of digits."""
 
+import inspect
 import json
+import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 import torch
+from click.shell_completion import ShellComplete
 from PIL import Image
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.backbones.folders import read_pictures
-from fastntk_sk.cli import main
+from fastntk_sk.cli import fastntk, main
+from fastntk_sk.cli.command import Command
 
+ROOT = Path(__file__).parents[1]
 FIT = ["--backbone", "test_resnet", "--random-weights", "--image-size", "32", "--n-components", "8"]
 
 
@@ -58,7 +68,7 @@ def refused(capsys, *arguments):
 def test_a_deletion_request(folders, state, tmp_path, capsys):
     paths = sorted((folders / "train").rglob("*.png"))
     (tmp_path / "request.txt").write_text(f"{paths[0]}\n\n{paths[5]}\n")
-    request = ("unlearn", state, "--forget", tmp_path / "request.txt")
+    request = ("unlearn", state, tmp_path / "request.txt")
     assert answer(capsys, *request, "--dry-run")["n_rows"] == 2
     assert FastNTKClassifier.load(state).n_samples_learned_ == 24
     found = answer(capsys, *request)
@@ -90,7 +100,7 @@ def test_predict_and_report(folders, state, tmp_path, capsys):
     clf = FastNTKClassifier.load(state)
     assert [row["class"] for row in found] == clf.predict(read_pictures(test).paths).tolist()
     first = sorted((folders / "train").rglob("*.png"))[0]
-    answer(capsys, "unlearn", state, "--forget", first)
+    answer(capsys, "unlearn", state, first)
     page = tmp_path / "pages" / "report.html"
     found = answer(
         capsys, "report", state, "--data", test, "--before", folders / "state", "--html", page
@@ -111,7 +121,7 @@ def test_drift_and_a_rebuild(folders, state, capsys):
     """The warning advises a command, which takes exactly the rows that are left."""
     path = min((folders / "train").rglob("*.png"))
     with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None):
-        assert main(["unlearn", str(state), "--forget", str(path), "--quiet"]) == 0
+        assert main(["unlearn", str(state), str(path), "--quiet"]) == 0
     warned = capsys.readouterr().err
     assert "`fastntk rebuild` restores exactness" in warned
     assert "rebuild(" not in warned
@@ -133,7 +143,7 @@ def test_csv_with_ids_and_a_key(folders, tmp_path, capsys):
     of_one = [line for line in lines if line.endswith("person 2")]
     request = folders / "request.csv"
     request.write_text("\n".join([lines[0], *of_one]))
-    found = answer(capsys, "unlearn", out, "--forget", request, "--key-file", key)
+    found = answer(capsys, "unlearn", out, request, "--key-file", key)
     assert found["receipt"]["n_rows"] == len(of_one)
     assert refused(capsys, "predict", out, folders / "test")["error"] == "DecryptionError"
 
@@ -144,15 +154,15 @@ def test_a_request_of_several_sources(folders, tmp_path, capsys):
     answer(capsys, "fit", folders / "train.csv", "--out", out, *FIT)
     paths = sorted((folders / "train").rglob("*.png"))
     (tmp_path / "wrong.csv").write_text(f"path,id\n{paths[0]},somebody else\n")
-    found = refused(capsys, "unlearn", out, "--forget", tmp_path / "wrong.csv", paths[1])
+    found = refused(capsys, "unlearn", out, tmp_path / "wrong.csv", paths[1])
     assert found["error"] == "UnknownSampleError"
     (tmp_path / "right.csv").write_text(f"path,id\n{paths[0]},person 0\n", encoding="utf-8-sig")
-    found = answer(capsys, "unlearn", out, "--forget", tmp_path / "right.csv", paths[1])
+    found = answer(capsys, "unlearn", out, tmp_path / "right.csv", paths[1])
     assert found["n_learned"] == 22
     # a folder of a request is not a class
     (tmp_path / "request" / "2026-11").mkdir(parents=True)
     shutil.copy(paths[2], tmp_path / "request" / "2026-11" / "a.png")
-    assert answer(capsys, "unlearn", out, "--forget", tmp_path / "request")["n_learned"] == 21
+    assert answer(capsys, "unlearn", out, tmp_path / "request")["n_learned"] == 21
 
 
 @pytest.mark.filterwarnings("always::fastntk_sk.exceptions.PrivacyWarning")
@@ -168,7 +178,7 @@ def test_copies_and_classes_that_are_numbers(folders, tmp_path, capsys):
     found = answer(capsys, "report", tmp_path / "state", "--data", tmp_path / "test.csv")
     assert found["accuracy"] > 0.5
     (tmp_path / "request.csv").write_text("\n".join(["path,label", lines[0]]))
-    request = ("unlearn", tmp_path / "state", "--forget", tmp_path / "request.csv")
+    request = ("unlearn", tmp_path / "state", tmp_path / "request.csv")
     assert answer(capsys, *request)["copies_left"] == [str(paths[0])]
     assert main([*map(str, request), "--quiet"]) == 0
     assert "--all-copies" not in capsys.readouterr().out
@@ -186,7 +196,7 @@ def test_forget_by_name(folders, tmp_path, capsys):
     paths = sorted((folders / "train").rglob("*.png"))
     found = answer(capsys, "find", *state, paths[3])["found"]
     assert (found[0]["sample_id"], found[0]["same"]) == ("person 3", True)
-    request = ("unlearn", *state, "--id", "person 2", "nobody", "--request-id", "case 1")
+    request = ("unlearn", *state, "--id", "person 2", "--id", "nobody", "--request-id", "case 1")
     assert refused(capsys, *request)["error"] == "UnknownSampleError"
     found = answer(capsys, *request, "--skip-unknown")
     assert (found["receipt"]["n_rows"], found["receipt"]["request_ids"]) == (5, ["case 1"])
@@ -194,7 +204,7 @@ def test_forget_by_name(folders, tmp_path, capsys):
     assert dry["rows"] == [{"item": "person 3", "result": "found", "n_rows": 5, "copies_left": 0}]
     assert answer(capsys, "rebuild", *state)["n_learned"] == 19
     assert FastNTKClassifier.load(out, key="new").augment == "flip"
-    for wrong in (("--forget", paths[0], "--id", "a"), ()):
+    for wrong in ((paths[0], "--id", "a"), ()):
         assert "either" in refused(capsys, "unlearn", *state, *wrong)["message"]
 
 
@@ -202,22 +212,22 @@ def test_requests(folders, tmp_path, capsys):
     out = tmp_path / "state"
     answer(capsys, "fit", folders / "train.csv", "--out", out, "--keep", "features", *FIT)
     path = min((folders / "train").rglob("*.png"))
-    added = ("request", "add", out, "--subject", "Anna", "--received", "2020-01-01")
-    (case,) = answer(capsys, *added, "--id", "person 2", "--file", path)["request_ids"]
+    added = ("requests", "add", out, "--subject", "Anna", "--received", "2020-01-01")
+    (case,) = answer(capsys, *added, "--id", "person 2", path)["request_ids"]
     answer(capsys, *added, "--id", "nobody", "--request-id", "case 2")
-    (listed, _) = answer(capsys, "request", "list", out)["requests"]
+    (listed, _) = answer(capsys, "requests", "list", out)["requests"]
     assert (listed["subject"], listed["overdue"]) == ("Anna", True)
-    main(["request", "list", str(out)])
+    main(["requests", "list", str(out)])
     assert "OVERDUE" in capsys.readouterr().out
-    rows = answer(capsys, "request", "show", out)["rows"]
+    rows = answer(capsys, "requests", "show", out)["rows"]
     assert [row["result"] for row in rows] == ["found", "found", "unknown"]
-    main(["request", "run", str(out), case])
+    main(["requests", "run", str(out), case])
     assert "person 2\tforgotten\t5 rows" in capsys.readouterr().out
     assert FastNTKClassifier.load(out).n_samples_learned_ == 18
-    assert case in answer(capsys, "request", "letter", out, case, "--reader", "auditor")["text"]
-    answer(capsys, "request", "close", out, "case 2", "--as", "nothing held")
-    assert "Nothing" in answer(capsys, "request", "letter", out, "case 2")["text"]
-    assert refused(capsys, "request", "letter", out, "case 3")["error"] == "RequestError"
+    assert case in answer(capsys, "requests", "letter", out, case, "--reader", "auditor")["text"]
+    answer(capsys, "requests", "close", out, "case 2", "--as", "nothing held")
+    assert "Nothing" in answer(capsys, "requests", "letter", out, "case 2")["text"]
+    assert refused(capsys, "requests", "letter", out, "case 3")["error"] == "RequestError"
 
 
 def test_a_number_that_is_two_ids(folders, tmp_path, capsys):
@@ -229,7 +239,7 @@ def test_a_number_that_is_two_ids(folders, tmp_path, capsys):
     found = refused(capsys, "unlearn", tmp_path / "state", "--id", "7")
     assert found["error"] == "AmbiguousSampleError"
     (tmp_path / "request.csv").write_text(f"path,id\n{paths[2]},8\n")
-    found = refused(capsys, "unlearn", tmp_path / "state", "--forget", tmp_path / "request.csv")
+    found = refused(capsys, "unlearn", tmp_path / "state", tmp_path / "request.csv")
     assert found["error"] == "AmbiguousSampleError"
     assert answer(capsys, "unlearn", tmp_path / "state", "--id", "9")["n_learned"] == 23
 
@@ -259,20 +269,18 @@ def test_parameters_are_those_of_python(folders, state, tmp_path, capsys):
     assert loaded == FastNTKClassifier("test_resnet", **given).get_params()
     main(["report", str(state), "--html", str(tmp_path / "r.html")])
     assert "8 features of 8 rungs" in (tmp_path / "r.html").read_text()
-    with pytest.raises(SystemExit, match="2"):
-        main(["fit", str(folders), "--out", str(tmp_path), "--alpha", "much"])
 
 
 def test_two_processes_at_once(folders, state, capsys):
     """Neither deletion is lost; progress goes to the standard error, results to the standard output."""
     first, second = sorted((folders / "train").rglob("*.png"))[:2]
-    command = [sys.executable, "-m", "fastntk_sk", "unlearn", str(state), "--forget", str(first)]
+    command = [sys.executable, "-m", "fastntk_sk", "unlearn", str(state), str(first)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
         progress = ""
         while "forgetting" not in progress and (letter := process.stderr.read(1)):
             progress += letter
-        assert answer(capsys, "unlearn", state, "--forget", second)["n_learned"] == 22
+        assert answer(capsys, "unlearn", state, second)["n_learned"] == 22
         printed, rest = process.communicate()
     assert process.returncode == 0, progress + rest
     assert printed.startswith("Forgot 1 rows in ")
@@ -286,10 +294,149 @@ def test_zoo(capsys):
     assert "convnext_base" in capsys.readouterr().out
 
 
+def every_command(group=fastntk, path=()):
+    yield pytest.param(group, path, id=" ".join(path) or "fastntk")
+    for name, command in group.commands.items() if isinstance(group, click.Group) else ():
+        yield from every_command(command, (*path, name))
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """A function that checks a line of a shell without running its command."""
+    monkeypatch.setattr(Command, "invoke", lambda self, ctx: 0)
+    return lambda line: main(shlex.split(line, comments=True)[1:]) == 0
+
+
+@pytest.mark.parametrize(("command", "path"), [*every_command()])
+def test_help_tells_defaults_and_ends_with_examples(parsed, capsys, command, path):
+    assert main([*path, "--help"]) == 0
+    examples = re.split("\n +Examples?:\n", capsys.readouterr().out)[1].strip().splitlines()
+    assert all(line.strip().startswith(" ".join(["fastntk", *path])) for line in examples if path)
+    assert all(parsed(line.strip()) for line in examples)
+    context = click.Context(fastntk, show_default=True)
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name != "version":
+            assert option.help.endswith("."), option.name
+            assert option.required or option.get_help_extra(context).get("default"), option.name
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *ROOT.glob("docs/user_guide/*.md")]), ids=lambda page: page.stem
+)
+def test_commands_of_the_pages_exist(parsed, page):
+    lines = re.findall(r"^(?:    |\$ )?(fastntk (?!.*COMMAND).+)$", page.read_text(), re.M)
+    assert [line for line in lines if not parsed(line)] == []
+
+
+def test_defaults_of_fit_are_those_of_python():
+    given = fastntk.commands["fit"].make_context("fit", ["data", "--out", "state"]).params
+    defaults = {name: p.default for name, p in inspect.signature(FastNTKClassifier).parameters.items()}
+    differ = {name for name in given.keys() & defaults.keys() if given[name] != defaults[name]}
+    assert differ == {"backbone", "random_state"}
+
+
+def test_options_of_output_hold_on_both_sides(folders, state, capsys):
+    command = ["predict", str(state), str(folders / "test")]
+    printed = []
+    for line in (["--json", "--quiet", *command], ["--json", *command, "--quiet"]):
+        assert main(line) == 0
+        printed.append(capsys.readouterr())
+    assert printed[0] == printed[1]
+    assert printed[0].err == ""
+    assert len(json.loads(printed[0].out)["predictions"]) == 12
+    assert main(command) == 0
+    assert "predicting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "nothing",
+        "fit",
+        "fit data",
+        "fit data --out state --alpha much",
+        "fit data --out state --n-components 0",
+        "fit data --out state --image-size big",
+        "fit data --out state --keep all",
+        "predict state",
+        "find state a.png --threshold 2",
+        "unlearn state a.png --nothing",
+        "rekey state",
+        "requests",
+        "requests close state case --as lost",
+        "requests add state --days -1",
+        "requests add state --id a --received tomorrow",
+        "unlearn state ''",
+        "push state",
+        "demo --port 0",
+        "demo --port web",
+    ],
+)
+def test_wrong_arguments(capsys, arguments):
+    assert main(shlex.split(arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("Usage: fastntk")
+
+
+def test_an_interruption_leaves_no_traceback_and_no_state(folders, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FastNTKClassifier, "fit", interrupted)
+    assert main(["fit", str(folders / "train"), "--out", str(tmp_path / "state"), *FIT]) == 130
+    assert capsys.readouterr().err == "\nfastntk: Interrupted.\n"
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no such device")
+def test_nobody_reads_the_answer():
+    command = [sys.executable, "-m", "fastntk_sk", "zoo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, "No space left" in done.stderr, "Traceback" in done.stderr) == (
+        1,
+        True,
+        False,
+    )
+
+
+def test_demo(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "fastntk_sk.demo.app", raising=False)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "gradio", None)
+        assert "fastntk_sk[demo]" in refused(capsys, "demo")["message"]
+    served = []
+    app = SimpleNamespace(serve=lambda port, **options: served.append(port))
+    monkeypatch.setitem(sys.modules, "fastntk_sk.demo.app", app)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"{port}" in refused(capsys, "demo", "--port", port)["message"]
+    answer(capsys, "demo", "--port", port)
+    assert served == [port]
+
+
+def test_completion():
+    def completed(*words):
+        *before, incomplete = words
+        shell = ShellComplete(fastntk, {}, "fastntk", "_FASTNTK_COMPLETE")
+        return {item.value for item in shell.get_completions(before, incomplete)}
+
+    assert {"predict", "push"} == completed("p")
+    assert "run" in completed("requests", "")
+    assert "resnet18" in completed("fit", "--backbone", "resnet")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "nowhere", "x.png"], "nowhere"),
+        (["predict", "nowhere", "x.png"], "does not exist"),
+        (["predict", "me/nothing", "x.png"], "me/nothing"),
         (["fit", "empty", "--out", "state"], "pictures in empty"),
         (["fit", "flat", "--out", "state"], "class"),
         (["fit", "bad.csv", "--out", "state"], "path, label"),
@@ -300,8 +447,20 @@ def test_zoo(capsys):
         (["fit", "flat", "--out", "bad.csv", "--overwrite"], "bad.csv"),
         (["fit", "flat", "--out", "state", "--key-file", "empty.txt"], "passphrase"),
         (["fit", "named", "--out", "state", "--backbone", "resnet19"], "Did you mean 'resnet18'"),
-        (["unlearn", "STATE", "--forget", "gone.png"], "gone.png"),
-        (["unlearn", "nowhere", "--forget", "flat"], "nowhere"),
+        (["unlearn", "STATE", "gone.png"], "gone.png"),
+        (["unlearn", "nowhere", "flat"], "nowhere"),
+        (["fit", "named", "--out", "state", "--key-file", "nowhere"], "No such file"),
+        (["fit", "named", "--out", "state", "--key-file", "flat"], "flat"),
+        (["fit", "named", "--out", "state", "--key-file", "latin.txt"], "UTF-8"),
+        (["fit", "open.csv", "--out", "state"], "CSV"),
+        (["predict", "bad.csv", "flat"], "--key-file"),
+        (["predict", "STATE", "nowhere"], "nowhere"),
+        (["rebuild", "flat"], "flat"),
+        (["find", "STATE", "flat"], "--keep features"),
+        (["requests", "add", "STATE", "--id", "a", "--received", "9999-12-31"], "out of range"),
+        (["requests", "add", "STATE", "--csv", "latin.txt"], "UTF-8"),
+        (["requests", "add", "STATE", "--csv", "bad.csv", "--id", "a"], "either"),
+        (["zoo", "nothing*"], "nothing*"),
     ],
 )
 def test_what_is_wrong_is_said(folders, tmp_path, monkeypatch, capsys, arguments, message):
@@ -317,6 +476,7 @@ def test_what_is_wrong_is_said(folders, tmp_path, monkeypatch, capsys, arguments
     (tmp_path / "short.csv").write_text("path,label\na.png,b\nc.png\n")
     (tmp_path / "long.csv").write_text("path,label\na,b.png,1\n")
     (tmp_path / "latin.txt").write_bytes("Zoë.txt".encode("latin-1"))
+    (tmp_path / "open.csv").write_text('path,label\na.png,"b\n' + "a.png,b\n" * 20_000)
     arguments = [str(folders / "state") if a == "STATE" else a for a in arguments]
     assert message in refused(capsys, *arguments)["message"]
     assert not (tmp_path / "state").exists()
@@ -348,8 +508,8 @@ def test_damaged_pictures_are_left_out_and_named(folders, tmp_path, capsys):
     assert f"left out: {damaged}: " in printed.err
     assert main(["predict", str(out), str(damaged), "--skip-damaged"]) == 1
     assert "none among 1" in capsys.readouterr().err
-    assert str(damaged) in refused(capsys, "unlearn", out, "--forget", damaged)["message"]
-    assert main(["unlearn", str(out), "--forget", str(damaged), "--dry-run", "--json"]) == 1
+    assert str(damaged) in refused(capsys, "unlearn", out, damaged)["message"]
+    assert main(["unlearn", str(out), str(damaged), "--dry-run", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["files"] == [str(damaged)]
 
 

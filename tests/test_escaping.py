@@ -81,7 +81,7 @@ def test_the_terminal(tmp_path, capsys):
         warnings.simplefilter("ignore")
         assert main(["fit", data, "--out", state, "--quiet", "--n-components", "8", *network]) == 0
         assert main(["predict", state, data, "--quiet"]) == 0
-        assert main(["unlearn", state, "--quiet", "--forget", data + "/\x1b[2J.png"]) == 1
+        assert main(["unlearn", state, "--quiet", data + "/\x1b[2J.png"]) == 1
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 1 + 8
     assert r"\x1b[2J" in printed.err

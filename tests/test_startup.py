@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import fastntk_sk
 
 HEAVY = {"timm", "torchvision", "skorch"}
@@ -25,6 +27,19 @@ def loaded(code):
 
 def test_import_alone_loads_next_to_nothing():
     assert not loaded("import fastntk_sk") & (HEAVY | {"torch", "sklearn", "huggingface_hub"})
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--help", "fit --help", "requests add --help", "fit --alpha much"]
+)
+def test_help_and_wrong_usage_load_next_to_nothing(arguments):
+    code = f"""
+import contextlib, io
+from fastntk_sk.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    main({arguments.split()})
+"""
+    assert not loaded(code) & (HEAVY | {"torch", "sklearn", "numpy", "huggingface_hub", "PIL"})
 
 
 def test_vectors_need_neither_timm_nor_torchvision_nor_skorch():

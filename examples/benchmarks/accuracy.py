@@ -1,10 +1,10 @@
 """Accuracy of the ladder against a linear probe, tangents of a subset, and SGD.
 
-Fashion-MNIST through lite0, and emoji in colour through lite0 and a pretrained ViT-S/14. Hyper-parameters
-of all contestants are chosen on validation rows, which no draw learns or tests; learning rates at the
-smallest number of rows and kept. Every measurement is a line of accuracy.csv, so that a run goes on where
-it was; ``--tables`` writes them into the page. ``--tangents`` measures tangents alone, ``--epochs 30``
-longer SGD at the smallest number of rows.
+Fashion-MNIST through lite0, and emoji in colour through lite0 and a pretrained ViT-S/14.
+Hyper-parameters of all contestants are chosen on validation rows, which no draw learns or tests;
+learning rates at the smallest number of rows and kept. Every measurement is a line of accuracy.csv, so
+that a run goes on where it was; ``--tables`` writes them into the page. ``--tangents`` measures
+tangents alone, ``--epochs 30`` longer SGD at the smallest number of rows.
 """
 
 from __future__ import annotations
@@ -488,14 +488,15 @@ def show(results: Results) -> None:
         for model, (title, colour) in DRAWN.items():
             points = []
             for n in grown.sizes:
-                accuracies = [*_drawn(results, grown, n, model).values()]
-                points.append((n, np.mean(accuracies), np.std(accuracies)))
-            axes[0, 0].errorbar(*zip(*points, strict=True), fmt="o-", color=colour, label=title)
-        axes[0, 0].set(xscale="log", xlabel="rows learned", ylabel="test accuracy, %")
+                if accuracies := [*_drawn(results, grown, n, model).values()]:
+                    points.append((n, np.mean(accuracies), np.std(accuracies)))
+            if points:
+                axes[0, 0].errorbar(*zip(*points, strict=True), fmt="o-", color=colour, label=title)
+        axes[0, 0].set(xscale="log", xlabel="rows learned", ylabel="test accuracy, %", ylim=(76, 92))
         axes[0, 0].set_xticks(grown.sizes, [f"{n:,}" for n in grown.sizes])
         axes[0, 0].minorticks_off()
         axes[0, 0].set_title("Fashion-MNIST, EfficientNet-Lite0, 64 px")
-        axes[0, 0].legend(fontsize=8)
+        axes[0, 0].legend(fontsize=8, loc="lower right")
         for ax, task in zip(axes[0, 1:], others, strict=True):
             (n,) = task.sizes
             found = {
@@ -504,14 +505,17 @@ def show(results: Results) -> None:
                 if (accuracies := _drawn(results, task, n, model))
             }
             for title, (mean, spread, colour) in reversed(found.items()):
-                ax.barh(title, mean, xerr=spread, color=colour)
-                ax.annotate(f"{mean:.1f}", (51, title), va="center", color="white")
-            ax.set(xlabel="test accuracy, %", xlim=(50, 80))
+                ax.errorbar(mean, title, xerr=spread, fmt="o", color=colour)
+                ax.annotate(
+                    f"{mean:.1f}", (mean, title), (0, 7), textcoords="offset points", ha="center"
+                )
+            ax.set(xlabel="test accuracy, %", xlim=(60, 80))
+            ax.margins(y=0.15)
             ax.set_title(f"emoji, {n} rows, {'ViT-S/14' if task.local else 'EfficientNet-Lite0'}")
 
 
 def _drawn(results: Results, task: Task, n: int, model: str) -> dict[int, float]:
-    """Return test accuracies of a model as the picture shows it: alpha chosen by the sums if it can be."""
+    """Return test accuracies of a model as drawn: with alpha="auto" where it has one."""
     found = measured(results, task, n).get(model)
     if found is None:
         return {}

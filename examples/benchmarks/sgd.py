@@ -1,4 +1,4 @@
-"""The opponents of `accuracy.py`: SGD of norm layers, a ladder's readout too, all weights, or prompts."""
+"""The opponents of `accuracy.py`: SGD of norm layers, of a ladder too, of all weights, of prompts."""
 
 from __future__ import annotations
 

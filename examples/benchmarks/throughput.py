@@ -107,12 +107,13 @@ def main() -> None:
         if precision == "bfloat16" and speed < speeds[name, what, "float32"]
     ]
     text = table(header, rows) + (
-        f"\n\nSlower in bfloat16 than in float32 here: {'; '.join(slower) or 'none'}. Medians of 3 turns "
-        "(bfloat16: one), batches of 8, all within `kept_heap`, as the estimator's passes are. The error is the median over images of the "
-        "relative difference to float32, of a ladder's features and of a subset's Jacobians. "
-        "FastNTKClassifier refuses bfloat16 where that of Jacobians is above 5 % on synthetic rows, as "
-        "with the batch norms of a CNN, or where a ladder's predictions change by more than 10 %. "
-        "Whether bfloat16 is faster depends on the processor having instructions for it."
+        f"\n\nSlower in bfloat16 than in float32 here: {'; '.join(slower) or 'none'}. Medians of 3 "
+        "turns (bfloat16: one), batches of 8, all within `kept_heap`, as are the estimator's passes. "
+        "The error is the median over images of the relative difference to float32, of a ladder's "
+        "features and of a subset's Jacobians. FastNTKClassifier refuses bfloat16 where that of "
+        "Jacobians is above 5 % on synthetic rows, as with the batch norms of a CNN, or where a "
+        "ladder's predictions change by more than 10 %. Whether bfloat16 is faster depends on the "
+        "processor having instructions for it."
     )
     numbers = {"ladder": (2, 10, 100, 1000), "pseudo": (2, 10, 100, 1000), "full": (2, 10)}
     calls = {(c, kind): learning(c, kind, small) for kind, of in numbers.items() for c in of}

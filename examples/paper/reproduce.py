@@ -41,7 +41,7 @@ from tasks import (
 from tqdm import tqdm
 
 # after tasks, which makes the benchmarks' module importable
-from _common import COMMIT, folded, picture, put, stamp, table  # isort: skip
+from _common import COMMIT, picture, put, stamp, table  # isort: skip
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.baselines import before_solve, retrain, untrained
@@ -85,10 +85,10 @@ FITTED = {
 }
 # what `unlearn` is called in each group where others are beside it
 OWN = {
-    "ladder": "ToW, ours, ladder",
-    "pretrained anchor": "ToW, ours, pretrained anchor",
-    "fine-tuned anchor": "ToW, ours, fine-tuned anchor",
-    "SGD": "ToW, ours, SGD",
+    "ladder": "ours, ladder",
+    "pretrained anchor": "ours, pretrained anchor",
+    "fine-tuned anchor": "ours, fine-tuned anchor",
+    "SGD": "ours, SGD",
 }
 _kept: dict[str, Any] = {}
 BEYOND = 2  # steps beyond the edge of a grid, where the best is there
@@ -256,7 +256,7 @@ def lines(group: str, models: tuple, costs: dict, rows: Problem, seed: int) -> p
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """Return a table for each task and group, behind the task: mean and standard deviation over seeds."""
+    """Return a table for each task and group, behind its name: means and deviations over seeds."""
     parts = []
     for task, of_task in results.groupby("task", sort=False):
         parts.append(f"<details><summary>{task}</summary>")
@@ -295,7 +295,7 @@ def better(of_group: pd.DataFrame) -> str:
 
 
 def summary(results: pd.DataFrame) -> str:
-    """Return one line a task: accuracies of ladders and SGD, and the tug of war of ours and the others."""
+    """Return one line a task: accuracies of ladder and SGD, tugs of war of ours and of the others."""
     tests = results.groupby(["group", "model", "task"], sort=False)["accuracy_test"].mean() * 100
     tows = results.groupby(["group", "model", "task"], sort=False)["tow"].mean()
     lines, closer, below = [], [], []
@@ -316,13 +316,16 @@ def summary(results: pd.DataFrame) -> str:
         if ladder is not None and trained is not None and ladder < trained:
             below.append(task)
         lines.append(line)
-    head = ["task", "test %, ladder", "test %, SGD retraining", *OWN.values()]
+    head = ["task", "test %, ladder", "test %, SGD retraining"]
+    head += [f"ToW, {title}" for title in OWN.values()]
     head += ["ToW, best approximate method", "ToW, second retraining"]
     n = len(results[results["group"] == "SGD"]["task"].unique())
-    said = [
-        f"An approximate method comes closer to plain SGD retraining than `unlearn` of the same SGD model "
-        f"in {len(closer)} of {n} tasks."
-    ] if closer else []
+    said = []
+    if closer:
+        said.append(
+            "An approximate method comes closer to plain SGD retraining than `unlearn` of the same SGD "
+            f"model in {len(closer)} of {n} tasks."
+        )
     if below:
         said.append(f"The ladder is below SGD retraining on test rows: {'; '.join(below)}.")
     said.append("Accuracies after the deletion, means over seeds; ToW against the oracle of each group.")
@@ -336,7 +339,8 @@ def choices(chosen: dict[str, dict]) -> str:
         [task, *(", ".join(f"{k} {v}" for k, v in of.get(name, {}).items()) for name in names)]
         for task, of in chosen.items()
     ]
-    return f"What was chosen on validation rows:\n\n{folded(table(['task', *names], lines))}"
+    head = "<details><summary>What was chosen on validation rows</summary>"
+    return f"{head}\n\n{table(['task', *names], lines)}\n\n</details>"
 
 
 def less_sgd(of_group: pd.DataFrame, of_task: pd.DataFrame) -> pd.DataFrame:
@@ -350,9 +354,11 @@ def less_sgd(of_group: pd.DataFrame, of_task: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(results: pd.DataFrame, path: Path) -> None:
-    """Draw the tug of war of every method in every task: an approximate method's is on plain SGD."""
+    """Draw the tug of war of every method, an approximate one's on plain SGD, in tasks that had SGD."""
     tows = results.groupby(["group", "model", "task"], sort=False)["tow"].mean().dropna()
-    tasks = list(tows.index.unique("task"))
+    tasks = list(results["task"][results["group"] == "SGD"].unique())
+    if not tasks:
+        return
     second = next(name for name in tows.index.unique("model") if name.startswith("second oracle"))
     columns = {("SGD", "original"): "SGD, not forgotten"}
     columns |= {("SGD", name): name for name in STEPPING}
@@ -370,7 +376,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
                 text = f"{value:.2f}"
                 ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
         ax.set_yticks(np.arange(len(tasks)) + 0.5, tasks)
-        ax.set_xticks(np.arange(len(columns)) + 0.5, columns.values(), rotation=40, ha="left")
+        ax.set_xticks(np.arange(len(columns)) + 0.5, [*columns.values()], rotation=40, ha="left")
         ax.tick_params(length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
         ax.invert_yaxis()
 
@@ -381,7 +387,9 @@ def report(results: pd.DataFrame, out: Path) -> None:
     if not page.exists():
         page.write_text("<!-- results -->\n<!-- /results -->\n")
     draw(results, out / "tow.svg")
-    parts = ["![Tug of war of every method](tow.svg)", summary(results)]
+    pictured = (results["group"] == "SGD").any()
+    parts = ["![Tug of war of every method](tow.svg)"] if pictured else []
+    parts.append(summary(results))
     if settings.exists():
         parts.append(choices(json.loads(settings.read_text())))
     parts += [markdown(results), "As a file: [results.csv](results.csv). " + stamp("paper/reproduce.py")]

@@ -73,7 +73,7 @@ SMALL = [Task("mlp", 60, kind, "digits") for kind in FORGET[:2]]
 def problem(task: Task, seed: int) -> Problem:
     """Draw the rows of a seed, and those for validation, which no draw learns or tests.
 
-    Four seeds and the validation learn disjoint rows where there are enough; else all draw from the same.
+    Four seeds and the validation learn disjoint rows where there are enough, and else share them.
     """
     X, y, X_test, y_test = _images(task)
     held, rest = np.split(np.random.default_rng(0).permutation(len(X)), [min(2000, len(X) // 5)])
@@ -173,7 +173,7 @@ def _as_tensor(X: np.ndarray) -> torch.Tensor:
 
 def pretrained_vit() -> torch.nn.Module:
     """Return a ViT-S/14 for 98 pixels whose weights are not of these data."""
-    return timm.create_model(f"local-dir:{folder()}", num_classes=0, img_size=98).eval()
+    return timm.create_model(f"local-dir:{folder()}", pretrained=True, num_classes=0, img_size=98).eval()
 
 
 def pictures() -> tuple[np.ndarray, ...]:

@@ -6,7 +6,7 @@ Pictures lie in a folder with a subfolder for each class. Somebody asks for one 
 command line, this is all::
 
     fastntk fit pictures --out state
-    fastntk unlearn state --forget pictures/7/0042.png
+    fastntk unlearn state pictures/7/0042.png
     fastntk report state --html report.html
 
 and here is the same in Python.
@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from fastntk_sk import FastNTKClassifier
-from fastntk_sk.cli import read_pictures
+from fastntk_sk.backbones.folders import read_pictures
 from fastntk_sk.evaluation import ChangedPredictionsDisplay
 
 folder = Path(tempfile.mkdtemp())

@@ -52,7 +52,10 @@ def read_pictures(source: Path) -> Pictures:
                 "other bytes. Rename the picture, or save the list as UTF-8."
             ) from error
         if source.suffix.lower() == ".csv":
-            pictures = _listed(source, text)
+            try:
+                pictures = _listed(source, text)
+            except csv.Error as error:  # such as a quote that is never closed
+                raise ValueError(f"Expected a CSV file in {source}, got another: {error}.") from error
         else:
             lines = [line.strip() for line in text.splitlines()]
             pictures = Pictures([str(source.parent / line) for line in lines if line])

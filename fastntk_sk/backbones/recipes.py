@@ -48,7 +48,13 @@ class Recipe:
         same with underscores.
 
     results : mapping, default={}
-        Accuracy and seconds, written by a benchmark script; empty where nothing was measured.
+        Accuracy of the ladder and of a linear probe, and on what, with versions and date; empty where
+        nothing was measured.
+
+    Attributes
+    ----------
+    license : str or None
+    input_size : int or None
 
     Examples
     --------

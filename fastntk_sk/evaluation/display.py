@@ -134,6 +134,8 @@ class ForgettingTimelineDisplay:
 
     Attributes
     ----------
+    rows : dict of str to ndarray
+
     figure_ : matplotlib Figure
 
     ax_ : matplotlib Axes

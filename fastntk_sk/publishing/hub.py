@@ -120,13 +120,19 @@ def push(
             _check_complete(repo_id, earlier, *known)
             _warn(repo_id, adapter, earlier, purge_history)
         # after a lost answer the user calls again, and what is there already is no second commit
-        api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, data) for name, data in sorted(contents.items())],
-            commit_message=message or _title(adapter, earlier),
-            revision=branch,
-            parent_commit=parent,
-        )
+        try:
+            api.create_commit(
+                repo_id,
+                [CommitOperationAdd(name, data) for name, data in sorted(contents.items())],
+                commit_message=message or _title(adapter, earlier),
+                revision=branch,
+                parent_commit=parent,
+            )
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            # what the client makes of the Hub's answer to a card, such as a licence that it lacks
+            raise PublicationError(f"The Hub refused the card of {repo_id!r}. {error}") from error
         if purge_history:
             _purge(api, repo_id, branch)
         return str(api.repo_info(repo_id, revision=branch).sha)

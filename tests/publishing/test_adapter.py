@@ -1,6 +1,7 @@
 """The public adapter: it predicts bitwise the same, and knows nothing of rows."""
 
 import json
+import re
 import stat
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import timm
 import torch
 from hostile import Parts
+from huggingface_hub import ModelCard
 from sklearn.base import clone
 from timm.models import save_for_hf
 
@@ -20,6 +22,7 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnsavedParameterWarning,
 )
+from fastntk_sk.publishing.card import model_card
 from fastntk_sk.publishing.html import state_table
 
 PUBLIC = {"README.md", "adapter.safetensors", "config.json"}
@@ -179,9 +182,10 @@ def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
     clf.save_pretrained(tmp_path, dataset="Digits | test", metrics={"accuracy": 0.5}, license="mit")
     card = (tmp_path / "README.md").read_text()
     for expected in (
-        "library_name: fastntk_sk",
+        "library_name: fastntk-sk",
         "license: mit",
         "3 rows",
+        r"| learned from | Digits \| test |",
         "name: Digits | test",
         "value: 0.5",
     ):
@@ -191,8 +195,28 @@ def test_the_card_and_the_page_say_what_was_learned(pictures, tmp_path):
         assert "50 features" in text
         assert "2,080 parameters" in text
         assert "mirror image" in text
+    assert "datasets:" not in card  # it is no identifier of the Hub
     clf.save_pretrained(tmp_path / "plain")
-    assert "license:" not in (tmp_path / "plain" / "README.md").read_text()
+    assert "license:" not in (tmp_path / "plain" / "README.md").read_text()  # of random weights
+
+
+def test_the_fields_that_the_hub_reads(pictures, monkeypatch):
+    X, y = pictures
+    clf = make(backbone="tf_efficientnet_lite0", trainable="ladder", image_size=32).fit(X, y)
+    card = ModelCard(model_card(clf, dataset="zalando-datasets/fashion_mnist"))
+    fields = {
+        "base_model": "timm/tf_efficientnet_lite0.in1k",
+        "base_model_relation": "adapter",
+        "datasets": ["zalando-datasets/fashion_mnist"],
+        "license": "apache-2.0",
+    }
+    assert fields.items() <= card.data.to_dict().items()
+    assert "| licence | apache-2.0: that of the backbone's weights" in card.text
+    # a model is listed under every paper on arXiv that its card links to
+    assert set(re.findall(r"\b\d{4}\.\d{4,5}\b", str(card))) == {"2312.14923"}
+    monkeypatch.setitem(clf._adapter.model.backbone.net.pretrained_cfg, "license", "dinov3-license")
+    card = ModelCard(model_card(clf))
+    assert (card.data.license, card.data.license_name) == ("other", "dinov3-license")
 
 
 def test_an_alpha_that_the_sums_chose_is_not_published(blobs, tmp_path):

@@ -16,7 +16,7 @@ import timm
 import torch
 from hostile import Parts
 from hub_server import connected_hub
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import close_session
 from timm.models import save_for_hf
 
@@ -345,6 +345,8 @@ def test_named_errors(server, api, clf, tmp_path):
                 name, **{"token": TOKEN, "cache_dir": tmp_path / "cache"} | params
             )
     clf.push_to_hub("me/public", token=TOKEN)
+    with pytest.raises(PublicationError, match=r'card of .*\n.*"license" must be'):
+        clf.push_to_hub("me/public", license="home-made", token=TOKEN)
     with pytest.raises(HubError, match="write access"):
         clf.push_to_hub("me/public", token="hf_stranger")
 
@@ -403,7 +405,9 @@ def test_a_backbone_on_the_hub_is_pinned(server, api, digits, tmp_path):
     clf.push_to_hub(REPO, token=TOKEN)
     config = json.loads(server.read(REPO, "config.json"))["backbone"]
     assert (config["base_model"], config["revision"]) == ("me/base", commit)
-    assert "base_model: me/base" in server.read(REPO, "README.md").decode()
+    card = ModelCard(server.read(REPO, "README.md").decode()).data
+    assert (card.base_model, card.base_model_relation) == ("me/base", "adapter")
+    assert card.license == timm.get_pretrained_cfg("test_resnet").license
     # a later commit on that branch changes nothing
     upload_base(api, tmp_path / "base", 1)
     pulled = pull(tmp_path)
