@@ -12,8 +12,8 @@ from fastntk_sk import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = (
-    "Every picture and every table was written by the script that measured it, with versions and commit. "
-    "Where another method is better, the first sentence under its table says so."
+    "Every picture and every table was written by the script that measured it, with versions and "
+    "commit. Where another method is better, the first sentence under its table says so."
 )
 
 
@@ -62,7 +62,8 @@ def results(folder: Path) -> str:
             heading = section.partition("\n")[0]
             if pictures := re.findall(r"^!\[.*", section, flags=re.MULTILINE):
                 anchor = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-                lines += [f"## {heading}", "", *pictures, "", f"[Tables and method]({name}.md#{anchor})", ""]
+                link = f"[Tables and method]({name}.md#{anchor})"
+                lines += [f"## {heading}", "", *pictures, "", link, ""]
     return "\n".join(lines)
 
 
