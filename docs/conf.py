@@ -55,4 +55,5 @@ sphinx_gallery_conf = {
     "doc_module": ("fastntk_sk",),
     "download_all_examples": False,
     "show_memory": False,
+    "write_computation_times": False,  # that page needs a connection
 }
