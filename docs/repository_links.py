@@ -1,4 +1,4 @@
-"""Links to files of the repository, which GitHub follows, lead to the pages that the site makes of them."""
+"""Links to files of the repository lead to the pages that the site makes of them."""
 
 import re
 
