@@ -47,10 +47,9 @@ html_theme_options = {
     "show_toc_level": 2,
 }
 sphinx_gallery_conf = {
-    "examples_dirs": ["../examples/quickstart", "../examples/howto", "../examples/paper"],
-    "gallery_dirs": ["auto_examples/quickstart", "auto_examples/howto", "auto_examples/paper"],
+    "examples_dirs": ["../examples/quickstart", "../examples/howto"],
+    "gallery_dirs": ["auto_examples/quickstart", "auto_examples/howto"],
     "filename_pattern": "/plot_",
-    "ignore_pattern": r"(reproduce|tasks|methods)\.py",
     "backreferences_dir": "generated/gallery",
     "doc_module": ("fastntk_sk",),
     "download_all_examples": False,
