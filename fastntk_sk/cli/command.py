@@ -145,6 +145,13 @@ def _note(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
         setattr(output, str(parameter.name), True)
 
 
+names_option = click.option(
+    "--id",
+    "names",
+    multiple=True,
+    show_default="none",
+    help="Forget all that was learned under an id, with --keep features; may be repeated.",
+)
 key_file_option = click.option(
     "--key-file", type=FILE, show_default="none", help="File with the passphrase of an encrypted state."
 )

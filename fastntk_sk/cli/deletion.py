@@ -11,8 +11,8 @@ import click
 from ..backbones.folders import Pictures, read_pictures
 from ..escaping import visible
 from ..exceptions import AmbiguousSampleError
-from .command import FILE, Answer, Output, command, flag, here, key_file_option
-from .states import as_classes, changed, exactness, load_state, passphrase, with_names
+from .command import FILE, Answer, Output, command, flag, here, key_file_option, names_option
+from .states import as_classes, changed, load_state, passphrase, with_names
 
 if TYPE_CHECKING:
     from ..classifier import FastNTKClassifier
@@ -66,13 +66,7 @@ def find(
 )
 @click.argument("state", type=FILE)
 @click.argument("pictures", type=FILE, nargs=-1)
-@click.option(
-    "--id",
-    "names",
-    multiple=True,
-    show_default="none",
-    help="Forget all that was learned under an id, with --keep features; may be repeated.",
-)
+@names_option
 @flag("--dry-run", "Only report what would be forgotten; the exit code is 1 if it is not possible.")
 @flag("--all-copies", "Forget every learned copy of each picture, instead of one.")
 @flag("--skip-unknown", "Forget the rest, where some of it was not learned, instead of nothing.")
@@ -179,8 +173,9 @@ def _forgotten(clf: FastNTKClassifier, paths: list[str]) -> Answer:
     receipt = clf.receipts_[-1]
     rows = clf.can_unlearn(paths, copies="all")["rows"] if paths else []
     copies = [path for path, row in zip(paths, rows, strict=True) if row["result"] == "found"]
+    exactness = clf._adapter.exactness_text(receipt["exactness"])
     text = (
-        f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {exactness(clf, receipt)}. "
+        f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {exactness}. "
         f"{clf.n_samples_learned_:,} rows are left."
     )
     if copies:

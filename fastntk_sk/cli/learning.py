@@ -10,7 +10,7 @@ import click
 from ..backbones.folders import read_labelled, read_pictures
 from ..escaping import visible
 from .command import FILE, PLACE, Answer, Output, command, flag, key_file_option, tell
-from .states import as_classes, exactness, key_in, load_model
+from .states import as_classes, key_in, load_model
 
 if TYPE_CHECKING:
     from ..backbones.recipes import Recipe
@@ -258,7 +258,7 @@ def report(
         lines.append("The private state holds the receipts.")
     for receipt in receipts:
         rows = f"{receipt['n_rows']:,} rows{' rectified' if receipt['n_rectified'] else ''}"
-        lines.append(f"{receipt['time']}  {rows}  {exactness(clf, receipt)}")
+        lines.append(f"{receipt['time']}  {rows}  {clf._adapter.exactness_text(receipt['exactness'])}")
     paths, labels = None, None
     if data is not None:
         pictures, named = read_labelled(data)

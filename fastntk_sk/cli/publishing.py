@@ -21,7 +21,9 @@ from .states import load_model
 @flag("--private", "Make a repository that does not exist yet private.")
 @click.option("--revision", show_default="main", help="Branch; made if it does not exist.")
 @click.option(
-    "--license", show_default="none", help="Identifier of the Hub for the licence of the adapter."
+    "--license",
+    show_default="that of the backbone's weights",
+    help="Identifier of the Hub for the licence of the adapter.",
 )
 @flag("--purge-history", "Delete earlier versions for good, as they hold what was forgotten.")
 @key_file_option

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..escaping import visible
-from .command import FILE, Answer, Group, Output, command, epilog, key_file_option, output_options
+from .command import (
+    FILE,
+    Answer,
+    Group,
+    Output,
+    command,
+    epilog,
+    key_file_option,
+    names_option,
+    output_options,
+)
 from .states import key_in
+
+if TYPE_CHECKING:
+    from ..requests import Requests
 
 
 @command(
@@ -20,13 +33,7 @@ from .states import key_in
 )
 @click.argument("state", type=FILE)
 @click.argument("pictures", type=FILE, nargs=-1)
-@click.option(
-    "--id",
-    "names",
-    multiple=True,
-    show_default="none",
-    help="Forget all that was learned under an id, with --keep features; may be repeated.",
-)
+@names_option
 @click.option("--subject", default="", help="Who asks; erased when the request is closed.")
 @click.option("--note", default="", help="What else is to be known; erased when the request is closed.")
 @click.option(
@@ -61,9 +68,7 @@ def add(
 
     PICTURES are the files that are to be forgotten.
     """
-    from ..requests import Requests
-
-    requests = Requests(state, key=key_in(key_file))
+    requests = _held(state, key_file)
     if csv is None:
         day = None if received is None else received.date().isoformat()
         added = [requests.add(sample_ids=names, files=pictures, received=day, **request)]
@@ -79,9 +84,7 @@ def add(
 @key_file_option
 def list_(output: Output, state: Path, key_file: Path | None) -> Answer:
     """List requests, those that are due first before others."""
-    from ..requests import Requests
-
-    found = Requests(state, key=key_in(key_file)).all()
+    found = _held(state, key_file).all()
     lines = [
         f"{visible(one.request_id)}\t{one.state}\treceived {one.received}\tdue {one.due}"
         f"\t{visible(one.subject)}{chr(9) + 'OVERDUE' if one.is_overdue else ''}"
@@ -100,9 +103,7 @@ def show(output: Output, state: Path, request_ids: tuple[str, ...], key_file: Pa
 
     REQUEST_IDS are some requests; without them, all that are open.
     """
-    from ..requests import Requests
-
-    return _rows(Requests(state, key=key_in(key_file)).show(*request_ids))
+    return _rows(_held(state, key_file).show(*request_ids))
 
 
 @command("run", "fastntk requests run clinic.fastntk", "fastntk requests run clinic.fastntk 5f0c3b7a")
@@ -114,10 +115,14 @@ def run(output: Output, state: Path, request_ids: tuple[str, ...], key_file: Pat
 
     REQUEST_IDS are some requests; without them, all that are open.
     """
+    return _rows(_held(state, key_file, verbose=int(not output.quiet)).run(*request_ids))
+
+
+def _held(state: Path, key_file: Path | None, verbose: int = 0) -> Requests:
+    """Return the requests beside a state."""
     from ..requests import Requests
 
-    requests = Requests(state, key=key_in(key_file), verbose=int(not output.quiet))
-    return _rows(requests.run(*request_ids))
+    return Requests(state, key=key_in(key_file), verbose=verbose)
 
 
 def _rows(rows: list[dict[str, Any]]) -> Answer:
@@ -145,9 +150,7 @@ def close(output: Output, state: Path, request_id: str, closed_as: Any, key_file
 
     Its subject, note and names are erased.
     """
-    from ..requests import Requests
-
-    Requests(state, key=key_in(key_file)).close(request_id, closed_as)
+    _held(state, key_file).close(request_id, closed_as)
     return Answer({"request_id": request_id}, f"{visible(request_id)} is closed.")
 
 
@@ -166,9 +169,7 @@ def letter(output: Output, state: Path, request_id: str, reader: str, key_file: 
 
     It is for the person who asked, or for an auditor.
     """
-    from ..requests import Requests
-
-    text = Requests(state, key=key_in(key_file)).letter(request_id, reader)
+    text = _held(state, key_file).letter(request_id, reader)
     return Answer({"text": text}, text.rstrip())
 
 

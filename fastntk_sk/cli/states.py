@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..exceptions import SampleError
 
@@ -96,10 +96,3 @@ def as_classes(clf: FastNTKClassifier, labels: list[str] | None, lenient: bool) 
     raise ValueError(
         f"Expected labels among {sorted(classes)}, got {unknown[:5]}. Use the names that were learned."
     )
-
-
-def exactness(clf: FastNTKClassifier, receipt: dict[str, Any]) -> str:
-    """Return how exact a deletion was, in words."""
-    from ..publishing.exactness import exactness_text
-
-    return exactness_text(receipt["exactness"], ladder_alone=clf._adapter.is_ladder_alone)

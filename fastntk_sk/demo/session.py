@@ -21,7 +21,6 @@ from fastntk_sk.backbones.folders import read_labelled
 from fastntk_sk.backbones.inputs import drawable
 from fastntk_sk.exceptions import InspectionError
 from fastntk_sk.inspection import label_issues
-from fastntk_sk.publishing.exactness import exactness_text
 
 N_LEARNED, N_WRONG, N_HELD_OUT, N_FORGOTTEN = 600, 100, 500, 24  # of the example
 _TAKEN_FOR = {"1": "7", "3": "8", "4": "9", "5": "3", "6": "0"}  # how its labels are wrong
@@ -120,8 +119,7 @@ class Session:
     def exactness(self) -> str:
         """Return in words how exact the last deletion was."""
         clf = self.classifier
-        receipt = clf.receipts_[-1]
-        return exactness_text(receipt["exactness"], ladder_alone=clf._adapter.is_ladder_alone)
+        return clf._adapter.exactness_text(clf.receipts_[-1]["exactness"])
 
     def receipts(self) -> str:
         """Return the receipts as JSON, to be read."""

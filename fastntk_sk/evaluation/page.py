@@ -16,7 +16,6 @@ from sklearn.utils.validation import check_is_fitted
 from ..escaping import visible
 from ..publishing.adapter import LADDER_IS_EXACT, Adapter
 from ..publishing.config import public_name
-from ..publishing.exactness import exactness_text
 from ..publishing.html import state_table
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay
 
@@ -94,15 +93,15 @@ def report_page(
     (True, False)
     """
     check_is_fitted(estimator)
-    ladder_alone = estimator._adapter.is_ladder_alone
-    exact = f"{_EXACT} {LADDER_IS_EXACT}" if ladder_alone else _EXACT
+    adapter: Adapter = estimator._adapter
+    exact = f"{_EXACT} {LADDER_IS_EXACT}" if adapter.is_ladder_alone else _EXACT
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     parts = [f"<h1>{_TITLE}</h1>", f"<p>Written on {written}.</p>", state_table(estimator)]
-    parts += ["<h2>Where it comes from</h2>", _provenance(estimator._adapter), f"<p>{exact}</p>"]
+    parts += ["<h2>Where it comes from</h2>", _provenance(adapter), f"<p>{exact}</p>"]
     receipts = estimator.receipts_
     if receipts:
-        parts += ["<h2>Deletions</h2>", _deletions(receipts, ladder_alone)]
-        parts += ["<h3>Ends of the chains of receipts</h3>", _heads(estimator._adapter.heads)]
+        parts += ["<h2>Deletions</h2>", _deletions(receipts, adapter)]
+        parts += ["<h3>Ends of the chains of receipts</h3>", _heads(adapter.heads)]
         parts.append(f"<h3>What a deletion does not cover</h3><ul>{_NOT_COVERED}</ul>")
         parts.append(_image(ForgettingTimelineDisplay(receipts).plot()))
     if X is not None:
@@ -140,7 +139,7 @@ def _heads(heads: dict[str, str]) -> str:
     return _table(rows, index=False)
 
 
-def _deletions(receipts: list[dict[str, Any]], ladder_alone: bool) -> str:
+def _deletions(receipts: list[dict[str, Any]], adapter: Adapter) -> str:
     """Return the table of the receipts."""
     rows = [
         {
@@ -150,7 +149,7 @@ def _deletions(receipts: list[dict[str, Any]], ladder_alone: bool) -> str:
             "rows rectified": receipt["n_rectified"],
             "rows left": receipt["n_samples_learned"],
             "copies left": receipt["n_copies_left"],
-            "exactness": exactness_text(receipt["exactness"], ladder_alone=ladder_alone),
+            "exactness": adapter.exactness_text(receipt["exactness"]),
             "relative residual": f"{receipt['residual']:.3g}",
             "drift": f"{receipt['drift']:.3g}",
             "receipt": receipt["checksum"],

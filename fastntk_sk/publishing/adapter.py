@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -74,10 +74,14 @@ class Adapter:
         """Whether a readout of a ladder is all that was learned."""
         return self.model.ladder is not None and not self.model.projection.p
 
+    def exactness_text(self, exactness: Mapping[str, Any]) -> str:
+        """Return the exactness of one deletion, or of several, of this model in words."""
+        return exactness_text(exactness, ladder_alone=self.is_ladder_alone)
+
     def summary(self) -> dict[str, str]:
         """Return in words what was learned and forgotten, for a table."""
         model, ladder = self.model, self.model.ladder
-        exact = exactness_text(self.exactness, ladder_alone=self.is_ladder_alone)
+        exact = self.exactness_text(self.exactness)
         parts = {
             "learned": f"{self.n_learned:,} rows",
             "forgotten": f"{self.n_forgotten:,} rows",
