@@ -307,16 +307,26 @@ def report(rows: list, times: dict, notes: list[str]) -> None:
 
 
 def draw(times: dict[tuple[str, str], dict[int, float]]) -> None:
-    """Draw seconds over classes."""
+    """Draw seconds over classes, a library in one colour."""
+    libraries = list(dict.fromkeys(peer for _, peer in times))
     with picture(HERE / "peers.svg", 1, len(CASES), figsize=(11, 4.5)) as axes:
         for ax, case in zip(axes[0], CASES, strict=True):
-            for (of, peer), found in times.items():
-                if of == case:
-                    width = 3 if peer.startswith("this library") else 1
-                    ax.plot(*zip(*sorted(found.items()), strict=True), "o-", label=peer, lw=width)
+            for number, peer in enumerate(libraries):
+                n_classes = sorted(found := times.get((case, peer), {}))
+                ax.plot(
+                    n_classes,
+                    [found[n] for n in n_classes],
+                    "o-",
+                    label=peer,
+                    lw=3 if peer.startswith("this library") else 1,
+                    color=f"C{number}",
+                )
             ax.set(xscale="log", yscale="log", title=case)
             ax.set(xlabel="classes", ylabel=f"seconds, {IMAGES} images")
-            ax.legend(fontsize=8)
+            n_classes = sorted({n for (of, _), found in times.items() if of == case for n in found})
+            ax.set_xticks(n_classes, n_classes)
+            ax.xaxis.minorticks_off()
+        axes[0, 0].figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
 
 
 if __name__ == "__main__":
