@@ -21,7 +21,7 @@ from .exceptions import DistributedError, HeavyRowError, SolveError, StateMismat
 from .settings import Settings
 from .sums.memory import available_memory, rows_at_once
 from .sums.reduction import Reduced
-from .sums.ridge import GRID, solve, solve_without
+from .sums.ridge import GRID, solve, solve_again, solve_without
 from .sums.solvers import ROUNDING, Solution, coarse, rounding_bound
 from .sums.statistics import HeldRows, Statistics, place_of_sums
 from .tangents.model import TELLING, LinearizedModel, Parameters, relative_gap, row_energies
@@ -232,31 +232,30 @@ class State:
         )
         if self.kept is None or drifted or not isinstance(sums.statistics, HeldRows):
             return rest.solve()
-        settings, (h, weights) = self.settings, sums.statistics.shared
-        solution = solve_without(
-            self.kept,
-            self.statistics.mean.to(there.device),
-            there,
-            h,
-            weights,
-            alpha=settings.alpha,
-            tangent_scale=settings.tangent_scale,
-            target_scale=settings.target_scale,
-        )
+        h, weights = sums.statistics.shared
+        mean = self.statistics.mean.to(there.device)
+        solution = solve_without(self.kept, mean, there, h, weights, **self._scales)
         return rest.solve() if solution is None else rest._solved(solution)
 
-    def exchange(self, old: Sums, new: Sums) -> State:
-        """Return the state that learned the same rows as `new` has them, and not as `old`; both go."""
+    def exchange(self, old: Sums, new: Sums, *, drifted: bool = False) -> State:
+        """Return the state that learned the same rows as `new` has them, and not as `old`; both go.
+
+        Labels are in none of what the last solve has kept; `drifted` is as in `subtract`.
+        """
         class_rows = self.class_rows - old.class_rows + new.class_rows
         old.statistics.subtract_from(self.statistics).merge(new.statistics)
         old.statistics.clear_targets(class_rows.tolist())
-        return replace(
+        changed = replace(
             self,
             statistics=old.statistics,
             class_rows=class_rows,
             removed=self.removed + coarse(old.energy),
             seconds_per_row=old.seconds_per_row,
-        ).solve()
+        )
+        if self.kept is None or drifted:
+            return changed.solve()
+        solution = solve_again(self.kept, old.statistics.to(self.place), **self._scales)
+        return changed.solve() if solution is None else changed._solved(solution)
 
     def rebuild(self, sums: Sums, *, here: bool = True) -> State:
         """Return the state of fresh sums over the same rows, for which the backbone ran `here`."""
@@ -315,15 +314,17 @@ class State:
         fits = not changes.keys() & {"alpha", "tangent_scale"}
         return replace(self, model=model, kept=self.kept if fits else None)
 
+    @property
+    def _scales(self) -> dict[str, Any]:
+        settings = self.settings
+        return {name: getattr(settings, name) for name in ("alpha", "tangent_scale", "target_scale")}
+
     def solve(self) -> State:
         """Return the state with the solution of its sums."""
-        started, settings = time.perf_counter(), self.settings
-        centre = self.model.centre()
+        started, centre = time.perf_counter(), self.model.centre()
         solution = solve(
             self.statistics.to(self.place),
-            alpha=settings.alpha,
-            tangent_scale=settings.tangent_scale,
-            target_scale=settings.target_scale,
+            **self._scales,
             centre=None if centre is None else centre.to(self.place),
         )
         return replace(self._solved(solution), seconds_per_solve=time.perf_counter() - started)

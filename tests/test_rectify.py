@@ -63,6 +63,15 @@ def test_rectified_is_a_fit_with_right_labels(mistaken, tmp_path, changes):
     assert len(verify_receipts(tmp_path / "receipts.jsonl", adapter=clf)) == 2
 
 
+def test_between_two_corrections_rows_are_forgotten(mistaken):
+    X, y, labels = mistaken
+    for alpha in ("auto", 0.1):
+        clf = make(alpha=alpha).fit(X, labels).rectify(X[WRONG[:2]], y[WRONG[:2]]).unlearn(X[40:45])
+        clf.rectify(X[WRONG[2:]], y[WRONG[2:]])
+        left = np.r_[:40, 45:60]
+        assert gap(clf, make(alpha=alpha).fit(X[left], y[left])) < 1e-10
+
+
 def test_all_rows_at_once_and_back(blobs):
     X, y = blobs
     clf = make().fit(X, (y + 1) % 3)
@@ -88,7 +97,7 @@ def test_copies_with_yet_other_labels(blobs):
         clf.rectify(X[[0, 0]], y[0] + [0, 1], copies="all")
     right = make().fit(X, np.r_[y, y[0], y[0]])
     assert gap(copy.deepcopy(clf).rectify(X[:1], y[:1], copies="all"), right) < 1e-10
-    with pytest.warns(PrivacyWarning, match="1 copies"):
+    with pytest.warns(PrivacyWarning, match="copies='all'"):
         clf.rectify(X[:1], y[:1], y_old=y[:1] + 1)
     assert clf.receipts_[-1]["n_copies_left"] == 1
 

@@ -121,16 +121,39 @@ def solve_without(
         U = (h * weights.sqrt()[:, None]).T * rest.tangent_factors(tangent_scale)
     else:
         U = columns_of_rows(mean, rest, h, weights)
+    less = Lessened(kept, U) if isinstance(kept, Reduced) else downdate(kept, U)
+    if less is None:
+        return None
+    solution = solve_again(
+        less, rest, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale
+    )
+    if solution is None or isinstance(less, Tensor):
+        return solution
+    return replace(solution, kept=None)
+
+
+def solve_again(
+    kept: Tensor | Reduced,
+    statistics: Statistics,
+    *,
+    alpha: float | None,
+    tangent_scale: float,
+    target_scale: float,
+) -> Solution | None:
+    """Return what `solve` returns, from what a solution for the same rows with other targets has kept.
+
+    Other parameters are those of :func:`solve`. None where the residual of the normal equations, which
+    the sums themselves give, is too large.
+    """
     if isinstance(kept, Reduced):
         try:
-            solution = replace(_by_evidence(rest, Lessened(kept, U), target_scale), kept=None)
+            solution = _by_evidence(statistics, kept, target_scale, alpha)
         except SolveError:
             return None
     else:
-        L = downdate(kept, U)
-        if L is None:
-            return None
-        solution = solve(rest, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale, L=L)
+        solution = solve(
+            statistics, alpha=alpha, tangent_scale=tangent_scale, target_scale=target_scale, L=kept
+        )
     return solution if solution.residual <= _SOUND else None
 
 

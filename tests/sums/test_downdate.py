@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.sums.downdate import Lessened, columns_of_rows, downdate
 from fastntk_sk.sums.reduction import Spectral, Tridiagonal
-from fastntk_sk.sums.ridge import centred, solve, solve_without
+from fastntk_sk.sums.ridge import centred, solve, solve_again, solve_without
 from fastntk_sk.sums.statistics import HeldRows, Statistics
 
 
@@ -98,6 +98,20 @@ def test_what_a_solution_kept_serves_the_next(n_gone, n_tangents, alpha):
         torch.testing.assert_close(found.kept, expected.kept)
     else:
         assert found.kept is None  # a basis of the sums before tells of the rows that left
+
+
+@pytest.mark.parametrize("alpha", [0.1, None])
+@pytest.mark.parametrize("n_tangents", [0, 4])
+def test_what_a_solution_kept_serves_other_labels(n_tangents, alpha):
+    h, J, labels, weights = rows(120, 12)
+    right = summed((h, J, torch.where(torch.arange(120) < 30, 0, labels), weights), n_tangents)
+    scales = {"alpha": alpha, "tangent_scale": 0.7, "target_scale": 2.0}
+    kept = solve(summed((h, J, labels, weights), n_tangents), **scales).kept
+    found, expected = solve_again(kept, right, **scales), solve(right, **scales)
+    torch.testing.assert_close(found.W, expected.W, rtol=1e-10, atol=1e-12)
+    assert found.alpha == expected.alpha
+    assert found.kept is kept
+    assert solve_again(kept, summed((3 * h, J, labels, weights), n_tangents), **scales) is None
 
 
 @pytest.mark.parametrize("alpha", [0.1, None])
