@@ -7,6 +7,7 @@ before: what counts is passes, and the sums where rows are learned.
 from __future__ import annotations
 
 import argparse
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +28,7 @@ PARTS = {
     "forward": "backbone",
     "pooled": "pooling",
     "ladder": "sketch",
+    "passes": "own thread",
     "learn": "sums",
 }
 
@@ -74,6 +76,7 @@ def measure(
             "input": lambda: each(lambda batch: None),
             "pooled": lambda: each(model.ladder.pooled),
             "ladder": lambda: each(model.ladder),
+            "passes": lambda: deque(model.all_tangents(pictures), maxlen=0),
         }
     return interleaved(calls, repeats) | {"batch": model.settings.batch_size}
 
@@ -129,7 +132,9 @@ def main() -> None:
         "All in batches of the ladder's size, normalising included, with freed memory kept.\n\n"
         + table(["pixels", "threads", "learn", *PARTS.values()], profiles)
         + "\n\nMilliseconds of a row that the ladder learns, and the share of each part: differences of "
-        "medians. Pooling includes roots, and sums the check for numbers that are not finite.\n\n"
+        "medians. Pooling includes roots. The passes of a call run in a thread of their own, in memory "
+        "that is fresh: a call pays for that, however many rows it has. Sums include the check for "
+        "numbers that are not finite.\n\n"
         + table(["pixels", "threads", *(name for *_, name in LEARNED)], learned)
         + "\n\nForward passes of the same network that learning a row costs, sums included; tangents of "
         f"{fewer} pictures.",

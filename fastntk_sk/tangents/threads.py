@@ -16,8 +16,10 @@ import torch
 # held while torch's number of threads, which a thread takes over at its first use, is another one
 _WINDOW = threading.Lock()
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
-_DEFAULT_MMAP = 2**25  # up to which glibc raises its own threshold; the other one is twice that
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # M_... of glibc's malloc.h
+_DEFAULT_MMAP = 2**25  # up to which glibc raises its own threshold; that of trimming is twice that
+_DEFAULT_PAD = 2**17
+_HEAP = 2**26  # of other threads than the main one; without such a pad they give up each that is empty
 _heap_lock = threading.Lock()
 _heap_users = 0
 
@@ -153,6 +155,7 @@ def kept_heap(device: torch.device | str = "cpu") -> Iterator[None]:
     with _heap_lock:
         _heap_users += 1
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TOP_PAD, _HEAP)
         libc.mallopt(_MMAP_THRESHOLD, 2**28) or libc.mallopt(_MMAP_THRESHOLD, _DEFAULT_MMAP)
     try:
         yield
@@ -162,4 +165,5 @@ def kept_heap(device: torch.device | str = "cpu") -> Iterator[None]:
             if not _heap_users:
                 libc.mallopt(_TRIM_THRESHOLD, 2 * _DEFAULT_MMAP)
                 libc.mallopt(_MMAP_THRESHOLD, _DEFAULT_MMAP)
+                libc.mallopt(_TOP_PAD, _DEFAULT_PAD)
                 libc.malloc_trim(0)
