@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import column_or_1d
+from sklearn.utils import check_scalar, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ from .validation import (
     check_classes,
     check_ids,
     check_request_ids,
+    check_threshold,
     check_together,
     check_training_rows,
     check_vectors,
@@ -847,7 +849,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         old = self._sum(before, model, rows, removals, features, "forgetting")
         new = self._sum(before, model, rows, right, features, "learning")
         ledger = before.ledger.rectified(removals, right)
-        after = replace(before, state=before.state.exchange(old, new), ledger=ledger)
+        drifted = bool(drift or before.state.model.position_gap)
+        state = before.state.exchange(old, new, drifted=drifted)
+        after = replace(before, state=state, ledger=ledger)
         n_copies_left = ledger.n_labelled_otherwise(wanted)
         after = self._with_receipt(
             before,
@@ -864,8 +868,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         self._warn_of_empty_classes(before.state, after.state)
         if n_copies_left:
             warn(
-                f"{n_copies_left:,} copies of these rows are still learned with yet other labels. Pass "
-                "copies='all' to give all copies of a content the same one.",
+                f"Copies of these rows that are still learned with yet other labels: {n_copies_left:,}. "
+                "Pass copies='all' to give all copies of a content the same one.",
                 PrivacyWarning,
             )
         return self._commit(after.adapter(self.classes_), after, before=before)
@@ -1056,6 +1060,9 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         NoFeaturesError
             If no features are kept.
 
+        ValueError
+            If `n` is no positive integer, or no similarity can reach `threshold`.
+
         Examples
         --------
         >>> from sklearn.datasets import load_digits
@@ -1068,6 +1075,8 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         >>> found[0]["sample_id"], found[0]["same"]
         ('person 7', False)
         """
+        check_scalar(n, "n", Integral, min_val=1)
+        check_threshold(threshold)
         held = self._held
         rows = self._rows(X, held.state.model)
         wanted = [h.cpu().numpy() for h, _ in held.state.model.all_tangents(rows)]
@@ -2163,8 +2172,8 @@ def check_summable(
 def _warn_of_copies(n_copies_left: int) -> None:
     if n_copies_left:
         warn(
-            f"{n_copies_left:,} copies of forgotten rows are still learned, perhaps under other labels "
-            "or ids. Pass copies='all' to forget a content as a whole.",
+            f"Copies of forgotten rows that are still learned, perhaps under other labels or ids: "
+            f"{n_copies_left:,}. Pass copies='all' to forget a content as a whole.",
             PrivacyWarning,
         )
 

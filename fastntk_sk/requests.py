@@ -24,7 +24,8 @@ from .store import persistence
 from .store.database import Database, connect
 from .store.ledger import Match
 from .store.receipts import parse_receipts
-from .validation import check_choice, check_ids, check_request_ids
+from .validation import check_choice, check_ids, check_text
+from .wording import counted
 
 State = Literal["open", "found", "done", "refused", "nothing held"]
 OPEN = ("open", "found")
@@ -61,6 +62,9 @@ class Request:
     n_rows, n_unknown : int, default=0
         Rows that were forgotten for it, and what it named that was not learned.
 
+    reason : str, default=""
+        Why it was refused, which its letters say; it is kept.
+
     Attributes
     ----------
     is_overdue : bool
@@ -85,6 +89,7 @@ class Request:
     receipt: str
     n_rows: Count = 0
     n_unknown: Count = 0
+    reason: str = ""
 
     @property
     def is_overdue(self) -> bool:
@@ -317,7 +322,13 @@ class Requests:
             _change(db, [one.after(rows, receipt) for one in asked if one.request_id in served])
         return [row | {"result": "forgotten"} if row["result"] == "found" else row for row in rows]
 
-    def close(self, request_id: str, state: Literal["refused", "nothing held"] = "refused") -> None:
+    def close(
+        self,
+        request_id: str,
+        state: Literal["refused", "nothing held"] = "refused",
+        *,
+        reason: str = "",
+    ) -> None:
         """Close a request without a deletion; its subject, note and names are erased.
 
         Parameters
@@ -326,11 +337,24 @@ class Requests:
 
         state : {"refused", "nothing held"}, default="refused"
             "nothing held" where nothing that it names was learned, or others have had it forgotten.
+
+        reason : str, default=""
+            Why it is refused: a sentence for its letters, without anything about the person, since it
+            is kept.
+
+        Raises
+        ------
+        RequestError
+            If no such request is open, or the reason cannot be kept.
         """
         check_choice("state", state, ("refused", "nothing held"))
+        try:
+            check_text("reason", reason)
+        except ValueError as error:
+            raise RequestError(f"A request that cannot be closed: {error}") from error
         with connect(self.path, self.key, write=True) as db:
             (request,) = _asked(db, (request_id,))
-            _change(db, [request.closed_as(state)])
+            _change(db, [replace(request.closed_as(state), reason=reason)])
 
     def letter(self, request_id: str, reader: str = "person") -> str:
         """Return a text about a request that is done, for the person or for an auditor.
@@ -361,16 +385,18 @@ def _to_person(request: Request, receipt: dict[str, Any] | None) -> str:
     lines = [f"Your request {request.request_id}, received on {request.received}, was answered on "
              f"{request.closed}."]  # fmt: skip
     if request.state == "refused":
-        lines.append("It was refused.")
+        lines.append(f"It was refused: {request.reason}" if request.reason else "It was refused.")
     elif receipt is None:
         lines.append("Nothing that you named was held.")
     else:
         lines.append(
-            f"{request.n_rows:,} learned rows that you named were removed from the model "
+            f"{counted(request.n_rows, 'learned row')} that you named "
+            f"{'was' if request.n_rows == 1 else 'were'} removed from the model "
             f"({exactness_text(receipt['exactness'])})."
         )
         if request.n_unknown:
-            lines.append(f"{request.n_unknown:,} of what you named were not held.")
+            lines.append(f"Of what you named, {counted(request.n_unknown, 'item')} "
+                         f"{'was' if request.n_unknown == 1 else 'were'} not held.")  # fmt: skip
         if receipt["n_copies_left"]:
             lines.append("Copies of some of the pictures are still learned under other names.")
         if receipt["anchor"] != "pretrained":
@@ -391,10 +417,13 @@ def _to_auditor(request: Request, receipt: dict[str, Any] | None) -> str:
         "Rows removed for it": f"{request.n_rows:,}",
         "Named and not held": f"{request.n_unknown:,}",
     }
+    if request.reason:
+        cells["Reason"] = request.reason
     if receipt is not None:
+        served = counted(len(receipt["request_ids"]), "request")
         cells |= {
             "Carried out": receipt["time"],
-            "Rows of the deletion": f"{receipt['n_rows']:,}, for {len(receipt['request_ids'])} requests",
+            "Rows of the deletion": f"{receipt['n_rows']:,}, for {served}",
             "Rows left, copies left": f"{receipt['n_samples_learned']:,}, {receipt['n_copies_left']:,}",
             "Exactness": exactness_text(receipt["exactness"]),
             "Drift, residual, rounding": ", ".join(
@@ -428,7 +457,9 @@ def _request(
         names = tuple(one for one in check_ids(list(sample_ids)) or () if one is not None)
         paths = tuple(str(Path(file).absolute()) for file in files)
         drawn = secrets.token_hex(8) if request_id is None else request_id
-        (name, *_) = check_request_ids([drawn, subject, note, *paths])
+        checked = {"request_id": drawn, "subject": subject, "note": note}
+        for argument, text in [*checked.items(), *(("files", path) for path in paths)]:
+            check_text(argument, text)
         begin = date.today() if received is None else date.fromisoformat(received)
         due = begin + timedelta(days)
     except (ValueError, OverflowError) as error:
@@ -436,7 +467,7 @@ def _request(
     if not names and not paths:
         raise RequestError("Expected sample_ids or files of the request, got neither.")
     dates = begin.isoformat(), due.isoformat(), ""
-    return Request(name, "open", subject, *dates, note, names, paths, "")
+    return Request(drawn, "open", subject, *dates, note, names, paths, "")
 
 
 def _look_up(

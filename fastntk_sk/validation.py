@@ -250,13 +250,26 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Expected {name} to be {' or '.join(map(repr, choices))}, got {value!r}.")
 
 
+def check_text(name: str, value: Any) -> str:
+    """Return an argument that is text and can be stored; raise ValueError for others."""
+    if not isinstance(value, str) or not _is_text(value):
+        raise ValueError(f"Expected {name} to be text, got {value!r:.80}. Convert it by str().")
+    return value
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise ValueError unless a similarity can reach a threshold."""
+    if not -1 <= threshold <= 1:  # NaN is not
+        raise ValueError(
+            f"Expected threshold to be between -1 and 1, as a cosine is, got {threshold!r}. The very "
+            "content has 1."
+        )
+
+
 def check_request_ids(request_id: Any) -> list[str]:
     """Return the names of requests as a list of text."""
     names = [request_id] if isinstance(request_id, str) else list(request_id)
-    for name in names:
-        if not isinstance(name, str) or not _is_text(name):
-            raise ValueError(f"Expected request_id to be text, got {name!r:.80}. Convert it by str().")
-    return names
+    return [check_text("request_id", name) for name in names]
 
 
 def check_ids(sample_ids: Any, n: int | None = None) -> list[str | int | None] | None:

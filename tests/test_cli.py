@@ -228,6 +228,11 @@ def test_requests(folders, tmp_path, capsys):
     answer(capsys, "requests", "close", out, "case 2", "--as", "nothing held")
     assert "Nothing" in answer(capsys, "requests", "letter", out, "case 2")["text"]
     assert refused(capsys, "requests", "letter", out, "case 3")["error"] == "RequestError"
+    answer(capsys, *added, "--id", "person 1", "--request-id", "case 3")
+    answer(capsys, "requests", "close", out, "case 3", "--reason", "A contract holds.")
+    for reader in ("person", "auditor"):
+        letter = answer(capsys, "requests", "letter", out, "case 3", "--reader", reader)["text"]
+        assert "A contract holds." in letter
 
 
 def test_a_number_that_is_two_ids(folders, tmp_path, capsys):
@@ -283,7 +288,7 @@ def test_two_processes_at_once(folders, state, capsys):
         assert answer(capsys, "unlearn", state, second)["n_learned"] == 22
         printed, rest = process.communicate()
     assert process.returncode == 0, progress + rest
-    assert printed.startswith("Forgot 1 rows in ")
+    assert printed.startswith("Forgot 1 row in ")
     assert "torch.jit" not in progress + rest
     assert FastNTKClassifier.load(state).n_samples_learned_ == 22
 

@@ -87,7 +87,7 @@ def test_one_deletion_for_all_that_are_open(pictures, tmp_path):
     for reader, words in (("person", "2 learned rows"), ("auditor", receipt["checksum"])):
         assert words in requests.letter("case 4", reader)
         assert "Fay" not in requests.letter("case 4", reader)
-    assert "1 of what you named were not held" in requests.letter(eve)
+    assert "Of what you named, 1 item was not held" in requests.letter(eve)
     assert "refused" in requests.letter(ben)
     # who asks for what others have had forgotten
     requests.add(sample_ids=["person 3"], request_id="case 5")
@@ -215,6 +215,7 @@ def test_what_is_wrong_is_said(pictures, tmp_path):
         lambda: requests.add(sample_ids=[1.5]),
         lambda: requests.add("\udcff", sample_ids=["x"]),
         lambda: requests.letter("case 1"),
+        lambda: requests.close("case 1", reason="\udcff"),
     ):
         with pytest.raises(RequestError, match=r"Expected|There|kept"):
             call()

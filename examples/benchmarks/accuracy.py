@@ -29,6 +29,7 @@ from _common import (
     emoji,
     fashion_mnist,
     folded,
+    mean_and_error,
     picture,
     put,
     stamp,
@@ -489,7 +490,7 @@ def show(results: Results) -> None:
             points = []
             for n in grown.sizes:
                 if accuracies := [*_drawn(results, grown, n, model).values()]:
-                    points.append((n, np.mean(accuracies), np.std(accuracies)))
+                    points.append((n, *mean_and_error(accuracies)))
             if points:
                 axes[0, 0].errorbar(*zip(*points, strict=True), fmt="o-", color=colour, label=title)
         axes[0, 0].set(xscale="log", xlabel="rows learned", ylabel="test accuracy, %", ylim=(76, 92))
@@ -500,12 +501,12 @@ def show(results: Results) -> None:
         for ax, task in zip(axes[0, 1:], others, strict=True):
             (n,) = task.sizes
             found = {
-                title: (np.mean([*accuracies.values()]), np.std([*accuracies.values()]), colour)
+                title: (*mean_and_error([*accuracies.values()]), colour)
                 for model, (title, colour) in DRAWN.items()
                 if (accuracies := _drawn(results, task, n, model))
             }
-            for title, (mean, spread, colour) in reversed(found.items()):
-                ax.errorbar(mean, title, xerr=spread, fmt="o", color=colour)
+            for title, (mean, error, colour) in reversed(found.items()):
+                ax.errorbar(mean, title, xerr=error, fmt="o", color=colour)
                 ax.annotate(
                     f"{mean:.1f}", (mean, title), (0, 7), textcoords="offset points", ha="center"
                 )

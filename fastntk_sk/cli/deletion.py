@@ -11,6 +11,7 @@ import click
 from ..backbones.folders import Pictures, read_pictures
 from ..escaping import visible
 from ..exceptions import AmbiguousSampleError
+from ..wording import counted
 from .command import FILE, Answer, Output, command, flag, here, key_file_option, names_option
 from .states import as_classes, changed, load_state, passphrase, with_names
 
@@ -163,7 +164,10 @@ def _tried(report: dict[str, Any], asked: _Asked) -> Answer:
     report["rows"] = [{"item": item} | row for item, row in told]
     report["reason"] = here(with_names(report["reason"], asked.items))
     if report["possible"]:
-        text = f"{report['n_rows']:,} learned rows can be forgotten, in about {report['seconds']:.1f} s."
+        text = (
+            f"{counted(report['n_rows'], 'learned row')} can be forgotten, in about "
+            f"{report['seconds']:.1f} s."
+        )
     else:
         text = f"This cannot be forgotten: {report['reason']}"
     return Answer(report, text, code=int(not report["possible"]))
@@ -175,14 +179,17 @@ def _forgotten(clf: FastNTKClassifier, paths: list[str]) -> Answer:
     copies = [path for path, row in zip(paths, rows, strict=True) if row["result"] == "found"]
     exactness = clf._adapter.exactness_text(receipt["exactness"])
     text = (
-        f"Forgot {receipt['n_rows']:,} rows in {receipt['seconds']:.1f} s: {exactness}. "
-        f"{clf.n_samples_learned_:,} rows are left."
+        f"Forgot {counted(receipt['n_rows'], 'row')} in {receipt['seconds']:.1f} s: {exactness}. "
+        f"Learned rows left: {clf.n_samples_learned_:,}."
     )
     if copies:
-        text += f" Copies of {len(copies):,} pictures are still learned: --all-copies forgets them too."
+        text += (
+            f" Copies of {counted(len(copies), 'picture')} are still learned: --all-copies forgets them "
+            "too."
+        )
     under_ids = receipt.get("n_rows_left_under_sample_ids", 0)
     if under_ids:
-        text += f" {under_ids:,} other rows are left under the ids of the request."
+        text += f" Other rows left under the ids of the request: {under_ids:,}."
     text += " Versions published before still hold them: fastntk push --purge-history deletes those."
     data = {"receipt": receipt, "n_learned": clf.n_samples_learned_, "copies_left": copies}
     return Answer(data, text)
@@ -208,7 +215,8 @@ def rebuild(output: Output, state: Path, data: Path | None, key_file: Path | Non
             clf.rebuild()
         else:
             clf.rebuild(pictures.paths, as_classes(clf, pictures.labels, data.is_dir()))
-    text = f"Rebuilt the sums of {clf.n_samples_learned_:,} rows. Ledger and receipts are unchanged."
+    n_rows = counted(clf.n_samples_learned_, "row")
+    text = f"Rebuilt the sums of {n_rows}. Ledger and receipts are unchanged."
     return Answer({"n_learned": clf.n_samples_learned_}, text)
 
 

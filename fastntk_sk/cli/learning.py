@@ -9,6 +9,7 @@ import click
 
 from ..backbones.folders import read_labelled, read_pictures
 from ..escaping import visible
+from ..wording import counted
 from .command import FILE, PLACE, Answer, Output, command, flag, key_file_option, tell
 from .states import as_classes, key_in, load_model
 
@@ -253,18 +254,19 @@ def report(
         "n_forgotten": clf.n_samples_forgotten_,
         "receipts": receipts,
     }
-    lines = [f"{clf.n_samples_learned_:,} rows learned, {clf.n_samples_forgotten_:,} forgotten."]
+    learned = counted(clf.n_samples_learned_, "row")
+    lines = [f"{learned} learned, {clf.n_samples_forgotten_:,} forgotten."]
     if clf.n_samples_forgotten_ and not receipts:
         lines.append("The private state holds the receipts.")
     for receipt in receipts:
-        rows = f"{receipt['n_rows']:,} rows{' rectified' if receipt['n_rectified'] else ''}"
+        rows = f"{counted(receipt['n_rows'], 'row')}{' rectified' if receipt['n_rectified'] else ''}"
         lines.append(f"{receipt['time']}  {rows}  {clf._adapter.exactness_text(receipt['exactness'])}")
     paths, labels = None, None
     if data is not None:
         pictures, named = read_labelled(data)
         paths, labels = pictures.paths, as_classes(clf, named, False)
         found["accuracy"] = clf.score(paths, labels)
-        lines.append(f"accuracy {found['accuracy']:.1%} on {len(paths):,} pictures")
+        lines.append(f"accuracy {found['accuracy']:.1%} on {counted(len(paths), 'picture')}")
     if html is not None:
         from ..evaluation.page import report_page
         from ..publishing import files

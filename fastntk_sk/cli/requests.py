@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..escaping import visible
+from ..wording import counted
 from .command import (
     FILE,
     Answer,
@@ -128,13 +129,17 @@ def _held(state: Path, key_file: Path | None, verbose: int = 0) -> Requests:
 def _rows(rows: list[dict[str, Any]]) -> Answer:
     lines = [
         f"{visible(row['request_id'])}\t{visible(row['item'])}\t{row['result']}"
-        f"\t{row['n_rows']:,} rows\t{row['copies_left']:,} copies left"
+        f"\t{counted(row['n_rows'], 'row')}\t{row['copies_left']:,} copies left"
         for row in rows
     ]
     return Answer({"rows": rows}, "\n".join(lines) or "No request is open.")
 
 
-@command("close", 'fastntk requests close clinic.fastntk 5f0c3b7a --as "nothing held"')
+@command(
+    "close",
+    'fastntk requests close clinic.fastntk 5f0c3b7a --as "nothing held"',
+    'fastntk requests close clinic.fastntk 5f0c3b7a --reason "The law has us keep it until 2031."',
+)
 @click.argument("state", type=FILE)
 @click.argument("request_id")
 @click.option(
@@ -142,15 +147,18 @@ def _rows(rows: list[dict[str, Any]]) -> Answer:
     "closed_as",
     type=click.Choice(("refused", "nothing held")),
     default="refused",
-    help="Why nothing is forgotten for it.",
+    help="What became of it.",
 )
+@click.option("--reason", default="", help="Why it is refused, for its letters; it is kept.")
 @key_file_option
-def close(output: Output, state: Path, request_id: str, closed_as: Any, key_file: Path | None) -> Answer:
+def close(
+    output: Output, state: Path, request_id: str, closed_as: Any, reason: str, key_file: Path | None
+) -> Answer:
     """Close a request without a deletion.
 
     Its subject, note and names are erased.
     """
-    _held(state, key_file).close(request_id, closed_as)
+    _held(state, key_file).close(request_id, closed_as, reason=reason)
     return Answer({"request_id": request_id}, f"{visible(request_id)} is closed.")
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fastntk_sk.demo.session import VIEWS, Picture, Session, Step
 from fastntk_sk.escaping import visible
+from fastntk_sk.wording import counted
 
 ON_PAGE = 24  # pictures
 _STRIP = 8  # pictures of what changed, beside the figures
@@ -89,11 +90,12 @@ def n_pages(session: Session, view: str) -> int:
 def summary(session: Session) -> str:
     """Return one paragraph about the model."""
     n_gone, n_held_out = len(session.forgotten), len(session.held_out)
-    text = f"<b>{_text(session.name)}</b>: {_count(len(session.learned) - n_gone, 'picture')} learned, "
+    text = f"<b>{_text(session.name)}</b>: {counted(len(session.learned) - n_gone, 'picture')} learned, "
     text += f"{n_gone:,} forgotten."
     if n_held_out:
         right = 1 - session.steps[-1].n_mistakes / n_held_out
-        text += f" Of {_count(n_held_out, 'picture')} that it never learned, it reads {right:.1%} right."
+        never = counted(n_held_out, "picture")
+        text += f" Of {never} that it never learned, it reads {right:.1%} right."
     return f"<p>{text}</p>"
 
 
@@ -118,14 +120,14 @@ def span(session: Session, view: str, page: int) -> str:
 def to_forget(session: Session) -> str:
     """Return the caption of the button that forgets."""
     n = len(session.picked)
-    return f"Forget {_count(n, 'picture')}" if n else "Forget (tick pictures first)"
+    return f"Forget {counted(n, 'picture')}" if n else "Forget (tick pictures first)"
 
 
 def result(session: Session) -> str:
     """Return what the last deletion changed: mistakes as a chart, and the pictures read differently."""
     parts = [f"<h3>{'What the last deletion changed' if len(session.steps) > 1 else 'The model'}</h3>"]
     if session.held_out:
-        parts.append(f"<p>Mistakes on {_count(len(session.held_out), 'picture')} never learned:</p>")
+        parts.append(f"<p>Mistakes on {counted(len(session.held_out), 'picture')} never learned:</p>")
         parts.append(_chart(session.steps))
     else:
         parts.append("<p>No picture is held out to measure with: each class needs five.</p>")
@@ -167,7 +169,7 @@ def _changes(session: Session) -> list[str]:
     labels = [picture.label for picture in session.held_out]
     n_mended = sum(now.readings[i] == labels[i] for i in changed)
     n_broken = sum(before.readings[i] == labels[i] for i in changed)
-    text = f"{_count(len(changed), 'picture')} read differently after the last deletion: "
+    text = f"{counted(len(changed), 'picture')} read differently after the last deletion: "
     text += f"{n_mended:,} now right, {n_broken:,} now wrong."
     if n_broken > n_mended:
         text += " What was forgotten had helped."
@@ -239,7 +241,3 @@ def _url(content: bytes, kind: str) -> str:
 def _text(name: str) -> str:
     """Return a name that somebody else chose as it may stand in the page."""
     return escape(visible(name))
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

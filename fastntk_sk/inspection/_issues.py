@@ -12,6 +12,7 @@ from sklearn.utils.validation import _num_samples
 
 from ..modes import without_modes
 from ..sums.memory import require
+from ..validation import check_threshold
 from ._learned import Learned, check_shared_features, check_two_classes, features_of
 from ._without import scores_without
 
@@ -130,6 +131,9 @@ def duplicates(clf: Any, X: Any, *, threshold: float = 0.99) -> Bunch:
     InsufficientMemoryError
         If the features of all rows do not fit.
 
+    ValueError
+        If no similarity can reach `threshold`.
+
     Examples
     --------
     >>> import numpy as np
@@ -142,6 +146,7 @@ def duplicates(clf: Any, X: Any, *, threshold: float = 0.99) -> Bunch:
     >>> found.pairs.tolist(), found.same.tolist()
     ([[7, 50], [8, 51]], [True, False])
     """
+    check_threshold(threshold)
     state = check_shared_features(clf)
     n, digests, (width, _) = _num_samples(X), list[bytes](), state.model.sizes
     require(

@@ -18,6 +18,7 @@ from ..tangents.lora import merge_lora
 from ..tangents.mirror import Mirrored
 from ..tangents.model import LinearizedModel, Parameters
 from ..tangents.rungs import SIDES
+from ..wording import counted
 from .exactness import exactness_text
 from .exports import with_readout
 from .files import tensors_checksum
@@ -83,8 +84,8 @@ class Adapter:
         model, ladder = self.model, self.model.ladder
         exact = self.exactness_text(self.exactness)
         parts = {
-            "learned": f"{self.n_learned:,} rows",
-            "forgotten": f"{self.n_forgotten:,} rows",
+            "learned": counted(self.n_learned, "row"),
+            "forgotten": counted(self.n_forgotten, "row"),
             "deletions": exact if self.n_forgotten else "none yet",
             "anchor": self.settings.anchor,
             "kernel": self.settings.kernel,

@@ -87,6 +87,7 @@ def model_card(
         alpha=_alpha(adapter),
         classes=[markdown(label) for label in adapter.classes.tolist()],
         finetuned=settings.anchor_has_seen,
+        calibrated=settings.temperature is not None,
         ladder=model.ladder is not None,
         ladder_alone=adapter.is_ladder_alone,
         LADDER_IS_EXACT=LADDER_IS_EXACT,

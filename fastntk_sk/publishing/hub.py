@@ -18,6 +18,7 @@ from huggingface_hub.utils import (
 )
 
 from ..exceptions import HubError, PrivacyWarning, PublicationError, StateFormatError, warn
+from ..wording import counted
 from .adapter import Adapter
 from .config import Config, check
 from .files import parse_json, read
@@ -44,7 +45,8 @@ _OTHERS = (
     errors.LocalEntryNotFoundError,
     errors.LocalTokenNotFoundError,
 )
-_AGAIN = (
+_READ_AGAIN = "Check the connection and call again."
+_PUSH_AGAIN = (
     "Check the connection and call again: nothing is half done, what was uploaded is not uploaded "
     "twice, and a purge goes on."
 )
@@ -95,7 +97,7 @@ def push(
     `known` are the chains of receipts that the estimator goes on, and the deletions in them.
     """
     api = HfApi(token=_checked(token))
-    with _calling(repo_id):
+    with _calling(repo_id, _PUSH_AGAIN):
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(repo_id).private:
             raise PublicationError(
@@ -172,13 +174,13 @@ def _commit(api: HfApi, repo_id: str, revision: str | None) -> str | None:
 def _title(adapter: Adapter, earlier: Config | None) -> str:
     """Return what changed since the published version, as far as the counts tell."""
     if earlier is None:
-        return f"Publish an adapter learned from {adapter.n_learned:,} rows"
+        return f"Publish an adapter learned from {counted(adapter.n_learned, 'row')}"
     forgotten = adapter.n_forgotten - earlier.n_samples_forgotten
     learned = adapter.n_learned - earlier.n_samples_learned + forgotten
     if forgotten < 0 or learned < 0:
-        return f"Replace the adapter by one learned from {adapter.n_learned:,} rows"
+        return f"Replace the adapter by one learned from {counted(adapter.n_learned, 'row')}"
     counts = {"forget": forgotten, "learn": learned}
-    changes = [f"{verb} {n:,} rows" for verb, n in counts.items() if n]
+    changes = [f"{verb} {counted(n, 'row')}" for verb, n in counts.items() if n]
     return (" and ".join(changes) or "update the card").capitalize()
 
 
@@ -261,7 +263,7 @@ def _status(error: Exception) -> int | None:
 
 
 @contextmanager
-def _calling(repo_id: str) -> Iterator[None]:
+def _calling(repo_id: str, again: str = _READ_AGAIN) -> Iterator[None]:
     """Keep the client from drawing bars, and turn what it raises into errors that say what to do."""
     silent = are_progress_bars_disabled()
     disable_progress_bars()
@@ -269,7 +271,7 @@ def _calling(repo_id: str) -> Iterator[None]:
         yield
     except (_HTTPError, *_OTHERS) as error:
         causes = [*type(error).__mro__, _status(error)]
-        advice = next((_ADVICE[cause] for cause in causes if cause in _ADVICE), _AGAIN)
+        advice = next((_ADVICE[cause] for cause in causes if cause in _ADVICE), again)
         raise HubError(f"{type(error).__name__} for {repo_id!r}. {advice}") from error
     finally:
         if not silent:

@@ -55,6 +55,7 @@ TABLES = {
         "receipt TEXT",
         "n_rows INTEGER",
         "n_unknown INTEGER",
+        "reason TEXT",
     ),
 }
 _KINDS = {"INTEGER": int, "REAL": float, "TEXT": str, "BLOB": bytes}

@@ -14,6 +14,7 @@ from ..publishing.config import describe
 from ..publishing.files import check_tensors
 from ..publishing.folder import ADAPTER, adapter_file
 from ..publishing.rebuilding import build_model, check_sizes, read_adapter, settings_at_fit, unfitted
+from ..wording import counted
 from .database import Database, connect, rekey
 from .packing import Contents, pack, restore, unpack
 from .receipts import chain_heads, parse_receipts
@@ -155,7 +156,7 @@ def _in_words(receipt: Mapping[str, Any]) -> str:
     if "time" not in receipt:
         return "the last of its chain"
     names = ", ".join(receipt["request_ids"])
-    rows = f"{receipt['n_rows']:,} rows{' rectified' if receipt['n_rectified'] else ''}"
+    rows = f"{counted(receipt['n_rows'], 'row')}{' rectified' if receipt['n_rectified'] else ''}"
     return f"{rows} at {receipt['time']}{f' for {names}' if names else ''}"
 
 

@@ -56,6 +56,8 @@ def test_duplicates_across_labels(digits):
     assert (found.similarity[:3] > 1 - 1e-6).all()
     assert (np.diff(found.similarity) <= 0).all()
     assert not len(duplicates(clf, X, threshold=1.0).pairs)
+    with pytest.raises(ValueError, match="threshold"):
+        duplicates(clf, X, threshold=float("nan"))
 
 
 def test_duplicates_do_not_depend_on_the_default_dtype(blobs):

@@ -22,6 +22,7 @@ from fastntk_sk.exceptions import (
     StateMismatchError,
     UnsavedParameterWarning,
 )
+from fastntk_sk.inspection import calibrate
 from fastntk_sk.publishing.card import model_card
 from fastntk_sk.publishing.html import state_table
 
@@ -217,6 +218,14 @@ def test_the_fields_that_the_hub_reads(pictures, monkeypatch):
     monkeypatch.setitem(clf._adapter.model.backbone.net.pretrained_cfg, "license", "dinov3-license")
     card = ModelCard(model_card(clf))
     assert (card.data.license, card.data.license_name) == ("other", "dinov3-license")
+
+
+def test_the_card_of_a_calibrated_model_says_so(blobs):
+    clf = make(trainable="ladder").fit(*blobs)
+    assert "`predict_proba` is not calibrated." in model_card(clf)
+    card = model_card(calibrate(clf, *blobs))
+    assert "was fitted on the leave-one-out scores" in card
+    assert "not calibrated" not in card
 
 
 def test_an_alpha_that_the_sums_chose_is_not_published(blobs, tmp_path):

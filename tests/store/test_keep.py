@@ -77,6 +77,14 @@ def test_nothing_of_the_forgotten_stays(blobs, tmp_path):
     assert clf.find(X[OF_3][:1], threshold=0.999) == [[]]
 
 
+@pytest.mark.parametrize("wrong", [{"threshold": float("nan")}, {"threshold": 1.5}, {"n": 0}])
+def test_find_refuses_what_nothing_can_be(blobs, wrong):
+    X, y = blobs
+    clf = make().fit(X, y)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        clf.find(X[:1], **wrong)
+
+
 def features(clf, X):
     """Return the features of one row, as they enter the sums."""
     model = clf._private.state.model
@@ -94,7 +102,7 @@ def test_a_row_that_is_left_keeps_its_name(blobs):
     """The id goes with its last row, and a content with its last copy."""
     X, y = blobs
     clf = make().fit(np.r_[X, X[:1]], np.r_[y, y[:1]], sample_ids=[*NAMES, "person 0"])
-    with pytest.warns(PrivacyWarning, match="1 copies"):
+    with pytest.warns(PrivacyWarning, match="copies='all'"):
         clf.unlearn(X[:1])
     ((found,),) = clf.find(X[:1], n=1)
     assert (found["sample_id"], found["n_copies"], found["same"]) == ("person 0", 1, True)
