@@ -5,10 +5,14 @@ from __future__ import annotations
 from copy import deepcopy
 from html import escape
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastntk_sk.demo import page
 from fastntk_sk.demo.session import VIEWS, Session, learn_example, learn_folder
@@ -23,7 +27,13 @@ ABOUT = (
     "subtracted from the model, without training it again. The example has forgotten its most doubtful "
     "pictures already. The method is Fast-NTK, [arXiv:2312.14923](https://arxiv.org/abs/2312.14923)."
 )
-FOOTER = ["gradio", "settings"]
+# no pictures in the browser's storage, no files from it, and no more sessions than memory holds
+LAUNCH = {
+    "footer_links": ["gradio", "settings"],
+    "run_history": False,
+    "max_file_size": 1,
+    "state_session_capacity": 100,
+}
 ON_CLICK = """
 element.addEventListener("click", (event) => {
   const card = event.target.closest("button.card");
@@ -33,6 +43,31 @@ element.addEventListener("click", (event) => {
 TO_RESULT = (
     '() => document.getElementById("result").scrollIntoView({behavior: "smooth", block: "nearest"})'
 )
+
+
+class OwnPage:
+    """Refuse what pages of other sites and ports send, and frames of others around the app."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if urlsplit(headers.get("origin", f"//{headers['host']}")).netloc != headers["host"]:
+            refused = PlainTextResponse("This app listens to its own page alone.", status_code=403)
+            await refused(scope, receive, send)
+            return
+
+        async def unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = "frame-ancestors 'none'"
+            await send(message)
+
+        await self.app(scope, receive, unframed)
 
 
 def sentence(error: Exception) -> gr.Error:
@@ -151,7 +186,8 @@ def build(local: bool = False, **parameters: Any) -> gr.Blocks:
 def serve(port: int, *, quiet: bool = False, **parameters: Any) -> None:
     """Run the app for the person at this machine.
 
-    A page of another site that lets its own name stand for 127.0.0.1 is refused by the Host header.
+    A page of another site that lets its own name stand for 127.0.0.1 is refused by the Host header,
+    any other page by its origin.
     """
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     build(local=True, **parameters).launch(
@@ -159,10 +195,10 @@ def serve(port: int, *, quiet: bool = False, **parameters: Any) -> None:
         server_port=port,
         quiet=quiet,
         ssr_mode=False,  # a server of Node in front would send a Host header of its own
-        footer_links=FOOTER,
-        app_kwargs={"middleware": [hosts]},
+        app_kwargs={"middleware": [hosts, Middleware(OwnPage)]},
+        **LAUNCH,
     )
 
 
 if __name__ == "__main__":
-    build().launch(footer_links=FOOTER)
+    build().launch(**LAUNCH)

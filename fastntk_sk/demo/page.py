@@ -49,8 +49,8 @@ CSS = """
 .card .note { display: block; }
 .card .right { color: #15803d; }
 .card .wrong { color: #b91c1c; }
-.dark .card .right { color: #4ade80; }
-.dark .card .wrong { color: #f87171; }
+.dark & .card .right { color: #4ade80; }
+.dark & .card .wrong { color: #f87171; }
 .card.gone img { opacity: 0.45; }
 button.card { cursor: pointer; }
 button.card:hover { border-color: var(--color-accent); }

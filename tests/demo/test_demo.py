@@ -155,6 +155,9 @@ def test_the_folder_is_a_space():
     assert "fastntk_sk[demo]" in (folder / "requirements.txt").read_text()
 
 
+LIGHT = "rgb(74, 222, 128)", "rgb(248, 113, 113)"  # what a dark page is written in
+
+
 @contextmanager
 def served(folder):
     """Serve the app from a process of its own, and give its address."""
@@ -201,7 +204,22 @@ def test_the_app_in_a_browser(tmp_path):
             answer = connection.getresponse()
             answer.read()
             assert answer.status == status
+        for origin, status in (
+            ("http://evil.example", 403),
+            ("http://127.0.0.1:7950", 403),
+            ("null", 403),
+            ("http://127.0.0.1:7911", 200),
+        ):
+            connection.request("GET", "/config", headers={"Origin": origin})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == status
+            assert status == 403 or "none" in answer.headers["Content-Security-Policy"]
+        connection.close()
 
+        tab.goto(f"{address}/?__theme=dark")
+        note = tab.locator("#result .note.right, #result .note.wrong").first
+        assert note.evaluate("note => getComputedStyle(note).color") in LIGHT
         tab.goto(address)
         tab.wait_for_selector("#pictures button.card")
         assert "24 forgotten" in tab.inner_text("#summary")
@@ -238,4 +256,5 @@ def test_the_app_in_a_browser(tmp_path):
             tab.set_viewport_size({"width": width, "height": 900})
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert not wrong
+        assert "image/" not in tab.evaluate("JSON.stringify(localStorage)")
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
