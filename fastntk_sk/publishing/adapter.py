@@ -86,7 +86,7 @@ class Adapter:
         parts = {
             "learned": counted(self.n_learned, "row"),
             "forgotten": counted(self.n_forgotten, "row"),
-            "deletions": exact if self.n_forgotten else "none yet",
+            "deletions": exact if any(self.heads.values()) else "none yet",
             "anchor": self.settings.anchor,
             "kernel": self.settings.kernel,
         }

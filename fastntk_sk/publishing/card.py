@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..escaping import markdown
+from ..escaping import markdown, visible
 from ..sums.ridge import TANGENT_ALPHA
 from ..tangents.model import LinearizedModel
 from .adapter import LADDER_IS_EXACT, Adapter
@@ -36,6 +37,9 @@ def model_card(
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    wrong = {name: value for name, value in (metrics or {}).items() if not math.isfinite(value)}
+    if wrong:
+        raise ValueError(f"Expected metrics to be finite numbers, got {wrong}. Leave those out.")
     adapter: Adapter = classifier._adapter
     model, settings = adapter.model, adapter.settings
     name = public_name(model)
@@ -75,7 +79,7 @@ def model_card(
         data,
         str(Path(__file__).with_name("card.md")),
         title=title,
-        backbone=name,
+        backbone=visible(name).replace("`", "'"),  # it stands in code
         arguments=", ".join(arguments),
         pictures=pictures,
         revision=model.origin["revision"],
@@ -86,7 +90,10 @@ def model_card(
         summary={key: markdown(text) for key, text in adapter.summary().items()},
         alpha=_alpha(adapter),
         classes=[markdown(label) for label in adapter.classes.tolist()],
+        empty=int(adapter.empty.sum()),
         finetuned=settings.anchor_has_seen,
+        frozen=settings.anchor == "pretrained"
+        and (settings.predict_with == "linear" or not model.projection.p),
         calibrated=settings.temperature is not None,
         ladder=model.ladder is not None,
         ladder_alone=adapter.is_ladder_alone,

@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 
 from fastntk_sk import FastNTKClassifier
 from fastntk_sk.exceptions import (
+    EmptyClassWarning,
     FastNTKError,
     NoPrivateStateError,
     PublicationError,
@@ -218,6 +219,23 @@ def test_the_fields_that_the_hub_reads(pictures, monkeypatch):
     monkeypatch.setitem(clf._adapter.model.backbone.net.pretrained_cfg, "license", "dinov3-license")
     card = ModelCard(model_card(clf))
     assert (card.data.license, card.data.license_name) == ("other", "dinov3-license")
+
+
+def test_the_card_says_what_holds_of_this_model(blobs):
+    X, y = blobs
+    clf = make(trainable="ladder").fit(X, y)
+    assert "on the frozen backbone" in model_card(clf)
+    assert "| deletions | none yet |" in model_card(clf)
+    clf.rectify(X[:1], (y[:1] + 1) % 3)
+    assert "| deletions | exact" in model_card(clf)
+    with pytest.warns(EmptyClassWarning):
+        clf.unlearn(X[y == (y[0] + 2) % 3])
+    assert "3 classes (1 of them without a learned row" in model_card(clf)
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="finite"):
+            model_card(clf, metrics={"accuracy": value})
+    moved = make(predict_with="network").fit(X, y)
+    assert "on the backbone" in model_card(moved)
 
 
 def test_the_card_of_a_calibrated_model_says_so(blobs):
