@@ -230,6 +230,13 @@ class Requests:
             groups.setdefault(line.get("request_id") or line.get("subject") or f"line {i}", []).append(
                 line
             )
+        for name, group in groups.items():
+            for column in ("subject", "received", "note"):
+                if len({line.get(column) for line in group}) > 1:
+                    raise RequestError(
+                        f"Expected one {column} of each request in {path.name}, got several of "
+                        f"{name!r}. Give all of its lines the same one."
+                    )
         added = [
             _request(
                 group[0].get("subject") or "",
@@ -466,6 +473,8 @@ def _request(
         raise RequestError(f"A request that cannot be kept: {error}") from error
     if not names and not paths:
         raise RequestError("Expected sample_ids or files of the request, got neither.")
+    if not drawn:
+        raise RequestError("Expected a name of the request, got ''. Leave request_id out to draw one.")
     dates = begin.isoformat(), due.isoformat(), ""
     return Request(drawn, "open", subject, *dates, note, names, paths, "")
 
@@ -543,7 +552,7 @@ def _asked(db: Database, request_ids: tuple[str, ...]) -> list[Request]:
     missing = sorted(set(request_ids) - there.keys())
     if missing:
         raise RequestError(f"There are no open requests {missing}. List them: Requests(path).all().")
-    return [there[one] for one in request_ids] if request_ids else [*there.values()]
+    return [there[one] for one in dict.fromkeys(request_ids)] if request_ids else [*there.values()]
 
 
 def _read(db: Database) -> Iterator[tuple[int, Request]]:

@@ -65,6 +65,32 @@ def refused(capsys, *arguments):
     return found
 
 
+def test_a_page_replaces_nothing_but_pages(folders, state, tmp_path, capsys):
+    before = state.read_bytes()
+    found = refused(capsys, "report", state, "--html", state)
+    assert "Choose another file" in found["message"]
+    assert state.read_bytes() == before
+    page = tmp_path / "report.html"
+    for _ in range(2):
+        assert answer(capsys, "report", state, "--html", page)["html"] == str(page)
+    assert "--html" in refused(capsys, "report", state, "--before", folders / "state")["message"]
+
+
+def test_a_name_that_reads_like_a_message(folders, state, tmp_path, capsys):
+    for name in ("Rows [99].png", "ids at [7].png"):
+        file = tmp_path / name
+        file.write_text("no picture")
+        assert name in refused(capsys, "unlearn", state, file)["message"]
+
+
+def test_a_file_of_requests_says_all_of_them(state, tmp_path, capsys):
+    (tmp_path / "requests.csv").write_text("id\nperson 3\n")
+    add = "requests", "add", state, "--csv", tmp_path / "requests.csv"
+    for others in (["--subject", "Me"], ["--days", 30], ["--id", "person 4"], ["some.png"]):
+        assert "--csv alone" in refused(capsys, *add, *others)["message"]
+    assert len(answer(capsys, *add)["request_ids"]) == 1
+
+
 def test_a_deletion_request(folders, state, tmp_path, capsys):
     paths = sorted((folders / "train").rglob("*.png"))
     (tmp_path / "request.txt").write_text(f"{paths[0]}\n\n{paths[5]}\n")
@@ -464,7 +490,7 @@ def test_completion():
         (["find", "STATE", "flat"], "--keep features"),
         (["requests", "add", "STATE", "--id", "a", "--received", "9999-12-31"], "out of range"),
         (["requests", "add", "STATE", "--csv", "latin.txt"], "UTF-8"),
-        (["requests", "add", "STATE", "--csv", "bad.csv", "--id", "a"], "either"),
+        (["requests", "add", "STATE", "--csv", "bad.csv", "--id", "a"], "--csv alone"),
         (["zoo", "nothing*"], "nothing*"),
     ],
 )

@@ -192,7 +192,8 @@ def test_a_csv_of_requests(pictures, tmp_path):
         found = {request.request_id: request for request in requests.all()}
         assert found[first].names == ("person 3", "person 4")
         assert (second, found[second].files) == ("case 9", (str(tmp_path / "gone.png"),))
-        assert sum(row["n_rows"] for row in requests.run(first)) == 4
+        assert sum(row["n_rows"] for row in requests.run(first, first)) == 4
+        assert len(requests.all()) == 2
     with pytest.raises(DecryptionError):
         Requests(tmp_path / "encrypted").all()
 
@@ -203,8 +204,11 @@ def test_what_is_wrong_is_said(pictures, tmp_path):
     requests = Requests(path)
     requests.add(sample_ids=["person 3"], request_id="case 1")
     (tmp_path / "bad.csv").write_text("name,city\na,b\n")
+    (tmp_path / "two_subjects.csv").write_text("id,subject,request_id\nx,Anna,R1\ny,Ben,R1\n")
     for call in (
         lambda: requests.add("Anna"),
+        lambda: requests.add(sample_ids=["x"], request_id=""),
+        lambda: requests.add_csv(tmp_path / "two_subjects.csv"),
         lambda: requests.add(sample_ids=["x"], request_id="case 1"),
         lambda: requests.add(sample_ids=["x"], received="yesterday"),
         lambda: requests.add_csv(tmp_path / "bad.csv"),

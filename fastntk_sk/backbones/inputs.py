@@ -244,11 +244,12 @@ def _each(function: Callable[[int], T], indices: Sequence[int], n_workers: int) 
     """Return the results of a function of row numbers, which worker processes compute if asked."""
     if not n_workers:
         return map(function, indices)
+    n_portions = -(-len(indices) // _READ_AHEAD)
     loader = ReadAhead(
         _Calls(function),
         sampler=indices,
         batch_size=_READ_AHEAD,
-        num_workers=n_workers,
+        num_workers=min(n_workers, n_portions),
         collate_fn=list,
         generator=torch.Generator(),  # leaves the global generator alone
     )

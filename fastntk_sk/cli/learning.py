@@ -106,7 +106,7 @@ def _recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 )
 @click.option(
     "--num-workers",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 64),
     default=0,
     help="Processes that read pictures ahead.",
 )
@@ -246,6 +246,13 @@ def report(
 
     MODEL is a state, a folder with an adapter, or a repository of the Hub.
     """
+    if html is None and before is not None:
+        raise ValueError("Expected --html with --before, got none: the comparison stands on the page.")
+    if html is not None and html.exists() and not _is_page(html):
+        raise ValueError(
+            f"Expected --html to be a new file or an earlier page, got {str(html)!r}, which holds "
+            "something else. Choose another file."
+        )
     clf = load_model(model, key_file, output.quiet)
     earlier = None if before is None else load_model(before, key_file, output.quiet)
     receipts = clf.receipts_
@@ -277,6 +284,13 @@ def report(
         found["html"] = str(html)
         lines.append(f"page: {html}")
     return Answer(found, "\n".join(lines))
+
+
+def _is_page(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(15) == b"<!doctype html>"
 
 
 @command("zoo", "fastntk zoo", "fastntk zoo 'vit*' --json")

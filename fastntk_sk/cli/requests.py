@@ -73,8 +73,10 @@ def add(
     if csv is None:
         day = None if received is None else received.date().isoformat()
         added = [requests.add(sample_ids=names, files=pictures, received=day, **request)]
-    elif pictures or names:
-        raise ValueError("Expected either --csv, or pictures and --id, got both.")
+    elif others := _given() - {"state", "csv", "key_file"}:
+        raise ValueError(
+            f"Expected --csv alone, whose lines say the rest, got it with {', '.join(sorted(others))}."
+        )
     else:
         added = requests.add_csv(csv)
     return Answer({"request_ids": added}, "\n".join(map(visible, added)))
@@ -117,6 +119,16 @@ def run(output: Output, state: Path, request_ids: tuple[str, ...], key_file: Pat
     REQUEST_IDS are some requests; without them, all that are open.
     """
     return _rows(_held(state, key_file, verbose=int(not output.quiet)).run(*request_ids))
+
+
+def _given() -> set[str]:
+    """Return the names of the parameters that the command line has."""
+    context = click.get_current_context()
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
 
 
 def _held(state: Path, key_file: Path | None, verbose: int = 0) -> Requests:

@@ -76,11 +76,14 @@ def changed(
 def with_names(message: str, items: Sequence[str]) -> str:
     """Return a message about rows, or ids, of a request with the names of their files, or the ids."""
     what = {"Rows": "Files", "ids at": "ids"}
-    return re.sub(
-        r"\b(Rows|ids at) \[(\d+(?:, \d+)*)",
-        lambda found: f"{what[found[1]]} [{', '.join(items[int(i)] for i in found[2].split(', '))}",
-        message,
-    )
+
+    def named(found: re.Match[str]) -> str:
+        rows = [int(i) for i in found[2].split(", ")]
+        if max(rows) >= len(items):  # it stands in a name
+            return found[0]
+        return f"{what[found[1]]} [{', '.join(items[row] for row in rows)}"
+
+    return re.sub(r"\b(Rows|ids at) \[(\d+(?:, \d+)*)", named, message)
 
 
 def as_classes(clf: FastNTKClassifier, labels: list[str] | None, lenient: bool) -> list | None:
