@@ -14,7 +14,7 @@ from sklearn.utils._optional_dependencies import check_pandas_support
 from sklearn.utils.validation import check_is_fitted
 
 from ..escaping import visible
-from ..publishing.adapter import LADDER_IS_EXACT, Adapter
+from ..publishing.adapter import LINEAR_IS_EXACT, Adapter
 from ..publishing.config import public_name
 from ..publishing.html import state_table
 from .display import ChangedPredictionsDisplay, ForgettingTimelineDisplay
@@ -94,7 +94,7 @@ def report_page(
     """
     check_is_fitted(estimator)
     adapter: Adapter = estimator._adapter
-    exact = f"{_EXACT} {LADDER_IS_EXACT}" if adapter.is_ladder_alone else _EXACT
+    exact = f"{_EXACT} {LINEAR_IS_EXACT}" if adapter.is_linear else _EXACT
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     parts = [f"<h1>{_TITLE}</h1>", f"<p>Written on {written}.</p>", state_table(estimator)]
     parts += ["<h2>Where it comes from</h2>", _provenance(adapter), f"<p>{exact}</p>"]

@@ -23,9 +23,9 @@ from .exactness import exactness_text
 from .exports import with_readout
 from .files import tensors_checksum
 
-LADDER_IS_EXACT = (
-    "A model on the ladder alone is linear in its parameters, so that the model itself is exact, not "
-    "only its linearisation."
+LINEAR_IS_EXACT = (
+    "A readout alone, of a ladder or of the network's last features, is linear in its parameters, so "
+    "that the model itself is exact, not only its linearisation."
 )
 
 
@@ -71,13 +71,13 @@ class Adapter:
         return [entry for entry in entries if entry != "head"] or ["head"]
 
     @property
-    def is_ladder_alone(self) -> bool:
-        """Whether a readout of a ladder is all that was learned."""
-        return self.model.ladder is not None and not self.model.projection.p
+    def is_linear(self) -> bool:
+        """Whether a readout is all that was learned."""
+        return not self.model.projection.p
 
     def exactness_text(self, exactness: Mapping[str, Any]) -> str:
         """Return the exactness of one deletion, or of several, of this model in words."""
-        return exactness_text(exactness, ladder_alone=self.is_ladder_alone)
+        return exactness_text(exactness, is_linear=self.is_linear)
 
     def summary(self) -> dict[str, str]:
         """Return in words what was learned and forgotten, for a table."""

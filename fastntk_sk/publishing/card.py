@@ -11,7 +11,7 @@ from typing import Any
 from ..escaping import markdown, visible
 from ..sums.ridge import TANGENT_ALPHA
 from ..tangents.model import LinearizedModel
-from .adapter import LADDER_IS_EXACT, Adapter
+from .adapter import LINEAR_IS_EXACT, Adapter
 from .config import public_name
 
 # of the licences that timm states, those in the Hub's list; it refuses a card with another identifier
@@ -96,8 +96,8 @@ def model_card(
         and (settings.predict_with == "linear" or not model.projection.p),
         calibrated=settings.temperature is not None,
         ladder=model.ladder is not None,
-        ladder_alone=adapter.is_ladder_alone,
-        LADDER_IS_EXACT=LADDER_IS_EXACT,
+        is_linear=adapter.is_linear,
+        LINEAR_IS_EXACT=LINEAR_IS_EXACT,
         timm=hasattr(model.backbone.net, "pretrained_cfg"),
     )
     return str(card)

@@ -45,8 +45,8 @@ def exactness(
     return {"exact": not reasons, "reasons": reasons}
 
 
-def exactness_text(exactness: Mapping[str, Any], *, ladder_alone: bool = False) -> str:
-    """Return the exactness of one deletion or several in words; a ladder alone is linear itself."""
+def exactness_text(exactness: Mapping[str, Any], *, is_linear: bool = False) -> str:
+    """Return the exactness of one deletion or several in words; the model may be linear itself."""
     if exactness["exact"]:
-        return f"exact for the {'model itself' if ladder_alone else 'linearised model'}"
+        return f"exact for the {'model itself' if is_linear else 'linearised model'}"
     return f"approximate: {'; '.join(exactness['reasons'])}"

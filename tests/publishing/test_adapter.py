@@ -226,8 +226,11 @@ def test_the_card_says_what_holds_of_this_model(blobs):
     clf = make(trainable="ladder").fit(X, y)
     assert "on the frozen backbone" in model_card(clf)
     assert "| deletions | none yet |" in model_card(clf)
+    for trainable, what in (("head", "model itself"), ("norm", "linearised model")):
+        other = make(trainable=trainable).fit(X, y).unlearn(X[:1])
+        assert f"| deletions | exact for the {what} |" in model_card(other)
     clf.rectify(X[:1], (y[:1] + 1) % 3)
-    assert "| deletions | exact" in model_card(clf)
+    assert "| deletions | exact for the model itself |" in model_card(clf)
     with pytest.warns(EmptyClassWarning):
         clf.unlearn(X[y == (y[0] + 2) % 3])
     assert "3 classes (1 of them without a learned row" in model_card(clf)

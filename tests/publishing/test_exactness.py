@@ -44,4 +44,4 @@ def test_every_reason_is_named():
     exact = exactness(**EXACT)
     assert exact == {"exact": True, "reasons": []}
     assert exactness_text(exact) == "exact for the linearised model"
-    assert "model itself" in exactness_text(exact, ladder_alone=True)
+    assert "model itself" in exactness_text(exact, is_linear=True)
