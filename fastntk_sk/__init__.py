@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .backbones.folders import Pictures, read_pictures
     from .backbones.recipes import Recipe, list_recipes, load_recipe, register_recipe
     from .classifier import FastNTKClassifier
     from .distributed import share_rows
@@ -21,11 +22,13 @@ __version__ = "0.2.0"
 __all__ = [
     "FastNTKClassifier",
     "FastNTKClassifierCV",
+    "Pictures",
     "Recipe",
     "Request",
     "Requests",
     "list_recipes",
     "load_recipe",
+    "read_pictures",
     "register_recipe",
     "share_rows",
     "unlearn",
@@ -36,11 +39,13 @@ __all__ = [
 _MODULES = {
     "FastNTKClassifier": "classifier",
     "FastNTKClassifierCV": "search",
+    "Pictures": "backbones.folders",
     "Recipe": "backbones.recipes",
     "Request": "requests",
     "Requests": "requests",
     "list_recipes": "backbones.recipes",
     "load_recipe": "backbones.recipes",
+    "read_pictures": "backbones.folders",
     "register_recipe": "backbones.recipes",
     "share_rows": "distributed",
     "unlearn": "metaestimators",

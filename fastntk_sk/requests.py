@@ -380,9 +380,14 @@ class Requests:
         with connect(self.path, self.key) as db:
             found = [request for _, request in _read(db) if request.request_id == request_id]
             receipts = parse_receipts((r for _, (r,) in db.rows("receipts")), self.path.name)
-        if not found or found[0].state in OPEN:
-            raise RequestError(f"Expected a request that is closed, got {request_id!r}. Run it first.")
+        if not found:
+            raise RequestError(f"There is no request {request_id!r}. List them: Requests(path).all().")
         (request,) = found
+        if request.state in OPEN:
+            raise RequestError(
+                f"Expected a request that is closed, got {request_id!r}, which is open. Run it, or close it "
+                "where nothing of it is held."
+            )
         receipt = next((r for r in receipts if r["checksum"] == request.receipt), None)
         return (_to_person if reader == "person" else _to_auditor)(request, receipt)
 

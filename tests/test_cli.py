@@ -83,6 +83,17 @@ def test_a_name_that_reads_like_a_message(folders, state, tmp_path, capsys):
         assert name in refused(capsys, "unlearn", state, file)["message"]
 
 
+def test_a_raw_key_is_a_key_here_too(folders, tmp_path, capsys):
+    key = bytes(range(224, 256))
+    (tmp_path / "raw.key").write_bytes(key)
+    (tmp_path / "short.key").write_bytes(key[:31])
+    FastNTKClassifier.load(folders / "state").save(tmp_path / "encrypted", key=key)
+    found = answer(capsys, "report", tmp_path / "encrypted", "--key-file", tmp_path / "raw.key")
+    assert found["n_learned"] == 24
+    short = refused(capsys, "report", tmp_path / "encrypted", "--key-file", tmp_path / "short.key")
+    assert "31 other bytes" in short["message"]
+
+
 def test_a_file_of_requests_says_all_of_them(state, tmp_path, capsys):
     (tmp_path / "requests.csv").write_text("id\nperson 3\n")
     add = "requests", "add", state, "--csv", tmp_path / "requests.csv"

@@ -23,8 +23,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fastntk_sk import FastNTKClassifier
-from fastntk_sk.backbones.folders import read_pictures
+from fastntk_sk import FastNTKClassifier, read_pictures
 from fastntk_sk.evaluation import ChangedPredictionsDisplay
 
 folder = Path(tempfile.mkdtemp())

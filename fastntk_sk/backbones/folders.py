@@ -22,20 +22,70 @@ SUFFIXES = (
 
 @dataclass(frozen=True)
 class Pictures:
-    """Paths of pictures with their classes and ids, as far as the source names them."""
+    """Paths of pictures with their classes and ids, as far as the source names them.
+
+    Parameters
+    ----------
+    paths : list of str
+        Of the pictures: what `fit` takes as X.
+
+    labels : list of str, default=None
+        Their classes: what `fit` takes as y.
+
+    ids : list of str or None, default=None
+        What `fit` takes as `sample_ids`; None for a picture without one.
+
+    Examples
+    --------
+    >>> from fastntk_sk import Pictures
+    >>> Pictures(["cats/1.png", "dogs/1.png"], ["cats", "dogs"]).labels
+    ['cats', 'dogs']
+    """
 
     paths: list[str]
     labels: list[str] | None = None
     ids: list[str | None] | None = None
 
 
-def read_pictures(source: Path) -> Pictures:
-    """Return the pictures of a folder, a CSV file, a text file with one path a line, or one picture.
+def read_pictures(source: str | os.PathLike[str]) -> Pictures:
+    """Return the paths, classes and ids of pictures in a folder or in a list.
 
-    Paths in a file are relative to it. The first level of subfolders gives the classes; links are
-    followed, and hidden files and folders are left out. A warning counts the files that are left out for
-    their endings.
+    Parameters
+    ----------
+    source : str or path
+        A folder, of which the first level of subfolders gives the classes; a CSV file with the columns
+        path, label and perhaps id; a text file with one path a line; or one picture. Paths in a file are
+        relative to it. Links are followed, and hidden files and folders are left out.
+
+    Returns
+    -------
+    pictures : Pictures
+        `labels` and `ids` are None where the source does not name them.
+
+    Raises
+    ------
+    ValueError
+        If there are no pictures, or a list is not in UTF-8.
+
+    Warns
+    -----
+    UserWarning
+        Counts the files that are left out for their endings.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from fastntk_sk import read_pictures
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("cats", "dogs"):
+    ...     (folder / name).mkdir()
+    ...     Image.new("RGB", (32, 32)).save(folder / name / "1.png")
+    >>> read_pictures(folder).labels
+    ['cats', 'dogs']
     """
+    source = Path(source)
     if source.is_dir():
         found = sorted(_pictures_in(source))
         nested = all(path.parent != source for path in found)

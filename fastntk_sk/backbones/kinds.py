@@ -31,7 +31,10 @@ def check_images(X: Any, *, look: bool = True) -> Any:
     without `look`: `Rows` checks every item when it is read.
     """
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
-        raise ValueError(f"{_KINDS}; got a single {type(X).__name__}. Pass a list of one.")
+        raise ValueError(
+            f"{_KINDS}; got a single {type(X).__name__}. Pass a list of one, or of "
+            "what is in a folder: read_pictures(folder).paths."
+        )
     if hasattr(X, "to_dicts") and hasattr(X, "to_series") and X.shape[1] == 1:  # a polars table
         X = X.to_series()
     if hasattr(X, "to_list") and hasattr(X, "struct"):  # polars: numpy would take its fields apart
@@ -59,7 +62,8 @@ def check_images(X: Any, *, look: bool = True) -> Any:
     for i, item in enumerate(X if isinstance(X, list) else ()):
         one = picture(item, i)
         if isinstance(one, (str, os.PathLike)) and not os.path.isfile(one):
-            raise PictureError(f"Row {i} cannot be read: no file at {str(one)!r}.", [i])
+            advice = " It is a folder: pass read_pictures(folder).paths." if os.path.isdir(one) else ""
+            raise PictureError(f"Row {i} cannot be read: no file at {str(one)!r}.{advice}", [i])
     return X
 
 

@@ -153,7 +153,10 @@ names_option = click.option(
     help="Forget all that was learned under an id, with --keep features; may be repeated.",
 )
 key_file_option = click.option(
-    "--key-file", type=FILE, show_default="none", help="File with the passphrase of an encrypted state."
+    "--key-file",
+    type=FILE,
+    show_default="none",
+    help="File with the key of an encrypted state: a passphrase, or 32 bytes.",
 )
 
 

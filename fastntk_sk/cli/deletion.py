@@ -13,7 +13,7 @@ from ..escaping import visible
 from ..exceptions import AmbiguousSampleError
 from ..wording import counted
 from .command import FILE, Answer, Output, command, flag, here, key_file_option, names_option
-from .states import as_classes, changed, load_state, passphrase, with_names
+from .states import as_classes, changed, load_state, read_key, with_names
 
 if TYPE_CHECKING:
     from ..classifier import FastNTKClassifier
@@ -51,12 +51,16 @@ def find(
     paths = [path for source in pictures for path in read_pictures(source).paths]
     found = clf.find(paths, n=number, threshold=threshold)
     rows = [{"path": path} | row for path, each in zip(paths, found, strict=True) for row in each]
+    nothing = (
+        f"No learned picture has a similarity of {threshold:g} or more. One that was encoded again may "
+        "have less: a lower --threshold shows what comes nearest."
+    )
     lines = [
         f"{visible(row['path'])}\t{row['similarity']:.3f}\t{visible(row['sample_id'])}"
         f"\t{visible(row['label'])}"
         for row in rows
     ]
-    return Answer({"found": rows}, "\n".join(lines) or "Nothing is like these pictures.")
+    return Answer({"found": rows}, "\n".join(lines) or nothing)
 
 
 @command(
@@ -228,5 +232,5 @@ def rekey(output: Output, state: Path, key_file: Path, new_key_file: Path) -> An
     """Encrypt a state that is encrypted with another key."""
     from ..classifier import FastNTKClassifier
 
-    FastNTKClassifier.rekey(state, key=passphrase(key_file), new_key=passphrase(new_key_file))
+    FastNTKClassifier.rekey(state, key=read_key(key_file), new_key=read_key(new_key_file))
     return Answer({"state": str(state)}, f"{state} is encrypted with the new key.")

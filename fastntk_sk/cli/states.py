@@ -13,21 +13,26 @@ from ..exceptions import SampleError
 if TYPE_CHECKING:
     from ..classifier import FastNTKClassifier
 
+_KEY_BYTES = 32
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def key_in(file: Path | None) -> str | None:
-    """Return the passphrase in a file, if there is one."""
-    return None if file is None else passphrase(file)
+def key_in(file: Path | None) -> str | bytes | None:
+    """Return the key in a file, if there is one."""
+    return None if file is None else read_key(file)
 
 
-def passphrase(file: Path) -> str:
-    """Return the passphrase in a file."""
+def read_key(file: Path) -> str | bytes:
+    """Return the passphrase in a file, without the space around it, or a raw key."""
+    content = file.read_bytes()
     try:
-        found = file.read_text(encoding="utf-8").strip()
+        found = content.decode().strip()
     except UnicodeDecodeError as error:
+        if len(content) == _KEY_BYTES:
+            return content
         raise ValueError(
-            f"Expected a passphrase as text in UTF-8 in {file}, got other bytes."
+            f"Expected a passphrase as text in UTF-8, or a key of {_KEY_BYTES} bytes, in {file}, got "
+            f"{len(content):,} other bytes. Give the file of the key that `save` was given."
         ) from error
     if not found:
         raise ValueError(f"Expected a passphrase in {file}, got an empty file.")

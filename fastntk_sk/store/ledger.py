@@ -513,7 +513,7 @@ def _unknown_message(unknown: Sequence[int], elsewhere: Sequence[int]) -> str:
         )
     if elsewhere:
         parts.append(
-            f"Rows {_rows(elsewhere)} were learned with another label or sample id. Leave y_forget "
-            "out to take the label that was learned."
+            f"Rows {_rows(elsewhere)} were learned with another label or sample id. Leave labels "
+            "and ids out to take what was learned."
         )
     return " ".join(parts) + " Nothing was changed."

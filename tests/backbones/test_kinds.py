@@ -276,6 +276,7 @@ REFUSED = {
     "sparse tensor": (lambda X: first(X).to_sparse(), r"X.to_dense\(\)"),
     "list of meta tensors": (lambda X: [first(X)[0].to("meta")], "no values"),
     "text for bytes": (lambda X: [{"bytes": "abc", "path": None}], "got 0 in the columns"),
+    "folder": (lambda X: ["."], r"It is a folder: pass read_pictures\(folder\).paths"),
     "missing file": (lambda X: ["no.png"], "Row 0 cannot be read: no file at 'no.png'"),
     "label before picture": (lambda X: [(1, row) for row in X], "got int in row 0"),
     "missing path": (lambda X: [X[0], None], "got NoneType in row 1"),
