@@ -385,8 +385,8 @@ class Requests:
         (request,) = found
         if request.state in OPEN:
             raise RequestError(
-                f"Expected a request that is closed, got {request_id!r}, which is open. Run it, or close it "
-                "where nothing of it is held."
+                f"Expected a request that is closed, got {request_id!r}, which is open. Run it, or "
+                "close it where nothing of it is held."
             )
         receipt = next((r for r in receipts if r["checksum"] == request.receipt), None)
         return (_to_person if reader == "person" else _to_auditor)(request, receipt)
