@@ -218,16 +218,16 @@ def stamp(script: str) -> str:
     )
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return mean and standard error; None for the error of one value."""
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard error, which is NaN of one value."""
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return float(np.mean(values)), error
 
 
 def with_error(values: Sequence[float], digits: int) -> str:
     """Return mean and standard error as text; the mean alone of one value."""
     mean, error = mean_and_error(values)
-    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    return f"{mean:.{digits}f}" + ("" if np.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def put(page: Path, name: str, text: str) -> None:
