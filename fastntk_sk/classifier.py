@@ -734,8 +734,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         model, drift = self._proven(before.state, features)
         hold = len(removals) <= before.state.most_held
         sums = self._sum(before, model, rows, removals, features, "forgetting", hold=hold)
-        drifted = bool(drift or before.state.model.position_gap)
-        after = replace(before, state=before.state.subtract(sums, drifted=drifted), ledger=ledger)
+        after = replace(before, state=before.state.subtract(sums, drift=drift), ledger=ledger)
         measured = _measured(after.state, drift, seen_by, searched_by)
         if strict and not measured["exactness"]["exact"]:
             reasons = "; ".join([*measured["exactness"]["reasons"], *seen_by])
@@ -849,9 +848,7 @@ class FastNTKClassifier(ClassifierMixin, BaseEstimator):
         old = self._sum(before, model, rows, removals, features, "forgetting")
         new = self._sum(before, model, rows, right, features, "learning")
         ledger = before.ledger.rectified(removals, right)
-        drifted = bool(drift or before.state.model.position_gap)
-        state = before.state.exchange(old, new, drifted=drifted)
-        after = replace(before, state=state, ledger=ledger)
+        after = replace(before, state=before.state.exchange(old, new, drift=drift), ledger=ledger)
         n_copies_left = ledger.n_labelled_otherwise(wanted)
         after = self._with_receipt(
             before,

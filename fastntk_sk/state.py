@@ -213,11 +213,11 @@ class State:
         """How many rows may be held in place of their sums: as many as wait in a pass."""
         return rows_at_once(*self.model.sizes, self.settings.n_classes, self.settings.batch_size)
 
-    def subtract(self, sums: Sums, *, drifted: bool = False) -> State:
+    def subtract(self, sums: Sums, *, drift: float = 0.0) -> State:
         """Return the state that never learned the rows of some sums, which are used up.
 
-        The factorisation that the last solve has kept is down-dated by rows that are held, unless they
-        have `drifted`: then its smallest eigenvalue has to be looked at.
+        The factorisation that the last solve has kept is down-dated by rows that are held, where it is
+        usable with this drift.
         """
         there = sums.statistics.subtract_from(self.statistics)
         class_rows = self.class_rows - sums.class_rows
@@ -230,17 +230,25 @@ class State:
             seconds_per_row=sums.seconds_per_row,
             kept=None,
         )
-        if self.kept is None or drifted or not isinstance(sums.statistics, HeldRows):
+        kept = self._usable(drift)
+        if kept is None or not isinstance(sums.statistics, HeldRows):
             return rest.solve()
         h, weights = sums.statistics.shared
         mean = self.statistics.mean.to(there.device)
-        solution = solve_without(self.kept, mean, there, h, weights, **self._scales)
+        solution = solve_without(kept, mean, there, h, weights, **self._scales)
         return rest.solve() if solution is None else rest._solved(solution)
 
-    def exchange(self, old: Sums, new: Sums, *, drifted: bool = False) -> State:
+    def _usable(self, drift: float) -> Tensor | Reduced | None:
+        """Return what the last solve has kept, or None where features differ from those learned.
+
+        Then the smallest eigenvalue has to be looked at.
+        """
+        return None if drift or self.model.position_gap else self.kept
+
+    def exchange(self, old: Sums, new: Sums, *, drift: float = 0.0) -> State:
         """Return the state that learned the same rows as `new` has them, and not as `old`; both go.
 
-        Labels are in none of what the last solve has kept; `drifted` is as in `subtract`.
+        Labels are in none of what the last solve has kept.
         """
         class_rows = self.class_rows - old.class_rows + new.class_rows
         old.statistics.subtract_from(self.statistics).merge(new.statistics)
@@ -252,9 +260,10 @@ class State:
             removed=self.removed + coarse(old.energy),
             seconds_per_row=old.seconds_per_row,
         )
-        if self.kept is None or drifted:
+        kept = self._usable(drift)
+        if kept is None:
             return changed.solve()
-        solution = solve_again(self.kept, old.statistics.to(self.place), **self._scales)
+        solution = solve_again(kept, old.statistics.to(self.place), **self._scales)
         return changed.solve() if solution is None else changed._solved(solution)
 
     def rebuild(self, sums: Sums, *, here: bool = True) -> State:
